@@ -1,0 +1,82 @@
+"""Every exception of dispy, one tree.
+
+    DispyError
+      SettingsError (ValueError)      a parameter, option, variable or file of settings is not usable
+        SecretError                   no usable secret, or a secret file that others can read
+      ShippingError                   something of the user's program cannot travel to a node
+      ClosedError                     the cluster (or its process) is closed
+      ProtocolError
+        LocalProtocolError            our side asked for what the protocol does not allow: a bug here
+        RemoteProtocolError           the other side sent what the protocol does not allow
+      LinkError
+        ConnectFailed                 nobody answered or the connection broke before it was authenticated; trying again can help
+        AuthenticationRejected        the other side has another secret, certificate, group or protocol; trying again cannot help
+        LinkLost                      an authenticated link ended
+      TransferError                   a blob could not be fetched, or its content is not what was promised
+      NodeError                       the node cannot do what is asked: a port in use, a directory that is taken, a full disk
+      InvalidTransition               a core was asked for an impossible change: a bug of ours
+
+A failing job is not an exception: it is an outcome, and `DispyJob` shows it.
+"""
+
+from __future__ import annotations
+
+
+class DispyError(Exception):
+    """Base of all errors that dispy raises on purpose."""
+
+
+class SettingsError(DispyError, ValueError):
+    """A parameter, command option, environment variable or settings file is not usable."""
+
+
+class SecretError(SettingsError):
+    """There is no usable secret, or its file can be read by others."""
+
+
+class ShippingError(DispyError):
+    """Something of the user's program cannot travel to a node; the message names it."""
+
+
+class ClosedError(DispyError):
+    """The cluster is closed, or belongs to another process (after a fork)."""
+
+
+class ProtocolError(DispyError):
+    """The rules of the wire were broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side asked for something that the protocol does not allow now."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side sent something that the protocol does not allow."""
+
+
+class LinkError(DispyError):
+    """A connection to another process could not be made or kept."""
+
+
+class ConnectFailed(LinkError):
+    """Nobody answered, or the connection ended before it was authenticated; trying again can help."""
+
+
+class AuthenticationRejected(LinkError):
+    """Secret, certificate, group or protocol differ; trying again cannot help."""
+
+
+class LinkLost(LinkError):
+    """An authenticated link ended."""
+
+
+class TransferError(DispyError):
+    """A blob could not be fetched, or its content differs from its name."""
+
+
+class NodeError(DispyError):
+    """A node cannot start or cannot do what it is asked."""
+
+
+class InvalidTransition(DispyError):
+    """A core was asked for a change of state that does not exist."""

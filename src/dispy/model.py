@@ -1,0 +1,183 @@
+"""The vocabulary that all rooms share: identities, states, and the structs that travel in messages.
+
+Structs without behaviour. Those that exist once per job (`JobSpec`, `JobDone`) are arrays on the wire and are not
+tracked by the garbage collector: they are what a run of a million jobs is made of.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import NewType
+
+import msgspec
+
+ProcessId = NewType("ProcessId", str)
+"""32 hexadecimal digits, drawn anew at every start of a process. That of a node daemon is its boot id."""
+ComputationId = NewType("ComputationId", str)
+"""32 hexadecimal digits, drawn by the client for each cluster."""
+JobId = NewType("JobId", int)
+"""Counts jobs of one scheduler; never reused. (The public `DispyJob.id` is the user's to set.)"""
+
+
+class Role(StrEnum):
+    """What a process is on a link."""
+
+    CLIENT = "client"
+    SCHEDULER = "scheduler"
+    NODE = "node"
+    PEER = "peer"
+    ADMIN = "admin"
+
+
+class JobState(IntEnum):
+    """Public states of a job, with the numbers that users of the original know."""
+
+    Created = 5
+    Running = 6
+    ProvisionalResult = 7
+    Cancelled = 8
+    Terminated = 9
+    Abandoned = 10
+    Finished = 11
+
+
+class Ending(IntEnum):
+    """How an attempt ended, as the node tells it."""
+
+    FINISHED = 0
+    """The function returned, or the program exited (with any code)."""
+    RAISED = 1
+    """The function raised; the error text is the traceback."""
+    DIED = 2
+    """The worker process ended under the job; the error text names exit code or signal and the last stderr."""
+    NOT_STARTED = 3
+    """Cancelled before it had started."""
+    INTERRUPTED = 4
+    """Cancelled while it ran."""
+    LIMITED = 5
+    """A limit (time, memory, output) bit; the error text has the figures."""
+    UNSENDABLE = 6
+    """The function returned what cannot be pickled; the error text says what."""
+
+
+class BlobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Names a content that can be fetched from the other side of a link."""
+
+    name: bytes
+    """32 bytes: the SHA-256 of the content if `hashed`, else random."""
+    size: int
+    hashed: bool = True
+
+
+class FileSpec(msgspec.Struct, frozen=True, array_like=True):
+    """A file that a computation needs in its working directory."""
+
+    path: str
+    """Relative POSIX path below the computation's directory; never absolute, no `..`."""
+    blob: BlobRef
+    mode: int = 0o644
+    mtime: float = 0.0
+
+
+class ComputationSpec(msgspec.Struct, frozen=True):
+    """All that a node must know to run jobs of a cluster."""
+
+    id: ComputationId
+    name: str
+    """What people read: the function's or the program's name."""
+    kind: str
+    """`function` or `program`."""
+    python: str = ""
+    """Implementation and minor version that functions need, as `cpython-3.11`; empty for programs."""
+    code: BlobRef | None = None
+    """The pickled namespace (see `dispy.shipping`); None for programs."""
+    program: str = ""
+    """For programs: path relative to the working directory, or absolute when it is expected on the node."""
+    files: tuple[FileSpec, ...] = ()
+    dest_path: str = ""
+    """Name of the working directory below the node's prefix; empty = a fresh one."""
+    keep_files: bool = False
+    """cleanup=False of the original: leave the files when the computation is closed."""
+    output_limit: int = 16 << 20
+    """Bytes of stdout and of stderr kept per job; the middle of longer output is cut out."""
+
+
+class JobOptions(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a job asks for beyond the defaults."""
+
+    node: str = ""
+    """Process id of the only node that may run it."""
+
+
+class JobSpec(msgspec.Struct, array_like=True, gc=False):
+    """One attempt at one job, as a node receives it. Arguments are in the payload of the batch or in a blob."""
+
+    job: int
+    attempt: int
+    size: int
+    """Bytes of the payload that are this job's arguments (0 with `blob`)."""
+    blob: BlobRef | None = None
+    options: JobOptions | None = None
+
+
+class JobDone(msgspec.Struct, array_like=True, gc=False):
+    """How one attempt ended. The body is result, stdout, stderr and error text, one after another."""
+
+    job: int
+    attempt: int
+    ending: int
+    started_at: float
+    """Wall clock of the node, seconds since the epoch; 0 if it never started."""
+    ended_at: float
+    result_size: int
+    stdout_size: int
+    stderr_size: int
+    error_size: int
+    blob: BlobRef | None = None
+    """Where the body is when it is too large for the batch (then nothing of it is in the payload)."""
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a lease, as far as they say (a claim, shown as such)."""
+
+    user: str
+    host: str
+    pid: int
+    program: str
+    since: float = 0.0
+    """Wall clock of the node when the lease was granted."""
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    """What a node says of itself."""
+
+    process: ProcessId
+    name: str
+    cpus: int
+    platform: str
+    pythons: tuple[str, ...]
+    """Interpreters known to be there, as `cpython-3.11`; the first is the daemon's own."""
+    memory: int = 0
+    """Bytes of main memory."""
+    version: str = ""
+    oversubscribe: bool = False
+
+
+class AvailInfo(msgspec.Struct, frozen=True):
+    """What is free on a node's machine."""
+
+    cpu: float
+    """Per cent idle."""
+    memory: int
+    """Bytes available."""
+    disk: int
+    """Bytes free below the node's prefix."""
+    swap: float
+    """Per cent free."""
+
+
+class HeldAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An attempt that a node has in hand when a link resumes."""
+
+    job: int
+    attempt: int

@@ -1,0 +1,1 @@
+"""Who runs what, when: the pure core, and the asyncio service that hosts it."""

@@ -1,0 +1,123 @@
+"""What the scheduler core is told. Past tense: these things have happened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dispy.model import ComputationId, ComputationSpec, FileSpec, NodeInfo, ProcessId
+from dispy.scheduler.jobs import JobRecord
+from dispy.wire.messages import AnyMessage
+
+
+@dataclass(slots=True, frozen=True)
+class ClusterOpened:
+    """A client made a cluster."""
+
+    computation: ComputationSpec
+    reentrant: bool = False
+    open_ended: bool = True
+    """Whether nodes that are not known yet may still come (a pattern in `nodes`, or the embedded node)."""
+
+
+@dataclass(slots=True, frozen=True)
+class ClusterClosing:
+    """No more jobs of it will come. With `terminate` its jobs are ended, else they finish first."""
+
+    cluster: ComputationId
+    terminate: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class JobsSubmitted:
+    """Jobs of any clusters, in the order of submission."""
+
+    jobs: Sequence[JobRecord]
+
+
+@dataclass(slots=True, frozen=True)
+class CancelAsked:
+    """The user cancels these jobs."""
+
+    jobs: Sequence[int]
+
+
+@dataclass(slots=True, frozen=True)
+class NodeJoined:
+    """A link to a node that was not known is up and the node has described itself."""
+
+    node: ProcessId
+    info: NodeInfo
+    address: str
+
+
+@dataclass(slots=True, frozen=True)
+class NodeAllocated:
+    """The client's answer to `AskAllocation`: how many CPUs of the node this cluster uses (0: none)."""
+
+    cluster: ComputationId
+    node: ProcessId
+    cpus: int
+    files: tuple[FileSpec, ...] = ()
+    setup_args: bytes = b""
+
+
+@dataclass(slots=True, frozen=True)
+class NodeSuspected:
+    """The node has been silent for a while: no new work."""
+
+    node: ProcessId
+
+
+@dataclass(slots=True, frozen=True)
+class NodeRecovered:
+    """A suspected node spoke again."""
+
+    node: ProcessId
+
+
+@dataclass(slots=True, frozen=True)
+class LinkBroken:
+    """The link ended without a goodbye; it may come back within the grace time."""
+
+    node: ProcessId
+
+
+@dataclass(slots=True, frozen=True)
+class LinkResumed:
+    """A new link to the same node process is up."""
+
+    node: ProcessId
+
+
+@dataclass(slots=True, frozen=True)
+class NodeLost:
+    """The node is gone for good: it said goodbye, its port refuses, it has another boot id, or grace is over."""
+
+    node: ProcessId
+    cause: str
+
+
+@dataclass(slots=True, frozen=True)
+class NodeSaid:
+    """A message from a node. For JobsDone `bodies` holds one body for each of its jobs."""
+
+    node: ProcessId
+    message: AnyMessage
+    bodies: Sequence[bytes] = field(default=())
+
+
+Event = (
+    ClusterOpened
+    | ClusterClosing
+    | JobsSubmitted
+    | CancelAsked
+    | NodeJoined
+    | NodeAllocated
+    | NodeSuspected
+    | NodeRecovered
+    | LinkBroken
+    | LinkResumed
+    | NodeLost
+    | NodeSaid
+)

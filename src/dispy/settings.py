@@ -1,0 +1,133 @@
+"""Ports, intervals, limits, paths, and every `DISPY_…` variable in one table with one meaning in all commands.
+
+Nothing here is read at import: functions look at the environment when they are called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from dispy.errors import SettingsError
+
+VERSION: Final = "5.0.0"
+
+BASE_PORT: Final = 9700
+"""Clients listen on base (UDP announcements, TCP for nodes that join), nodes on base+1 (UDP and TCP)."""
+NODE_PORT_OFFSET: Final = 1
+
+HEARTBEAT_INTERVAL: Final = 1.0
+SUSPECT_TIMEOUT: Final = 2.5
+"""Seconds without a byte after which a peer gets no new work."""
+GRACE_TIMEOUT: Final = 5.0
+"""Seconds without a byte (or without a link) after which a peer is lost."""
+HANDSHAKE_TIMEOUT: Final = 5.0
+REDIAL_FIRST: Final = 0.1
+REDIAL_MOST: Final = 2.0
+
+AHEAD_SECONDS: Final = 0.010
+"""Work sent ahead to a worker, in seconds of measured job duration."""
+INLINE_SIZE: Final = 64 << 10
+"""Arguments and result bodies above this many bytes travel as blobs."""
+
+EMBEDDED_AFTER: Final = 1.0
+"""Seconds without any node heard of after which a node is started on the client's machine."""
+EXPLAIN_AFTER: Final = 3.0
+"""Seconds of waiting after which the program says why."""
+DISCOVERY_INTERVAL: Final = 10.0
+ZOMBIE_INTERVAL: Final = 3600.0
+
+OUTPUT_LIMIT: Final = 16 << 20
+INTERRUPT_TIMEOUT: Final = 6.0
+"""Seconds between SIGINT and SIGTERM for a job that is cancelled."""
+TERMINATE_TIMEOUT: Final = 2.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+VARIABLES: Final[Mapping[str, str]] = {
+    "DISPY_PORT": f"base port of clients and nodes (default {BASE_PORT}); --dispy_port",
+    "DISPY_HOST": "addresses or names to listen on and to tell others, comma-separated; --host",
+    "DISPY_INTERFACES": "interfaces or addresses, comma-separated: where discovery speaks and where daemons listen",
+    "DISPY_SECRET": "the secret itself; --secret",
+    "DISPY_SECRET_FILE": "file that holds the secret; --secret-file",
+    "DISPY_CERTFILE": "certificate (PEM); --certfile",
+    "DISPY_KEYFILE": "private key of the certificate (PEM); --keyfile",
+    "DISPY_CAFILE": "certificate authority that the other side's certificate must come from (PEM); --cafile",
+    "DISPY_GROUP": "name that separates environments on one network; --group",
+    "DISPY_INSECURE": "1: allow an empty secret beyond loopback; --insecure",
+    "DISPY_LOCAL": "`never`: no embedded node is started on the client's machine",
+    "DISPY_LOGLEVEL": "debug, info, warning, error or critical",
+    "DISPY_CPUS": "CPUs that a node offers; --cpus",
+    "DISPY_NAME": "name that a node shows; --name",
+    "DISPY_JOIN": "HOST[:PORT] that a node dials; --join",
+    "DISPY_DEST_PATH_PREFIX": "directory below which a node keeps its files; --dest_path_prefix",
+    "DISPY_CLEAN": "1: end what an earlier node left and wipe its directory; --clean",
+    "DISPY_DAEMON": "1: the node does not read its standard input; --daemon",
+    "DISPY_CONFIG": "file with options of dispynode; --config",
+    "DISPY_DEBUG": "1: log at debug level; --debug",
+    "DISPY_NODES": "nodes that the dispy command uses, comma-separated; --nodes",
+    "DISPY_CHECK": "1: cores check their tables after every event (slow; for hunting bugs)",
+}
+
+
+def variable(name: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """The value of a `DISPY_…` variable, or None when it is unset or blank."""
+    if name not in VARIABLES:
+        raise SettingsError(f"{name} is not a variable of dispy")
+    value = (os.environ if environ is None else environ).get(name, "").strip()
+    return value or None
+
+
+def flag(name: str) -> bool:
+    """Whether a yes/no variable is set to yes.
+
+    Raises:
+        SettingsError: it has a value that is neither yes nor no.
+    """
+    value = (variable(name) or "0").lower()
+    if value in {"1", "yes", "true", "on"}:
+        return True
+    if value in {"0", "no", "false", "off"}:
+        return False
+    raise SettingsError(f"{name}={value!r}: use 1 or 0")
+
+
+def base_port(explicit: int | None = None) -> int:
+    """The base port: the argument, else DISPY_PORT, else 9700.
+
+    Raises:
+        SettingsError: not a port number.
+    """
+    text: object = variable("DISPY_PORT") if explicit is None else explicit
+    if text is None:
+        return BASE_PORT
+    try:
+        port = int(str(text))
+    except ValueError:
+        port = -1
+    if not 0 < port < 65534:
+        raise SettingsError(f"the base port must be a number from 1 to 65533, not {text!r}")
+    return port
+
+
+def names(value: str | None) -> tuple[str, ...]:
+    """The parts of a comma-separated value."""
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+def config_dir() -> Path:
+    """Where the user's secret file is (not created here)."""
+    return Path(platformdirs.user_config_dir("dispy", appauthor=False))
+
+
+def state_dir() -> Path:
+    """Where recovery files and the like are (not created here)."""
+    return Path(platformdirs.user_state_dir("dispy", appauthor=False))
+
+
+def default_prefix() -> Path:
+    """Where a node keeps its files unless told otherwise: per user, on a disk that lasts."""
+    return Path(platformdirs.user_cache_dir("dispy", appauthor=False)) / "node"

@@ -1,0 +1,217 @@
+"""Every message that two dispy processes exchange after the handshake: reading this file is reading the protocol.
+
+A message is one tagged struct (the header of a frame). What is said of *payload* travels raw behind the header.
+Requests are imperative, answers past tense. Both sides may send what stands under "both"; the rest says who sends it.
+`docs/design/protocol.md` explains the same list in words, and a test keeps the two together.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dispy.model import (
+    AvailInfo,
+    ComputationId,
+    ComputationSpec,
+    HeldAttempt,
+    Holder,
+    JobDone,
+    JobSpec,
+    NodeInfo,
+)
+
+PROTOCOL = 1
+"""Number of this protocol; processes with another one refuse each other in words."""
+CAPABILITIES: tuple[str, ...] = ("jobs", "blobs", "recall")
+"""What this side can do beyond the number; an unknown capability of the other side is ignored."""
+
+
+class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Base of all messages."""
+
+
+# ---- both ----
+
+
+class Heartbeat(Message):
+    """I am alive. Any byte is a sign of life; this is sent when there is nothing else to say."""
+
+
+class Goodbye(Message):
+    """I end this link on purpose; do not redial."""
+
+    reason: str
+
+
+class NeedChunk(Message):
+    """Send me `size` bytes of a blob that you named, from `offset` on. Outstanding requests are the credit."""
+
+    name: bytes
+    offset: int
+    size: int
+
+
+class Chunk(Message):
+    """A piece of a blob; payload: the bytes."""
+
+    name: bytes
+    offset: int
+
+
+class BlobGone(Message):
+    """What you asked for is not here or cannot be read."""
+
+    name: bytes
+    reason: str
+
+
+class BlobFetched(Message):
+    """I have all of it; a blob that is not kept by its hash can be forgotten."""
+
+    name: bytes
+
+
+# ---- scheduler to node ----
+
+
+class AskLease(Message):
+    """Let this scheduler use you. The token proves the lease again after a break or a restart."""
+
+    token: bytes
+    holder: Holder
+
+
+class ReleaseLease(Message):
+    """I do not need you any more (or I leave the line)."""
+
+
+class OpenComputation(Message):
+    """Prepare this computation: fetch its files and code, load, run its setup."""
+
+    computation: ComputationSpec
+    setup_args: bytes = b""
+    """Pickled tuple for the setup and cleanup functions; opaque to the daemon."""
+
+
+class CloseComputation(Message):
+    """No more jobs of it will come; clean up. With `terminate` its jobs are ended first, else they finish."""
+
+    computation: ComputationId
+    terminate: bool = False
+
+
+class RunJobs(Message):
+    """Run these; payload: their arguments one after another (`JobSpec.size` bytes each)."""
+
+    computation: ComputationId
+    jobs: list[JobSpec]
+
+
+class CancelJobs(Message):
+    """End these jobs, wherever they are."""
+
+    jobs: list[int]
+
+
+class RecallJobs(Message):
+    """Give back up to `count` jobs that have not started (any computation), the last ones first."""
+
+    count: int
+
+
+class AckResults(Message):
+    """All `JobsDone` up to this sequence number are safe with me."""
+
+    sequence: int
+
+
+# ---- node to scheduler ----
+
+
+class NodeDescribed(Message):
+    """Who I am; the first message on a link to a scheduler, and again whenever it changes."""
+
+    info: NodeInfo
+
+
+class LeaseGranted(Message):
+    """You may use me. `held` lists every attempt of yours that is here: queued, running or unacknowledged."""
+
+    held: list[HeldAttempt]
+    computations: list[ComputationId]
+    """Computations of yours that are open here."""
+
+
+class LeaseRefused(Message):
+    """Somebody else holds me; you stand in line and get LeaseGranted when I am free."""
+
+    holder: Holder
+
+
+class ComputationReady(Message):
+    """Its setup has run; send jobs."""
+
+    computation: ComputationId
+
+
+class ComputationRefused(Message):
+    """I cannot run it. `final`: asking again cannot help as long as neither of us changes."""
+
+    computation: ComputationId
+    reason: str
+    trace: str = ""
+    final: bool = True
+
+
+class ComputationClosed(Message):
+    """It is gone from here, its files cleaned up."""
+
+    computation: ComputationId
+    trace: str = ""
+    """Traceback of a cleanup function that failed."""
+
+
+class JobsDone(Message):
+    """These attempts ended; payload: their bodies one after another (none for a body in a blob)."""
+
+    sequence: int
+    jobs: list[JobDone]
+
+
+class JobsRecalled(Message):
+    """These had not started and are no longer here."""
+
+    jobs: list[HeldAttempt]
+
+
+class LoadMeasured(Message):
+    """What is free on my machine."""
+
+    avail: AvailInfo
+
+
+AnyMessage = (
+    Heartbeat
+    | Goodbye
+    | NeedChunk
+    | Chunk
+    | BlobGone
+    | BlobFetched
+    | AskLease
+    | ReleaseLease
+    | OpenComputation
+    | CloseComputation
+    | RunJobs
+    | CancelJobs
+    | RecallJobs
+    | AckResults
+    | NodeDescribed
+    | LeaseGranted
+    | LeaseRefused
+    | ComputationReady
+    | ComputationRefused
+    | ComputationClosed
+    | JobsDone
+    | JobsRecalled
+    | LoadMeasured
+)
