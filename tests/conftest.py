@@ -146,7 +146,7 @@ def _left_descriptors(before: dict[int, str], *, portal_is_new: bool) -> list[st
 
 @pytest.fixture
 def wait_until() -> Callable[..., Any]:
-    """`wait_until(predicate, timeout=10)`: the first true value of `predicate()`, or a failure with the last."""
+    """`wait_until(predicate, timeout=10)`: its first true value, or a failure that shows the last one."""
 
     def wait(predicate: Callable[[], Any], timeout: float = 10.0) -> Any:
         deadline = time.monotonic() + timeout
@@ -285,7 +285,7 @@ def dispynode(
     """`dispynode(*options, name=…)`: a real node daemon, in its own directory, ready to be used.
 
     Other keywords: `base_port` (else the test's `free_base_port`), `env`, `inside` (a command that enters a
-    namespace), `ready=False` to not wait. Several nodes on one base port need `--host` or take a free TCP port.
+    namespace), `ready=False` to not wait. Further nodes on one base port take a free TCP port.
     """
     started = 0
 
