@@ -1,0 +1,64 @@
+"""dispy: turn any machines at hand into one computer for Python.
+
+    import dispy
+
+    cluster = dispy.JobCluster(function)
+    jobs = [cluster.submit(n) for n in range(100)]
+    for job in jobs:
+        print(job())
+
+Public names are imported when they are first used: a worker or a daemon that needs none of them pays for none.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dispy.cluster import ClusterStatus, JobCluster
+    from dispy.errors import DispyError
+    from dispy.job import DispyJob
+    from dispy.logs import logger
+    from dispy.nodes import DispyNode, DispyNodeAvailInfo, NodeAllocate
+    from dispy.settings import VERSION as __version__  # noqa: N811
+
+_PUBLIC = {
+    "ClusterStatus": "dispy.cluster",
+    "DispyError": "dispy.errors",
+    "DispyJob": "dispy.job",
+    "DispyNode": "dispy.nodes",
+    "DispyNodeAvailInfo": "dispy.nodes",
+    "JobCluster": "dispy.cluster",
+    "NodeAllocate": "dispy.nodes",
+    "logger": "dispy.logs",
+}
+
+__all__ = [
+    "ClusterStatus",
+    "DispyError",
+    "DispyJob",
+    "DispyNode",
+    "DispyNodeAvailInfo",
+    "JobCluster",
+    "NodeAllocate",
+    "__version__",
+    "logger",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from dispy.settings import VERSION
+
+        return VERSION
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module 'dispy' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

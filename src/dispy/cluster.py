@@ -1,0 +1,420 @@
+"""`JobCluster`: a computation, the nodes it may use, and the jobs submitted to it.
+
+This is the blocking face of the scheduler service: the caller's thread pickles arguments and queues, the portal's loop
+does the rest (`dispy.ledger` keeps the books there). Signatures and return values are those that users of the original
+know.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from dispy.errors import ClosedError, SettingsError, ShippingError
+from dispy.job import DispyJob
+from dispy.ledger import ClusterLedger
+from dispy.lifetime import release, remember, service_for, stop_if_unused
+from dispy.logs import logger
+from dispy.model import ComputationId, ComputationSpec, JobOptions
+from dispy.nodes import DispyNode, parse_nodes
+from dispy.portal import portal
+from dispy.report import cluster_report
+from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.service import SchedulerService, ServiceSettings
+from dispy.secrets import find_credentials
+from dispy.settings import INLINE_SIZE, base_port, names, variable
+from dispy.shipping import Arguments, Shipment, pack
+
+_record_numbers = iter(range(1, 1 << 62))
+
+
+class ClusterStatus(NamedTuple):
+    """What `status()` returns: the nodes in use and the number of jobs that have not ended."""
+
+    nodes: list[DispyNode]
+    jobs_pending: int
+
+
+class JobCluster:
+    """Run a function or a program on all nodes that can be found.
+
+    Args:
+        computation: a function (any callable that can travel), or the path of a program.
+        nodes: None for every node that answers (or, when none does, this machine), `'local'` for this machine, or a
+            host, pattern, tuple, dict, `NodeAllocate`, or a list of these.
+        depends: files (paths), functions, classes, modules, packages and instances that jobs need.
+        job_status: called with a job when it has ended (or has a provisional result).
+        cluster_status: called with (status, node, job) at every event.
+        host: address or addresses of this machine to use; None for all.
+        dispy_port: base port (default 9700); nodes listen on base+1.
+        ext_host: address of this machine as others see it, behind NAT.
+        ip_addr, ext_ip_addr: old names of `host` and `ext_host`.
+        ipv4_udp_multicast: accepted for old programs; discovery speaks by broadcast.
+        dest_path: name of the directory on nodes for this computation's files.
+        loglevel: level of `dispy.logger`.
+        callback: old name of `job_status`.
+        setup: function that runs once on every node before its jobs.
+        cleanup: True removes shipped files at the end, False leaves them; a function runs before they are removed.
+        ping_interval: seconds (1 to 1000) between questions for nodes; default 10, while jobs wait.
+        pulse_interval: seconds (0.1 to 1000) between heartbeats; a node is lost after five. Default 1.
+        poll_interval: accepted for old programs; without effect.
+        reentrant: run jobs again that were on a node that was lost.
+        secret: the secret that nodes must share; None looks in DISPY_SECRET and in files.
+        keyfile, certfile, cafile: TLS key, certificate and certificate authority (PEM files).
+        recover_file: accepted for old programs; without effect yet.
+        secret_file: file that holds the secret.
+        group: use only nodes of this group.
+        insecure: allow the empty secret beyond loopback.
+
+    Raises:
+        SettingsError: a parameter is not usable; the message names it.
+        ShippingError: the computation or something in `depends` cannot travel.
+
+    Example:
+        >>> cluster = dispy.JobCluster(lambda n: n * n)
+        >>> jobs = [cluster.submit(n) for n in range(4)]
+        >>> [job() for job in jobs]
+        [0, 1, 4, 9]
+    """
+
+    def __init__(
+        self,
+        computation: Callable[..., Any] | str,
+        nodes: Any = None,
+        depends: Sequence[Any] | None = None,
+        job_status: Callable[[DispyJob], Any] | None = None,
+        cluster_status: Callable[[int, DispyNode | None, DispyJob | None], Any] | None = None,
+        host: str | Sequence[str] | None = None,
+        dispy_port: int | None = None,
+        ext_host: str | Sequence[str] | None = None,
+        ip_addr: str | Sequence[str] | None = None,
+        ext_ip_addr: str | Sequence[str] | None = None,
+        ipv4_udp_multicast: bool = False,
+        dest_path: str | None = None,
+        loglevel: int | None = None,
+        callback: Callable[[DispyJob], Any] | None = None,
+        setup: Callable[..., Any] | None = None,
+        cleanup: bool | Callable[..., Any] = True,
+        ping_interval: float | None = None,
+        pulse_interval: float | None = None,
+        poll_interval: float | None = None,
+        reentrant: bool = False,
+        secret: str | None = None,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        recover_file: str | None = None,
+        *,
+        secret_file: str | None = None,
+        cafile: str | None = None,
+        group: str | None = None,
+        insecure: bool = False,
+    ) -> None:
+        if loglevel is not None:
+            logger.setLevel(loglevel)
+        self.pid = os.getpid()
+        self.ping_interval = _interval("ping_interval", ping_interval, 1.0, 1000.0)
+        self.pulse_interval = _interval("pulse_interval", pulse_interval, 0.1, 1000.0)
+        self.poll_interval = _interval("poll_interval", poll_interval, 5.0, 1000.0)
+        items, local = parse_nodes(nodes)
+        settings = ServiceSettings(
+            credentials=find_credentials(
+                secret=secret,
+                secret_file=secret_file,
+                certfile=certfile,
+                keyfile=keyfile,
+                cafile=cafile,
+                insecure=insecure,
+            ),
+            group=(variable("DISPY_GROUP") or "") if group is None else group,
+            base_port=base_port(dispy_port),
+            interfaces=_interfaces(host if host is not None else ip_addr),
+            pulse_interval=self.pulse_interval,
+        )
+        cleanup_function = cleanup if callable(cleanup) else None
+        shipment = pack(computation, depends or (), setup=_called("setup", setup), cleanup=cleanup_function)
+        self._arguments = Arguments(shipment)
+        self._portal = portal()
+        self.service: SchedulerService = service_for(self._portal, settings)
+        spec = self._portal.call(self._make_spec(shipment, dest_path or "", keep_files=cleanup is False))
+        ledger = ClusterLedger(
+            self._portal,
+            spec,
+            items,
+            local=local,
+            may_embed=local or ([item.host for item in items] == ["*"] and variable("DISPY_LOCAL") != "never"),
+            reentrant=_truth("reentrant", reentrant),
+            interval=self.ping_interval,
+        )
+        ledger.cluster = self
+        ledger.job_status = _called("job_status", job_status if job_status is not None else callback)
+        ledger.cluster_status = _called("cluster_status", cluster_status)
+        self._ledger = ledger
+        self._id = spec.id
+        self.start_time = time.time()
+        self.end_time: float | None = None
+        self._portal.call(self.service.open_cluster(ledger))
+        self.is_closed = False
+        remember(self)
+        ledger.constructed_at = time.monotonic()
+
+    async def _make_spec(self, shipment: Shipment, dest_path: str, *, keep_files: bool) -> ComputationSpec:
+        try:
+            files = await self.service.offer_files([(file.path, file.dest) for file in shipment.files])
+        except OSError as error:
+            raise ShippingError(
+                f"depends: {error.filename or error} cannot be read: {error.strerror or error}"
+            ) from error
+        sources = self.service.links.sources
+        return ComputationSpec(
+            id=ComputationId(secrets.token_hex(16)),
+            name=shipment.name,
+            kind=shipment.kind,
+            python=shipment.python,
+            code=None if shipment.code is None else sources.offer_bytes(shipment.code, hashed=True),
+            program=shipment.program,
+            files=files,
+            dest_path=dest_path.strip("/\\"),
+            keep_files=keep_files,
+        )
+
+    @property
+    def name(self) -> str:
+        """The function's name or the program's path."""
+        return self._ledger.spec.name
+
+    @property
+    def cpu_time(self) -> float:
+        """Seconds that all jobs have run, summed."""
+        return self._ledger.cpu_time
+
+    @property
+    def pending(self) -> int:
+        """Jobs that have not ended."""
+        return self._ledger.pending
+
+    # Submitting.
+
+    def submit(self, *args: Any, **kwargs: Any) -> DispyJob:
+        """Queue a job with these arguments.
+
+        Raises:
+            ShippingError: an argument cannot be pickled; the message names the path to it.
+            ClosedError: the cluster is closed, or belongs to the parent of this process.
+        """
+        return self._submit(None, None, args, kwargs)
+
+    def submit_job_id(self, job_id: Any, /, *args: Any, **kwargs: Any) -> DispyJob:
+        """Like `submit`, with the job's `id` given."""
+        return self._submit(job_id, None, args, kwargs)
+
+    def submit_node(self, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
+        """Like `submit`, but only that node (DispyNode, address or name) may run it; None if it is unknown."""
+        return self.submit_job_id_node(None, node, *args, **kwargs)
+
+    def submit_job_id_node(self, job_id: Any, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
+        """Both `submit_job_id` and `submit_node`."""
+        found = self._ledger.find_node(node)
+        if found is None:
+            return None
+        return self._submit(job_id, JobOptions(node=found.process), args, kwargs)
+
+    def _submit(
+        self, job_id: Any, options: JobOptions | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> DispyJob:
+        if self.is_closed or os.getpid() != self.pid:
+            self._check_open()
+        if kwargs:
+            _refuse_unknown_options(kwargs)
+        data = self._arguments.dumps(args, kwargs)
+        job = DispyJob(job_id)
+        blob = None
+        if len(data) > INLINE_SIZE:
+            blob = self.service.links.sources.offer_bytes(data)
+            data = b""
+        record = JobRecord(next(_record_numbers), self._id, data, job, blob, options)
+        job._record = record
+        self._ledger.count_submitted()
+        self._ledger.tell_created(job)
+        self.service.submit(record)
+        return job
+
+    def cancel(self, job: DispyJob) -> int:
+        """Cancel a job: a waiting one ends Cancelled; a running one sees KeyboardInterrupt and ends Terminated.
+
+        Returns:
+            0, or -1 when it has ended already or is not a job of this cluster.
+        """
+        self._check_open()
+        record = job._record
+        if record is None or record.cluster != self._id:
+            return -1
+        self.service.cancel(record.job)
+        return 0
+
+    def explain(self, job: DispyJob) -> str:
+        """Say in a sentence why a job is where it is."""
+        self._check_open()
+        record = job._record
+        if record is None:
+            return f"job {job.id} has ended: {job.status.name}" + (f" ({job.exception})" if job.exception else "")
+        return self._portal.call(self._explain(record.job))
+
+    async def _explain(self, job: int) -> str:
+        self.service.flush_now()
+        return self.service.explain(job)
+
+    # Waiting and closing.
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all jobs have ended.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Returns:
+            True when all have ended, False when the time was over first.
+        """
+        self._check_process()
+        return self._ledger.wait(timeout)
+
+    def __call__(self) -> None:
+        """Same as `wait()`."""
+        self.wait()
+
+    def close(self, timeout: float | None = None, terminate: bool = False) -> bool | None:
+        """Wait for all jobs and callbacks, clean up on the nodes and release them.
+
+        Args:
+            timeout: seconds to wait for jobs.
+            terminate: end the jobs that are not done by then; without `timeout`, end them now.
+
+        Returns:
+            True when closed, False when the time was over and the cluster stays open, None when it was closed before.
+        """
+        self._check_process()
+        if self.is_closed:
+            return None
+        if not (terminate and timeout is None) and not self.wait(timeout) and not terminate:
+            return False
+        self.finish(terminate)
+        return True
+
+    def finish(self, terminate: bool) -> None:
+        """Close the cluster whatever is pending; with `terminate` pending jobs are ended, else they finish."""
+        self._portal.post(self.service.close_cluster, self._id, terminate)
+        self._ledger.over.wait()
+        self.is_closed = True
+        self.end_time = time.time()
+        release(self)
+        if not self._portal.in_callback:
+            drained = threading.Event()
+            self._portal.callback(drained.set)
+            drained.wait()
+
+    def shutdown(self) -> None:
+        """Close the cluster, and the scheduler of this process when no other cluster uses it."""
+        self.close()
+        stop_if_unused(self.service)
+
+    def never(self) -> str | None:
+        """Why this cluster's jobs can never run, or None when they can or may."""
+        return self._portal.call(self._never())
+
+    async def _never(self) -> str | None:
+        return self.service.core.never(self._id)
+
+    def forget(self) -> None:
+        """Mark this object closed, as its process forked and only the parent owns the jobs."""
+        self.is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.close(terminate=True)
+            return
+        if kind is not None and self.pending:
+            logger.warning(
+                "%s left the with block; waiting for %d jobs (Ctrl-C ends them)", kind.__name__, self.pending
+            )
+        try:
+            self.close()
+        except KeyboardInterrupt:
+            self.close(terminate=True)
+            raise
+
+    def _check_process(self) -> None:
+        if os.getpid() != self.pid:
+            raise ClosedError(
+                f"cluster {self.name} belongs to process {self.pid}, which forked this one ({os.getpid()}); "
+                "make a JobCluster in this process"
+            )
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self.is_closed:
+            raise ClosedError(f"cluster {self.name} is closed; make another JobCluster")
+
+    # Looking.
+
+    def status(self) -> ClusterStatus:
+        """The nodes in use and the number of jobs that have not ended."""
+        self._check_open()
+        return ClusterStatus(list(self._ledger.nodes.values()), self.pending)
+
+    def print_status(self, wall_time: float | None = None) -> None:
+        """Print a table of what each node has done, and how much faster that was than one CPU.
+
+        Args:
+            wall_time: seconds to compare with; default: since the cluster was made.
+        """
+        self._check_process()
+        wall = wall_time if wall_time is not None else (self.end_time or time.time()) - self.start_time
+        nodes = [*self._ledger.nodes.values(), *self._ledger.gone.values()]
+        print(cluster_report(nodes, self.pending, self.cpu_time, wall))  # noqa: T201 - printing is its purpose
+
+    def stats(self, wall_time: float | None = None) -> None:
+        """Old name of `print_status`."""
+        self.print_status(wall_time)
+
+
+def _refuse_unknown_options(kwargs: dict[str, Any]) -> None:
+    for name in kwargs:
+        if name.startswith("dispy_"):
+            raise SettingsError(
+                f"submit: {name} is not a job option; names that begin with dispy_ are kept for options"
+            )
+
+
+def _interval(name: str, value: float | None, least: float, most: float) -> float | None:
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most):
+        return value
+    raise SettingsError(f"{name} must be a number of seconds from {least:g} to {most:g}, not {value!r}")
+
+
+def _truth(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise SettingsError(f"{name} must be True or False, not {value!r}")
+
+
+def _called(name: str, function: Any) -> Any:
+    if function is not None and not callable(function):
+        raise SettingsError(f"{name} must be something that can be called, not {function!r}")
+    return function
+
+
+def _interfaces(host: str | Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(host, str):
+        return names(host)
+    if host:
+        return tuple(host)
+    return names(variable("DISPY_INTERFACES")) or names(variable("DISPY_HOST"))

@@ -1,0 +1,217 @@
+"""`DispyJob`: what `submit` returns, and what it shows once the job has ended.
+
+A job is made by the million, so it carries no lock and no event until somebody waits for it. Its fields are set in the
+event loop's thread; `_ended` is set last, and whoever waits looks at it again after he has hung up his event.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from dispy.model import JobDone, JobState
+from dispy.settings import INLINE_SIZE
+from dispy.shipping import loads_result
+
+if TYPE_CHECKING:
+    from dispy.scheduler.jobs import JobRecord
+
+_numbers = itertools.count(1)
+_event_lock = threading.Lock()
+
+
+class DispyJob:
+    """One submitted job.
+
+    Attributes:
+        id: counts 1, 2, 3 … per process; may be set to anything.
+        status: a state of `DispyJob` (`DispyJob.Finished` …).
+        result: what the function returned, or the program's exit code; None unless finished.
+        stdout, stderr: captured output; str for functions, bytes for programs.
+        exception: traceback, or the sentence that says what ended the job; None if it finished.
+        submit_time, start_time, end_time: seconds since the epoch; start and end by the node's clock.
+        ip_addr: address of the node that ran it.
+        finish: a `threading.Event` that is set when the job has ended.
+    """
+
+    Created = JobState.Created
+    Running = JobState.Running
+    ProvisionalResult = JobState.ProvisionalResult
+    Cancelled = JobState.Cancelled
+    Terminated = JobState.Terminated
+    Abandoned = JobState.Abandoned
+    Finished = JobState.Finished
+
+    __slots__ = (
+        "__weakref__",
+        "_ended",
+        "_event",
+        "_lazy",
+        "_record",
+        "_result",
+        "_status",
+        "end_time",
+        "exception",
+        "id",
+        "ip_addr",
+        "start_time",
+        "stderr",
+        "stdout",
+        "submit_time",
+    )
+
+    def __init__(self, job_id: object = None) -> None:
+        self.id: Any = next(_numbers) if job_id is None else job_id
+        self.submit_time: float = time.time()
+        self.start_time: float | None = None
+        self.end_time: float | None = None
+        self.stdout: Any = None
+        self.stderr: Any = None
+        self.exception: str | None = None
+        self.ip_addr: str | None = None
+        self._status = JobState.Created
+        self._result: Any = None
+        self._lazy: bytes | memoryview | None = None
+        self._event: threading.Event | None = None
+        self._ended = False
+        self._record: JobRecord | None = None
+
+    def __call__(self, clear: bool = False) -> Any:
+        """Wait until the job has ended and return its result (None unless it finished).
+
+        Args:
+            clear: reset `finish` afterwards.
+        """
+        if not self._ended:
+            self.finish.wait()
+        result = self.result
+        if clear and self._event is not None:
+            self._event.clear()
+        return result
+
+    @property
+    def finish(self) -> threading.Event:
+        """Set when the job has ended."""
+        with _event_lock:
+            event = self._event
+            if event is None:
+                event = self._event = threading.Event()
+        if self._ended:
+            event.set()
+        return event
+
+    @property
+    def status(self) -> JobState:
+        """The job's state; a large result is unpickled first, because that can fail."""
+        if self._lazy is not None:
+            self._load()
+        return self._status
+
+    @status.setter
+    def status(self, value: int) -> None:
+        self._status = JobState(value)
+
+    @property
+    def result(self) -> Any:
+        """What the function returned, or the program's exit code."""
+        if self._lazy is not None:
+            self._load()
+        return self._result
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        self._lazy = None
+        self._result = value
+
+    @property
+    def host(self) -> str | None:
+        """Old name of `ip_addr`."""
+        return self.ip_addr
+
+    @property
+    def execution_trace(self) -> str | None:
+        """Old name of `exception`."""
+        return self.exception
+
+    def _load(self) -> None:
+        data, self._lazy = self._lazy, None
+        if data is None:
+            return
+        try:
+            self._result = loads_result(data)
+        except Exception as error:  # any class of the user can raise anything while it is rebuilt
+            self._status = JobState.Terminated
+            self.exception = f"the result cannot be unpickled in this program: {type(error).__name__}: {error}"
+
+    def _settle(
+        self,
+        state: JobState,
+        done: JobDone | None,
+        body: bytes,
+        cause: str | None,
+        text: bool,
+        address: str | None,
+    ) -> None:
+        """Set all fields from what the scheduler says, then wake whoever waits."""
+        if address is not None:
+            self.ip_addr = address
+        if done is None:
+            self.exception = cause
+            self.end_time = time.time()
+        else:
+            if done.started_at:
+                self.start_time = done.started_at
+            self.end_time = done.ended_at or time.time()
+            self._take(state, done, body, cause, text)
+        self._status = state
+        if self._lazy is not None and len(self._lazy) <= INLINE_SIZE:
+            self._load()
+        self._record = None
+        self._ended = True
+        if self._event is not None:
+            self._event.set()
+
+    def _take(self, state: JobState, done: JobDone, body: bytes, cause: str | None, text: bool) -> None:
+        at = done.result_size
+        if done.stdout_size or done.stderr_size:
+            out = body[at : at + done.stdout_size]
+            at += done.stdout_size
+            err = body[at : at + done.stderr_size]
+            at += done.stderr_size
+            self.stdout = bytes(out).decode(errors="replace") if text else bytes(out)
+            self.stderr = bytes(err).decode(errors="replace") if text else bytes(err)
+        else:
+            self.stdout = self.stderr = "" if text else b""
+        if state is JobState.Finished:
+            self._lazy = body if len(body) == done.result_size else memoryview(body)[: done.result_size]
+        elif done.error_size:
+            self.exception = bytes(body[at : at + done.error_size]).decode(errors="replace")
+        else:
+            self.exception = cause
+
+    def _snapshot(self) -> DispyJob:
+        """A copy with the state of now, for callbacks."""
+        if not self._ended:
+            _ = self.finish  # the copy must share the event, or waiting for the copy would never end
+        copy = DispyJob.__new__(DispyJob)
+        for name in DispyJob.__slots__:
+            if name != "__weakref__":
+                setattr(copy, name, getattr(self, name))
+        return copy
+
+    def __lt__(self, other: DispyJob) -> bool:
+        return bool(self.id < other.id)
+
+    def __repr__(self) -> str:
+        return f"<DispyJob {self.id}: {self._status.name}>"
+
+
+def _renew_lock() -> None:
+    global _event_lock
+    _event_lock = threading.Lock()  # another thread of the parent may have held it at the fork
+
+
+os.register_at_fork(after_in_child=_renew_lock)

@@ -1,0 +1,230 @@
+"""The books of one cluster: its jobs' fields, its nodes, who waits, and the user's callbacks.
+
+It is what the scheduler service knows of a cluster (`ClusterOwner`). All methods run in the event loop's thread unless
+they say otherwise; the order for each job is: fields set, waiters wake, `job_status`, `cluster_status`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from dispy.errors import SettingsError
+from dispy.job import DispyJob
+from dispy.logs import logger
+from dispy.model import ComputationSpec, JobState, ProcessId
+from dispy.nodes import DispyNode, NodeAllocate, NodeView
+from dispy.portal import Portal
+from dispy.scheduler.effects import JobEnded, JobRequeued, NodeRefused
+from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.service import Allocation
+
+CONSTRUCTION_MARGIN = 0.020
+"""Seconds after the constructor's return before the first callback runs: callbacks use the `cluster` variable."""
+
+JobStatus = Callable[[DispyJob], Any]
+ClusterStatusCallback = Callable[[int, DispyNode | None, DispyJob | None], Any]
+
+
+class ClusterLedger:
+    """Keeps the books of one cluster."""
+
+    def __init__(
+        self,
+        portal: Portal,
+        spec: ComputationSpec,
+        items: Sequence[NodeAllocate],
+        *,
+        local: bool,
+        may_embed: bool,
+        reentrant: bool,
+        interval: float | None,
+    ) -> None:
+        self.spec = spec
+        self.reentrant = reentrant
+        self.may_embed = may_embed
+        self.wants_discovery = any(item.is_pattern for item in items)
+        self.open_ended = self.wants_discovery or may_embed
+        self.runs_user_allocation = any(type(item).allocate is not NodeAllocate.allocate for item in items)
+        self.interval = interval
+        self.cluster: Any = None
+        self.job_status: JobStatus | None = None
+        self.cluster_status: ClusterStatusCallback | None = None
+        self.constructed_at = 0.0
+        self.nodes: dict[ProcessId, DispyNode] = {}
+        self.gone: dict[ProcessId, DispyNode] = {}
+        self.views: dict[ProcessId, NodeView] = {}
+        self.cpu_time = 0.0
+        self.over = threading.Event()
+        self._portal = portal
+        self._items = items
+        self._local = local
+        self._text = spec.kind == "function"
+        self._submitted = 0
+        self._ended = 0
+        self._count_lock = threading.Lock()
+        self._idle: list[threading.Event] = []
+
+    # From any thread.
+
+    def count_submitted(self) -> None:
+        """One more job."""
+        with self._count_lock:
+            self._submitted += 1
+
+    @property
+    def pending(self) -> int:
+        """Jobs that have not ended."""
+        return self._submitted - self._ended
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until no job is pending; False when the time was over first."""
+        event = threading.Event()
+        self._idle.append(event)
+        try:
+            return not self.pending or event.wait(timeout)
+        finally:
+            self._idle.remove(event)
+
+    def tell_created(self, job: DispyJob) -> None:
+        """A job was submitted."""
+        if self.cluster_status is not None:
+            self._call_status(JobState.Created, None, job)
+
+    def find_node(self, node: object) -> DispyNode | None:
+        """The node of this cluster that a DispyNode, an address or a name means."""
+        if isinstance(node, DispyNode):
+            return self.nodes.get(node.process)
+        wanted = NodeAllocate(node) if isinstance(node, str) else node
+        if not isinstance(wanted, NodeAllocate):
+            raise SettingsError(f"a node is a DispyNode, an address or a name, not {node!r}")
+        for known in list(self.nodes.values()):
+            if wanted.matches(known.ip_addr, known.name, self.views[known.process].port):
+                return known
+        return None
+
+    # In the loop's thread.
+
+    def named_nodes(self) -> Iterable[tuple[str, int]]:
+        """Hosts that the user named, with port or 0."""
+        return [(item.host, item.port or 0) for item in self._items if not item.is_pattern]
+
+    def allocate(self, view: NodeView, local: bool) -> Allocation:
+        """How much of a node to use: the first item that matches and wants CPUs decides."""
+        if local and self._local:
+            return Allocation(view.info.cpus)
+        for item in self._items:
+            if not (item.matches(view.address, view.info.name, view.port) or (local and item.host == "*")):
+                continue
+            cpus = item.allocate(self.cluster, view.address, view.info.name, view.info.cpus, None, view.info.platform)
+            if not isinstance(cpus, int):
+                raise SettingsError(
+                    f"{type(item).__name__}.allocate returned {cpus!r}; it must return a number of CPUs"
+                )
+            if cpus > 0:
+                most = cpus if view.info.oversubscribe else min(cpus, view.info.cpus)
+                return Allocation(most, tuple(item.depends), pickle.dumps(item.setup_args) if item.setup_args else b"")
+        return Allocation(0)
+
+    def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
+        """Set the state of jobs that a node has now."""
+        now = time.time()
+        address = view.address if view is not None else None
+        running = JobState.Running
+        for record in jobs:
+            job: Any = record.handle
+            job._status = running
+            job.start_time = now
+            job.ip_addr = address
+            if self.cluster_status is not None:
+                self._call_status(running, self._node_of(view), job)
+
+    def job_ended(self, ended: JobEnded, view: NodeView | None) -> None:
+        """Set the fields of a job that has ended and wake who waits for it."""
+        job: Any = ended.job.handle
+        done = ended.done
+        job._settle(ended.state, done, ended.body, ended.cause, self._text, None if view is None else view.address)
+        self._ended += 1
+        node = self.nodes.get(ended.node) if ended.node is not None else None
+        if node is not None and done is not None and done.started_at:
+            seconds = done.ended_at - done.started_at
+            node.jobs_done += 1
+            node.cpu_time += seconds
+            node.rx += len(ended.body)
+            node.tx += len(ended.job.args)
+            self.cpu_time += seconds
+        if self.job_status is not None and ended.state is not JobState.Abandoned:
+            self._call_job_status(job)
+        if self.cluster_status is not None:
+            self._call_status(ended.state, node, job)
+
+    def batch_ended(self) -> None:
+        """Wake those who wait for all jobs."""
+        if self._idle and not self.pending:
+            for event in list(self._idle):
+                event.set()
+
+    def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
+        """An attempt was lost: the job waits again."""
+        job: Any = requeued.job.handle
+        job._status = JobState.Created
+        logger.info("job %s runs again: %s", job.id, requeued.cause)
+        if self.cluster_status is not None:
+            self._call_status(JobState.Abandoned, self._node_of(view), job)
+
+    def node_opened(self, view: NodeView, cpus: int) -> None:
+        """A node is ready."""
+        node = self.gone.pop(view.process, None)
+        if node is None:
+            node = DispyNode(view.address, view.info.name, cpus, view.info.cpus, process=view.process)
+        node.cpus, node.update_time = cpus, time.time()
+        self.nodes[view.process] = node
+        self.views[view.process] = view
+        logger.debug("node %s (%s) is ready for %s with %d CPUs", node.name, node.ip_addr, self.spec.name, cpus)
+        if self.cluster_status is not None:
+            self._call_status(DispyNode.Initialized, node, None)
+
+    def node_closed(self, node: ProcessId, cause: str) -> None:
+        """A node is gone."""
+        known = self.nodes.pop(node, None)
+        if known is None:
+            return
+        self.gone[node] = known
+        logger.debug("node %s is gone for %s: %s", known.name, self.spec.name, cause)
+        if self.cluster_status is not None:
+            self._call_status(DispyNode.Closed, known, None)
+
+    def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
+        """A node cannot run the jobs of this cluster."""
+        where = f"{view.info.name} ({view.address})" if view is not None else refused.node
+        trace = f"\n{refused.trace.rstrip()}" if refused.trace else ""
+        logger.warning("node %s cannot run %s: %s%s", where, self.spec.name, refused.reason, trace)
+
+    def ended(self) -> None:
+        """Everything of this cluster is done."""
+        self.over.set()
+        self.batch_ended()
+
+    def _node_of(self, view: NodeView | None) -> DispyNode | None:
+        return None if view is None else self.nodes.get(view.process) or self.gone.get(view.process)
+
+    # Callbacks of the user.
+
+    def _call_job_status(self, job: DispyJob) -> None:
+        function, snapshot = self.job_status, job._snapshot()
+        if function is not None:
+            self._portal.callback(lambda: self._when_constructed(function, snapshot))
+
+    def _call_status(self, status: int, node: DispyNode | None, job: DispyJob | None) -> None:
+        function = self.cluster_status
+        snapshot = None if job is None else job._snapshot()
+        if function is not None:
+            self._portal.callback(lambda: self._when_constructed(function, status, node, snapshot))
+
+    def _when_constructed(self, function: Callable[..., Any], *args: Any) -> None:
+        while (early := self.constructed_at + CONSTRUCTION_MARGIN - time.monotonic()) > 0 or not self.constructed_at:
+            time.sleep(early if self.constructed_at else CONSTRUCTION_MARGIN)
+        function(*args)

@@ -1,0 +1,151 @@
+"""What a process owes its clusters: one scheduler service for those that fit together, an exit that waits visibly,
+and a fork that leaves the parent's jobs alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from typing import Protocol
+
+from dispy.logs import logger
+from dispy.portal import Portal, current_portal
+from dispy.scheduler.service import SchedulerService, ServiceSettings
+
+SAY_AFTER = 2.0
+"""Seconds that an ending program waits in silence before it says what it waits for."""
+
+
+class Closable(Protocol):
+    """What is asked of a cluster at the end of its process."""
+
+    pid: int
+    service: SchedulerService
+
+    @property
+    def name(self) -> str:
+        """For sentences."""
+
+    @property
+    def pending(self) -> int:
+        """Jobs that have not ended."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is left to do."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until no job is pending."""
+
+    def finish(self, terminate: bool) -> None:
+        """Close it, whatever is pending."""
+
+    def forget(self) -> None:
+        """Mark it closed: it belongs to another process."""
+
+    def never(self) -> str | None:
+        """Why its jobs can never run, or None."""
+
+
+_services: dict[ServiceSettings, SchedulerService] = {}
+_clusters: set[Closable] = set()
+_lock = threading.Lock()
+_exit_registered = False
+
+
+def service_for(portal: Portal, settings: ServiceSettings) -> SchedulerService:
+    """The service of this process for these settings."""
+    with _lock:
+        service = _services.get(settings)
+        if service is None:
+            service = _services[settings] = SchedulerService(portal, settings)
+        return service
+
+
+def remember(cluster: Closable) -> None:
+    """An open cluster: the process does not end without it."""
+    global _exit_registered
+    with _lock:
+        _clusters.add(cluster)
+        if not _exit_registered:
+            _exit_registered = True
+            atexit.register(_at_exit)
+
+
+def release(cluster: Closable) -> None:
+    """The cluster is closed."""
+    with _lock:
+        _clusters.discard(cluster)
+
+
+def stop_if_unused(service: SchedulerService) -> None:
+    """Stop a service that no open cluster uses."""
+    with _lock:
+        if any(cluster.service is service for cluster in _clusters):
+            return
+        for settings in [settings for settings, known in _services.items() if known is service]:
+            del _services[settings]
+    service.portal.call(service.stop())
+
+
+def _left_by_interrupt() -> bool:
+    last = getattr(sys, "last_type", None)
+    return isinstance(last, type) and issubclass(last, KeyboardInterrupt) and not hasattr(sys, "ps1")
+
+
+def _at_exit() -> None:
+    """Wait for jobs that are pending when the program ends, as users of the original expect, but not in silence."""
+    with _lock:
+        clusters = [cluster for cluster in _clusters if cluster.pid == os.getpid()]
+    terminate = _left_by_interrupt()
+    try:
+        for cluster in clusters:
+            if not terminate:
+                _wait_visibly(cluster)
+            if not cluster.is_closed:
+                cluster.finish(terminate)
+    except KeyboardInterrupt:
+        for cluster in clusters:
+            if not cluster.is_closed:
+                cluster.finish(terminate=True)
+    with _lock:
+        services = [service for service in _services.values() if service.portal.pid == os.getpid()]
+        _services.clear()
+    for service in services:
+        service.portal.call(service.stop())
+
+
+def _wait_visibly(cluster: Closable) -> None:
+    if cluster.wait(SAY_AFTER):
+        return
+    logger.info(
+        "the program is done but %d jobs of %s are not; waiting for them (Ctrl-C ends them)",
+        cluster.pending,
+        cluster.name,
+    )
+    while not cluster.wait(1.0):
+        reason = cluster.never()
+        if reason is not None:
+            logger.error("%d jobs of %s can never run and are given up: %s", cluster.pending, cluster.name, reason)
+            cluster.finish(terminate=True)
+            return
+
+
+def _after_fork_in_child() -> None:
+    """The child has no portal threads: its clusters are closed objects, and it must not hold the parent's sockets."""
+    global _lock
+    _lock = threading.Lock()
+    inherited = current_portal()
+    if inherited is not None:
+        inherited.abandon()
+    for service in _services.values():
+        service.abandon()
+    for cluster in _clusters:
+        cluster.forget()
+    _clusters.clear()
+    _services.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,193 @@
+"""Nodes as the user's program sees them: `NodeAllocate` says which to use, `DispyNode` shows one that is used.
+
+`parse_nodes` turns every form that `JobCluster(nodes=…)` takes into `NodeAllocate` objects.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dispy.errors import SettingsError
+from dispy.model import NodeInfo, ProcessId
+
+LOCAL = "local"
+
+
+@dataclass(slots=True)
+class DispyNodeAvailInfo:
+    """What is free on a node: `cpu` per cent idle, `memory` and `disk` bytes, `swap` per cent free."""
+
+    cpu: float
+    memory: int
+    disk: int
+    swap: float
+
+
+@dataclass(slots=True, eq=False)
+class DispyNode:
+    """A node that a cluster uses, with what it has done for it."""
+
+    Initialized: ClassVar[int] = 4
+    Closed: ClassVar[int] = 16
+    AvailInfo: ClassVar[int] = 17
+
+    ip_addr: str
+    name: str
+    cpus: int
+    """CPUs that the cluster uses there."""
+    avail_cpus: int = 0
+    """CPUs that the node offers."""
+    busy: int = 0
+    jobs_done: int = 0
+    cpu_time: float = 0.0
+    """Seconds that jobs have run there."""
+    tx: int = 0
+    rx: int = 0
+    update_time: float = 0.0
+    avail_info: DispyNodeAvailInfo | None = None
+    process: ProcessId = field(default=ProcessId(""), repr=False)
+
+
+class NodeAllocate:
+    """Says which nodes a cluster uses and how many CPUs of each; override `allocate` to decide by yourself.
+
+    Args:
+        host: name or address of a node, or a pattern with `*` that its address or name must match.
+        port: TCP port of the node if it is not base+1.
+        cpus: 0 all CPUs, n > 0 at most n, n < 0 all but n.
+        depends: files that this node gets in addition, before its setup runs.
+        setup_args: arguments of the cluster's setup and cleanup functions on this node.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int | None = None,
+        cpus: int = 0,
+        depends: Sequence[str] | None = None,
+        setup_args: tuple[Any, ...] = (),
+    ) -> None:
+        if not isinstance(host, str) or not host.strip():
+            raise SettingsError(f"a node needs a name, an address or a pattern, not {host!r}")
+        if port is not None and not (isinstance(port, int) and 0 < port < 65536):
+            raise SettingsError(f"port of node {host}: a number from 1 to 65535, not {port!r}")
+        if not isinstance(cpus, int) or isinstance(cpus, bool):
+            raise SettingsError(f"cpus of node {host}: a whole number, not {cpus!r}")
+        if not isinstance(setup_args, tuple):
+            raise SettingsError(f"setup_args of node {host}: a tuple, not {type(setup_args).__name__}")
+        self.host = host.strip()
+        self.port = port
+        self.cpus = cpus
+        self.depends: list[str] = list(depends or [])
+        self.setup_args = setup_args
+        self._addresses: frozenset[str] | None = None
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether nodes that are not known yet can match."""
+        return "*" in self.host
+
+    def allocate(
+        self,
+        cluster: Any,
+        ip_addr: str,
+        name: str,
+        cpus: int,
+        avail_info: DispyNodeAvailInfo | None = None,
+        platform: str = "",
+    ) -> int:
+        """How many CPUs of a node to use; 0 skips it. Called when a node was found that `matches`.
+
+        May set `self.depends` and `self.setup_args` for this node before it returns.
+        """
+        return self.share_of(cpus)
+
+    def share_of(self, cpus: int) -> int:
+        """How many of a node's CPUs the `cpus` of this item mean."""
+        if self.cpus > 0:
+            return min(self.cpus, cpus)
+        return max(0, cpus + self.cpus)
+
+    def matches(self, ip_addr: str, name: str, port: int) -> bool:
+        """Whether this item is about the node at that address with that name."""
+        if self.port is not None and self.port != port:
+            return False
+        if self.is_pattern:
+            return fnmatch.fnmatchcase(ip_addr, self.host) or fnmatch.fnmatchcase(name, self.host)
+        return self.host in (ip_addr, name) or ip_addr in self.addresses()
+
+    def addresses(self) -> frozenset[str]:
+        """Addresses that the host name stands for; empty when it does not resolve."""
+        if self._addresses is None:
+            self._addresses = resolve(self.host)
+        return self._addresses
+
+    def __repr__(self) -> str:
+        return f"NodeAllocate({self.host!r}, port={self.port}, cpus={self.cpus})"
+
+
+def resolve(host: str) -> frozenset[str]:
+    """IP addresses of a host name; empty when it does not resolve."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return frozenset()
+    return frozenset(str(entry[4][0]) for entry in found)
+
+
+def parse_nodes(nodes: object) -> tuple[list[NodeAllocate], bool]:
+    """The allocation items for a `nodes` argument, most specific first, and whether it asks for a local node at once.
+
+    Raises:
+        SettingsError: an item has a form that is not known; the message names it.
+    """
+    if nodes is None:
+        return [NodeAllocate("*")], False
+    if isinstance(nodes, (str, NodeAllocate, DispyNode, Mapping)):
+        nodes = [nodes]
+    if isinstance(nodes, tuple) and len(nodes) > 1 and not isinstance(nodes[1], str) and isinstance(nodes[0], str):
+        nodes = [nodes]  # a single (host, port, …) tuple
+    if not isinstance(nodes, Iterable):
+        raise SettingsError(
+            f"nodes: None, 'local', a host, or a list of hosts, tuples, dicts or NodeAllocate, not {nodes!r}"
+        )
+    listed = list(nodes)
+    if not listed:
+        raise SettingsError("nodes is an empty list: no node could ever run a job; leave it out to use every node")
+    local = LOCAL in [item for item in listed if isinstance(item, str)]
+    items = [_parse_item(item) for item in listed if not (isinstance(item, str) and item == LOCAL)]
+    items.sort(key=lambda item: (item.is_pattern, -len(item.host.replace("*", ""))))
+    return items, local
+
+
+def _parse_item(item: object) -> NodeAllocate:
+    if isinstance(item, NodeAllocate):
+        return item
+    if isinstance(item, DispyNode):
+        return NodeAllocate(item.ip_addr)
+    if isinstance(item, str):
+        return NodeAllocate(item)
+    try:
+        if isinstance(item, Mapping):
+            return NodeAllocate(**item)
+        if isinstance(item, (tuple, list)):
+            return NodeAllocate(*item)
+    except TypeError as error:
+        raise SettingsError(
+            f"nodes: {item!r} does not fit NodeAllocate(host, port, cpus, depends, setup_args)"
+        ) from error
+    raise SettingsError(f"nodes: {item!r} is neither a host, nor a tuple, dict or NodeAllocate")
+
+
+@dataclass(slots=True)
+class NodeView:
+    """What the scheduler service knows of a node for its users."""
+
+    process: ProcessId
+    info: NodeInfo
+    address: str
+    port: int

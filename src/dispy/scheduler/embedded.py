@@ -1,0 +1,118 @@
+"""The node that a program starts for itself when no other is there.
+
+It is an ordinary `dispynode` in a session of its own, on loopback only, with a secret that exists in memory alone. A
+socket pair ties it to this process: its end of file is how the node notices that the program is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from dispy.errors import NodeError
+from dispy.secrets import SECRET_VARIABLES, Credentials, credentials_from_key
+
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 10.0
+# The user's directory must not shadow the standard library of the node (-P), and dispy's own folder comes last.
+_PROGRAM = "import sys; sys.path.append({path!r}); from dispy.node.cli import main; main(sys.argv[1:])"
+
+
+class EmbeddedNode:
+    """A node daemon that belongs to this process."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], tie: socket.socket, port: int, credentials: Credentials
+    ) -> None:
+        self.host = "127.0.0.1"
+        self.port = port
+        self.credentials = credentials
+        self._process = process
+        self._tie = tie
+
+    def untie(self) -> None:
+        """In a forked child: close the copy of the tie, which does not end the node."""
+        self._tie.close()
+
+    async def stop(self) -> None:
+        """Let go of the node and wait until it has ended; it ends at once when nothing of ours runs there."""
+        self._tie.close()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, self._process.wait, STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            await loop.run_in_executor(None, self._process.wait)
+
+
+async def start_embedded(cpus: int = 0) -> EmbeddedNode:
+    """Start a node on this machine for this process alone.
+
+    Raises:
+        NodeError: it did not start; the sentence has its own last words.
+    """
+    key = secrets.token_bytes(32)
+    ours, theirs = socket.socketpair()
+    try:
+        process = _spawn(theirs)
+    except OSError as error:
+        ours.close()
+        raise NodeError(f"no node could be started on this machine: {error}") from error
+    finally:
+        theirs.close()
+    settings = {"key": key.hex(), "name": socket.gethostname(), "cpus": cpus, "group": ""}
+    loop = asyncio.get_running_loop()
+    ours.setblocking(False)
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            await loop.sock_sendall(ours, json.dumps(settings).encode() + b"\n")
+            answer = await _read_line(ours)
+    except (TimeoutError, OSError, ValueError) as error:
+        ours.close()
+        process.kill()
+        process.wait()
+        raise NodeError(f"the node started on this machine did not answer: {error or 'time is over'}") from error
+    if "error" in answer:
+        ours.close()
+        process.wait()
+        raise NodeError(f"no node could be started on this machine: {answer['error']}")
+    return EmbeddedNode(process, ours, int(str(answer["port"])), credentials_from_key(key))
+
+
+def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    package_parent = str(Path(__file__).resolve().parents[2])
+    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            _PROGRAM.format(path=package_parent),
+            "--embedded",
+            str(theirs.fileno()),
+        ],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment,
+    )
+
+
+async def _read_line(sock: socket.socket) -> dict[str, object]:
+    loop = asyncio.get_running_loop()
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = await loop.sock_recv(sock, 4096)
+        if not piece:
+            raise ValueError("it ended without a word; its messages are above")
+        data += piece
+    answer = json.loads(data)
+    if not isinstance(answer, dict):
+        raise ValueError(f"it answered {data!r}")
+    return answer

@@ -1,0 +1,390 @@
+"""Links from a scheduler to nodes: finds them, dials them, accepts those that join, and turns what happens to a link
+into events of the core. Bodies of results that travel as blobs are fetched here, before the core hears of the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from dispy.errors import AuthenticationRejected, LinkError, NodeError, TransferError
+from dispy.logs import logger
+from dispy.model import Ending, JobDone, NodeInfo, ProcessId, Role
+from dispy.nodes import NodeView
+from dispy.scheduler.events import (
+    Event,
+    LinkBroken,
+    LinkResumed,
+    NodeJoined,
+    NodeLost,
+    NodeRecovered,
+    NodeSaid,
+    NodeSuspected,
+)
+from dispy.wire.blobs import BlobExchange, BlobSources
+from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
+from dispy.wire.link import Dialler, Link, LinkSettings, Listener
+from dispy.wire.messages import AckResults, AnyMessage, JobsDone, NodeDescribed
+
+DIALS_OF_FOUND_NODE = 5
+"""Failed dials of a discovered node before it has to be discovered again."""
+
+
+@dataclass(slots=True, eq=False)
+class Reached:
+    """A node that we have, or had a moment ago, a link to."""
+
+    process: ProcessId
+    address: str
+    port: int
+    exchange: BlobExchange
+    link: Link | None
+    dialler: Dialler | None
+    info: NodeInfo | None = None
+    local: bool = False
+    fetching: set[int] = field(default_factory=set)
+    """Sequence numbers of results whose bodies are still on their way."""
+    highest: int = 0
+    acknowledged: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Target:
+    """An address that is dialled."""
+
+    dialler: Dialler
+    named: bool
+    """The user named it: it is dialled for ever. Else it was discovered."""
+    local: bool
+    failures: int = 0
+    said: str = ""
+    process: ProcessId | None = None
+
+
+class NodeLinks:
+    """Keeps the links of one scheduler."""
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        *,
+        base_port: int,
+        interfaces: tuple[str, ...],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.settings = settings
+        self.base_port = base_port
+        self.interfaces = interfaces
+        self.sources = BlobSources()
+        self.nodes: dict[ProcessId, Reached] = {}
+        self.heard: set[str] = set()
+        """Nodes of our secret and group that have said anything."""
+        self.refusals: dict[str, str] = {}
+        """Address → why that machine's node and we cannot work together."""
+        self._on_event = on_event
+        self._targets: dict[tuple[str, int], _Target] = {}
+        self._asker: Asker | None = None
+        self._listener: Listener | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start_discovery(self) -> None:
+        """Begin to ask for nodes and to hear their announcements."""
+        if self._asker is None:
+            self._asker = await Asker.start(
+                credentials=self.settings.credentials,
+                group=self.settings.group,
+                base_port=self.base_port,
+                name=self.settings.name,
+                interfaces=self.interfaces,
+                on_found=self._found,
+                on_refused=self._discovery_refused,
+            )
+
+    async def listen(self, *, insist: bool = False) -> None:
+        """Accept nodes that join; a base port that is taken is an error only when the user insisted on it."""
+        if self._listener is not None:
+            return
+        try:
+            self._listener = await Listener.start(
+                listen_hosts(self.interfaces),
+                self.base_port,
+                settings=self.settings,
+                handler=self,
+                accept=frozenset({Role.NODE}),
+                on_refused=self._refused,
+            )
+        except (NodeError, OSError) as error:
+            if insist:
+                raise
+            logger.debug("nodes cannot join this program: %s", error)
+
+    def ask(self) -> None:
+        """Ask the network for nodes."""
+        if self._asker is not None:
+            self._asker.ask()
+
+    @property
+    def tried(self) -> list[str]:
+        """Sentences that say where nodes were looked for."""
+        named = [
+            f"{host}:{port} ({target.said or 'no answer yet'})"
+            for (host, port), target in self._targets.items()
+            if target.named
+        ]
+        return named + (list(self._asker.tried) if self._asker is not None else [])
+
+    def dial(self, host: str, port: int, *, named: bool, settings: LinkSettings | None = None) -> None:
+        """Keep a link to that address."""
+        key = (host, port)
+        target = self._targets.get(key)
+        if target is not None:
+            target.named = target.named or named
+            return
+        dialler = Dialler(host, port, settings=settings or self.settings, handler=self, on_failure=self._failed)
+        self._targets[key] = _Target(dialler, named, local=settings is not None)
+        dialler.start()
+
+    def send(self, node: ProcessId, message: AnyMessage, payload: Sequence[bytes | memoryview]) -> None:
+        """Send to a node; without a link the message is dropped, as the resume of a link tells what is missing."""
+        reached = self.nodes.get(node)
+        if reached is not None and reached.link is not None:
+            reached.link.send(message, payload)
+
+    def view(self, node: ProcessId) -> NodeView | None:
+        """What users may know of a node."""
+        reached = self.nodes.get(node)
+        if reached is None or reached.info is None:
+            return None
+        return NodeView(node, reached.info, reached.address, reached.port)
+
+    def is_local(self, node: ProcessId) -> bool:
+        """Whether this is the node that this program started for itself."""
+        reached = self.nodes.get(node)
+        return reached is not None and reached.local
+
+    async def close(self, reason: str) -> None:
+        """Say goodbye to all and stop."""
+        if self._asker is not None:
+            self._asker.close()
+            self._asker = None
+        for target in self._targets.values():
+            target.dialler.stop(reason)
+        self._targets.clear()
+        for reached in self.nodes.values():
+            if reached.link is not None:
+                reached.link.close(reason)
+            reached.exchange.close(reason)
+        self.nodes.clear()
+        if self._listener is not None:
+            await self._listener.close()
+            self._listener = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What discovery says.
+
+    def _found(self, found: NodeFound) -> None:
+        self.heard.add(found.process)
+        reached = self.nodes.get(found.process)
+        if reached is None or (reached.link is None and reached.dialler is None):
+            self.dial(found.address, found.port, named=False)
+
+    def _discovery_refused(self, refused: DiscoveryRefused) -> None:
+        if refused.address not in self.refusals:
+            logger.debug("%s (%s) refused the question for nodes: %s", refused.name, refused.address, refused.reason)
+        self.refusals[refused.address] = refused.reason
+
+    def _refused(self, address: str, reason: str) -> None:
+        if self.refusals.get(address) != reason:
+            logger.warning("a connection from %s was refused: %s", address, reason)
+        self.refusals[address] = reason
+
+    # What links say.
+
+    def link_opened(self, link: Link) -> None:
+        """A link is authenticated: a new node, or one that came back."""
+        process = link.peer.process
+        self.heard.add(process)
+        target = self._target_of(link)
+        if target is not None:
+            target.failures, target.said = 0, ""
+            if target.process not in (None, process) and target.process in self.nodes:
+                self._lose(self.nodes[target.process], "it was restarted")
+            target.process = process
+        reached = self.nodes.get(process)
+        if reached is None:
+            dialler = target.dialler if target is not None else None
+            exchange = BlobExchange(link, self.sources)
+            local = target is not None and target.local
+            self.nodes[process] = Reached(
+                process, link.peer.address, link.peer.port, exchange, link, dialler, local=local
+            )
+            return
+        if reached.link is not None and link.dialled:
+            self._drop_second(link, target)
+            return
+        if reached.link is not None:  # it dialled us again: its side of the old link is dead
+            old, reached.link = reached.link, None
+            old.close("replaced by a new link")
+            self._on_event(LinkBroken(process))
+        reached.link = link
+        if target is not None:
+            reached.dialler = target.dialler
+        reached.exchange.link_replaced(link)
+        if reached.info is not None:
+            self._on_event(LinkResumed(process))
+
+    def _drop_second(self, link: Link, target: _Target | None) -> None:
+        link.close("there is a link between us already")
+        if target is not None and not target.named:
+            self._forget(target.dialler)
+
+    def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
+        """Everything that one read brought."""
+        reached = self.nodes.get(link.peer.process)
+        if reached is None or reached.link is not link:
+            return
+        for message, payload in messages:
+            if type(message) is JobsDone:
+                self._jobs_done(reached, message, payload)
+            elif reached.exchange.message_arrived(message, payload):
+                continue
+            elif type(message) is NodeDescribed and reached.info is None:
+                reached.info = message.info
+                self._on_event(NodeJoined(reached.process, message.info, reached.address))
+            else:
+                if type(message) is NodeDescribed:
+                    reached.info = message.info
+                self._on_event(NodeSaid(reached.process, message))
+        self._acknowledge(reached)
+
+    def link_suspected(self, link: Link) -> None:
+        """Nothing was heard for a while."""
+        if link.peer.process in self.nodes:
+            self._on_event(NodeSuspected(link.peer.process))
+
+    def link_recovered(self, link: Link) -> None:
+        """It spoke again."""
+        if link.peer.process in self.nodes:
+            self._on_event(NodeRecovered(link.peer.process))
+
+    def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
+        """The link ended; without a goodbye it may come back."""
+        reached = self.nodes.get(link.peer.process)
+        if reached is None or reached.link is not link:
+            return
+        reached.link = None
+        if goodbye or reached.info is None:
+            self._lose(reached, cause)
+        else:
+            self._on_event(LinkBroken(reached.process))
+
+    def _failed(self, dialler: Dialler, error: LinkError) -> None:
+        target = self._targets.get((dialler.host, dialler.port))
+        if target is None:
+            return
+        target.failures += 1
+        sentence = str(error)
+        if target.named and target.said != sentence:
+            logger.warning("%s", sentence)
+        target.said = sentence
+        reached = self.nodes.get(target.process) if target.process is not None else None
+        refused = bool(getattr(error, "refused", False))
+        if reached is not None and reached.link is None and refused:
+            self._lose(reached, "nothing answers at its port any more")
+        if isinstance(error, AuthenticationRejected):
+            self.refusals[dialler.host] = sentence
+            if not target.named:
+                self._forget(dialler)
+        elif (
+            not target.named
+            and (refused or target.failures >= DIALS_OF_FOUND_NODE)
+            and not (reached and reached.process in self.nodes)
+        ):
+            self._forget(dialler)
+
+    def forget_node(self, node: ProcessId) -> None:
+        """The core has given the node up (grace is over); if it comes back it is a new one."""
+        reached = self.nodes.pop(node, None)
+        if reached is None:
+            return
+        reached.exchange.close("the node was lost")
+        if reached.link is not None:
+            reached.link.abort("the node was given up")
+
+    def _lose(self, reached: Reached, cause: str) -> None:
+        self.nodes.pop(reached.process, None)
+        reached.exchange.close(cause)
+        if reached.info is not None:
+            self._on_event(NodeLost(reached.process, cause))
+
+    def _forget(self, dialler: Dialler) -> None:
+        self._targets.pop((dialler.host, dialler.port), None)
+        dialler.stop()
+
+    def _target_of(self, link: Link) -> _Target | None:
+        if not link.dialled:
+            return None
+        for target in self._targets.values():
+            if target.dialler.link is link:
+                return target
+        return self._targets.get((link.peer.address, link.peer.port))
+
+    # Results.
+
+    def _jobs_done(self, reached: Reached, message: JobsDone, payload: bytes | memoryview) -> None:
+        if message.sequence <= reached.acknowledged or message.sequence in reached.fetching:
+            return
+        view = memoryview(payload)
+        jobs, bodies, at = [], [], 0
+        for done in message.jobs:
+            if done.blob is not None:
+                reached.fetching.add(message.sequence)
+                continue
+            end = at + done.result_size + done.stdout_size + done.stderr_size + done.error_size
+            jobs.append(done)
+            bodies.append(bytes(view[at:end]))
+            at = end
+        reached.highest = max(reached.highest, message.sequence)
+        if message.sequence in reached.fetching:
+            large = [done for done in message.jobs if done.blob is not None]
+            self._spawn(self._fetch_bodies(reached, message.sequence, large))
+            message = JobsDone(message.sequence, jobs)
+        if jobs:
+            self._on_event(NodeSaid(reached.process, message, bodies))
+
+    def _spawn(self, coroutine: object) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fetch_bodies(self, reached: Reached, sequence: int, jobs: list[JobDone]) -> None:
+        for done in jobs:
+            assert done.blob is not None
+            try:
+                body = await reached.exchange.fetch_bytes(done.blob)
+            except TransferError as error:
+                if reached.process not in self.nodes:
+                    return  # the loss of the node has already decided about its jobs
+                body = f"the result could not be fetched from the node: {error}".encode()
+                done = msgspec.structs.replace(
+                    done,
+                    ending=int(Ending.DIED),
+                    result_size=0,
+                    stdout_size=0,
+                    stderr_size=0,
+                    error_size=len(body),
+                )
+            self._on_event(NodeSaid(reached.process, JobsDone(sequence, [done]), [body]))
+        reached.fetching.discard(sequence)
+        self._acknowledge(reached)
+
+    def _acknowledge(self, reached: Reached) -> None:
+        safe = min(reached.fetching) - 1 if reached.fetching else reached.highest
+        if safe > reached.acknowledged and reached.link is not None:
+            reached.acknowledged = safe
+            reached.link.send(AckResults(safe))

@@ -1,0 +1,538 @@
+"""The asyncio host of the scheduler core inside a user's process: one inbox, one task's worth of work, one timer.
+
+All clusters of a process with the same secret, certificates, group and base port share one service, and so one lease
+on every node. Effects are performed in their order: sends, then notices. Nothing here decides who runs what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import secrets
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dispy.errors import NodeError
+from dispy.logs import logger
+from dispy.model import ComputationId, ComputationSpec, FileSpec, Holder, ProcessId, Role
+from dispy.nodes import NodeView
+from dispy.portal import Portal
+from dispy.scheduler.core import SchedulerCore
+from dispy.scheduler.effects import (
+    AskAllocation,
+    ClusterEnded,
+    Effects,
+    JobEnded,
+    JobRequeued,
+    JobsEnded,
+    JobsStarted,
+    NodeClosed,
+    NodeOpened,
+    NodeRefused,
+)
+from dispy.scheduler.embedded import EmbeddedNode, start_embedded
+from dispy.scheduler.events import (
+    CancelAsked,
+    ClusterClosing,
+    ClusterOpened,
+    Event,
+    JobsSubmitted,
+    NodeAllocated,
+)
+from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.links import NodeLinks
+from dispy.secrets import Credentials
+from dispy.settings import DISCOVERY_INTERVAL, EMBEDDED_AFTER, EXPLAIN_AFTER, NODE_PORT_OFFSET
+from dispy.wire.link import LinkSettings
+
+LISTEN_AFTER = 1.0
+"""Seconds until nodes can join this program: short programs do not pay for a certificate."""
+FIRST_QUESTIONS = (0.0, 0.2, 0.6)
+"""Seconds at which the first questions for nodes are asked; datagrams get lost."""
+
+
+@dataclass(slots=True, frozen=True)
+class ServiceSettings:
+    """What clusters must have in common to share a service."""
+
+    credentials: Credentials
+    group: str
+    base_port: int
+    interfaces: tuple[str, ...]
+    insist_on_port: bool = False
+    pulse_interval: float | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Allocation:
+    """How much of a node a cluster wants."""
+
+    cpus: int
+    depends: tuple[str, ...] = ()
+    setup_args: bytes = b""
+
+
+class ClusterOwner(Protocol):
+    """What the service needs of a cluster object. All methods are called in the event loop's thread, but `allocate`."""
+
+    spec: ComputationSpec
+    reentrant: bool
+    open_ended: bool
+    may_embed: bool
+    wants_discovery: bool
+    runs_user_allocation: bool
+    interval: float | None
+    """Seconds between questions for nodes, when the user named them."""
+
+    def named_nodes(self) -> Iterable[tuple[str, int]]:
+        """Host and port of the nodes that were named."""
+
+    def allocate(self, view: NodeView, local: bool) -> Allocation:
+        """How much of a node to use; in the callback thread if it runs the user's code."""
+
+    def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
+        """Jobs were handed to a node."""
+
+    def job_ended(self, ended: JobEnded, view: NodeView | None) -> None:
+        """A job has ended; called for each, then `batch_ended` once."""
+
+    def batch_ended(self) -> None:
+        """All jobs that ended in this round have been told."""
+
+    def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
+        """An attempt was lost; the job waits again."""
+
+    def node_opened(self, view: NodeView, cpus: int) -> None:
+        """A node is ready for this cluster."""
+
+    def node_closed(self, node: ProcessId, cause: str) -> None:
+        """A node is gone for this cluster."""
+
+    def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
+        """A node cannot run this cluster's jobs."""
+
+    def ended(self) -> None:
+        """Everything of the cluster is done."""
+
+
+class SchedulerService:
+    """One scheduler in this process."""
+
+    def __init__(self, portal: Portal, settings: ServiceSettings) -> None:
+        self.portal = portal
+        self.settings = settings
+        self.process = ProcessId(secrets.token_hex(16))
+        self.owners: dict[ComputationId, ClusterOwner] = {}
+        self.core = SchedulerCore(holder=_holder(), token=secrets.token_bytes(32), **_grace(settings))
+        self.links = NodeLinks(
+            _link_settings(self.process, settings),
+            base_port=settings.base_port,
+            interfaces=settings.interfaces,
+            on_event=self.handle,
+        )
+        self._allocated: dict[tuple[ComputationId, ProcessId], int] = {}
+        self._outbox: deque[JobRecord] = deque()
+        self._flushing = False
+        self._inbox: deque[Event] = deque()
+        self._handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._calls: set[asyncio.TimerHandle] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._embedded: EmbeddedNode | None = None
+        self._embedding = False
+        self._explained = ""
+        self._explaining = False
+        self._running = False
+
+    # From any thread.
+
+    def submit(self, record: JobRecord) -> None:
+        """Queue a job; the loop takes all that is queued at once."""
+        self._outbox.append(record)
+        if not self._flushing:
+            self._flushing = True
+            self.portal.loop.call_soon_threadsafe(self._flush)
+
+    def cancel(self, job: int) -> None:
+        """Cancel a job."""
+        self.portal.post(self.handle, CancelAsked([job]))
+
+    # In the loop.
+
+    async def open_cluster(self, owner: ClusterOwner) -> None:
+        """Take up a cluster: look for its nodes."""
+        self.owners[owner.spec.id] = owner
+        if not self._running:
+            self._running = True
+            self._later(LISTEN_AFTER, lambda: self._spawn(self.links.listen(insist=False)))
+        if self.settings.insist_on_port:
+            await self.links.listen(insist=True)
+        for host, port in owner.named_nodes():
+            self.links.dial(host, port or self.settings.base_port + NODE_PORT_OFFSET, named=True)
+        if owner.wants_discovery:
+            await self.links.start_discovery()
+            for seconds in FIRST_QUESTIONS:
+                self._later(seconds, self.links.ask)
+            self._later(owner.interval or DISCOVERY_INTERVAL, self._ask_again)
+        self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=owner.open_ended))
+        if owner.may_embed:
+            self._later(EMBEDDED_AFTER if owner.wants_discovery else 0.0, self._embed_if_alone)
+        if not self._explaining:
+            self._explaining = True
+            self._later(EXPLAIN_AFTER, self._explain_waiting)
+
+    def close_cluster(self, cluster: ComputationId, terminate: bool) -> None:
+        """Finish or end the jobs of a cluster and clean up on its nodes; the owner hears `ended`."""
+        self.flush_now()
+        self.handle(ClusterClosing(cluster, terminate))
+
+    async def stop(self, reason: str = "the program is done") -> None:
+        """End all links and the embedded node."""
+        self._running = False
+        for call in list(self._calls):
+            call.cancel()
+        self._calls.clear()
+        self._explaining = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.links.close(reason)
+        if self._embedded is not None:
+            await self._embedded.stop()
+            self._embedded = None
+
+    def abandon(self) -> None:
+        """In a forked child: the embedded node is tied to the parent alone."""
+        if self._embedded is not None:
+            self._embedded.untie()
+
+    def explain(self, job: int) -> str:
+        """One sentence (or a few) that says why a job is where it is."""
+        sentence = self.core.explain(job)
+        return sentence if self.links.nodes else f"{sentence} {self.account()}"
+
+    def account(self) -> str:
+        """Where nodes were looked for and who refused."""
+        parts = []
+        if not self.links.nodes:
+            tried = "; ".join(self.links.tried) or "nothing yet"
+            parts.append(f"No node has answered. Tried: {tried}.")
+            parts.append("Is dispynode running there, and does the firewall let UDP and TCP of these ports through?")
+        parts.extend(self._refusal_sentences())
+        return " ".join(parts)
+
+    def _refusal_sentences(self) -> list[str]:
+        by_reason: dict[str, list[str]] = {}
+        for address, reason in self.links.refusals.items():
+            by_reason.setdefault(reason, []).append(address)
+        sentences = []
+        for reason, addresses in by_reason.items():
+            where = ", ".join(sorted(addresses))
+            machines = "1 machine runs" if len(addresses) == 1 else f"{len(addresses)} machines run"
+            if reason == "secret":
+                sentences.append(
+                    f"{machines} dispynode with another secret: {where}; make it equal with "
+                    f"`dispy secret show | ssh {sorted(addresses)[0]} dispy secret set`."
+                )
+            elif reason == "group":
+                sentences.append(
+                    f"{machines} dispynode in another group: {where}; give the same --group on both sides."
+                )
+            else:
+                sentences.append(f"{where}: {reason}.")
+        return sentences
+
+    def flush_now(self) -> None:
+        """Hand queued jobs to the core before anything else happens."""
+        if self._outbox:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        outbox = self._outbox
+        count = len(outbox)
+        if count:
+            self.handle(JobsSubmitted([outbox.popleft() for _ in range(count)]))
+
+    def handle(self, event: Event) -> None:
+        """Give an event to the core and do what it wants done. Events that come meanwhile wait in line."""
+        self._inbox.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._inbox:
+                self._perform(self.core.handle(self._inbox.popleft(), self.portal.loop.time()))
+        finally:
+            self._handling = False
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline = self.core.next_deadline()
+        if deadline == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = None if deadline is None else self.portal.loop.call_at(deadline, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer, self._timer_at = None, None
+        self._perform(self.core.handle_timeout(self.portal.loop.time()))
+        for node in [
+            node for node, reached in self.links.nodes.items() if reached.info and node not in self.core.nodes
+        ]:
+            self.links.forget_node(node)
+        self._arm()
+
+    def _perform(self, effects: Effects) -> None:
+        for send in effects.sends:
+            self.links.send(send.node, send.message, send.payload)
+        for notice in effects.notices:
+            match notice:
+                case JobsEnded():
+                    self._tell_ended(notice.jobs)
+                case JobsStarted():
+                    self._tell_started(notice)
+                case AskAllocation():
+                    self._spawn(self._allocate(notice))
+                case _:
+                    self._tell(notice)
+
+    def _tell_ended(self, jobs: Iterable[JobEnded]) -> None:
+        touched: dict[ComputationId, ClusterOwner] = {}
+        views: dict[ProcessId, NodeView | None] = {}
+        owner: ClusterOwner | None = None
+        cluster: ComputationId | None = None
+        for ended in jobs:
+            if ended.job.cluster != cluster:
+                cluster = ended.job.cluster
+                owner = self.owners.get(cluster)
+                if owner is not None:
+                    touched[cluster] = owner
+            node = ended.node
+            if node is not None and node not in views:
+                views[node] = self.links.view(node)
+            if ended.job.blob is not None:
+                self.links.sources.withdraw(ended.job.blob.name)
+            if owner is not None:
+                owner.job_ended(ended, None if node is None else views[node])
+        for owner in touched.values():
+            owner.batch_ended()
+
+    def _tell_started(self, notice: JobsStarted) -> None:
+        view = self.links.view(notice.node)
+        by_cluster: dict[ComputationId, list[JobRecord]] = {}
+        for record in notice.jobs:
+            by_cluster.setdefault(record.cluster, []).append(record)
+        for cluster, records in by_cluster.items():
+            owner = self.owners.get(cluster)
+            if owner is not None:
+                owner.jobs_started(view, records)
+
+    def _tell(self, notice: JobRequeued | NodeOpened | NodeClosed | NodeRefused | ClusterEnded) -> None:
+        match notice:
+            case JobRequeued():
+                owner = self.owners.get(notice.job.cluster)
+                if owner is not None:
+                    owner.job_requeued(notice, self.links.view(notice.node))
+            case NodeOpened():
+                view = self.links.view(notice.node)
+                owner = self.owners.get(notice.cluster)
+                if owner is not None and view is not None:
+                    owner.node_opened(view, self._allocated.get((notice.cluster, notice.node), view.info.cpus))
+            case NodeClosed():
+                owner = self.owners.get(notice.cluster)
+                if owner is not None:
+                    owner.node_closed(notice.node, notice.cause)
+            case NodeRefused():
+                self._tell_refused(notice)
+            case ClusterEnded():
+                owner = self.owners.pop(notice.cluster, None)
+                if owner is not None:
+                    owner.ended()
+
+    def _tell_refused(self, refused: NodeRefused) -> None:
+        view = self.links.view(refused.node)
+        if refused.cluster is not None:
+            owner = self.owners.get(refused.cluster)
+            if owner is not None:
+                owner.node_refused(view, refused)
+            return
+        where = view.info.name if view is not None else refused.node
+        logger.warning("node %s cannot be used now: %s", where, refused.reason)
+
+    async def _allocate(self, asked: AskAllocation) -> None:
+        owner = self.owners.get(asked.cluster)
+        reached = self.links.nodes.get(asked.node)
+        if owner is None or reached is None:
+            return
+        view = NodeView(asked.node, asked.info, asked.address, reached.port)
+        allocation = Allocation(0)
+        files: tuple[FileSpec, ...] = ()
+        try:
+            if owner.runs_user_allocation:
+                allocation = await self._in_callback_thread(lambda: owner.allocate(view, reached.local))
+            else:
+                allocation = owner.allocate(view, reached.local)
+            if allocation.cpus > 0:
+                files = await self.offer_files([(Path(name), Path(name).name) for name in allocation.depends])
+        except Exception:
+            logger.exception("node %s is not used: its allocation failed", asked.info.name)
+            allocation = Allocation(0)
+        self._allocated[asked.cluster, asked.node] = allocation.cpus
+        self.handle(NodeAllocated(asked.cluster, asked.node, allocation.cpus, files, allocation.setup_args))
+
+    async def _in_callback_thread(self, function: Callable[[], Allocation]) -> Allocation:
+        loop = self.portal.loop
+        future: asyncio.Future[Allocation] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                loop.call_soon_threadsafe(_fail, future, error)
+            else:
+                loop.call_soon_threadsafe(_resolve, future, result)
+
+        self.portal.callback(run)
+        return await future
+
+    async def offer_files(self, files: Iterable[tuple[Path, str]]) -> tuple[FileSpec, ...]:
+        """Make files fetchable by nodes: local path and path below the computation's directory.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        offered = []
+        for path, destination in files:
+            blob = await self.links.sources.offer_file(path)
+            status = path.stat()
+            offered.append(FileSpec(destination, blob, status.st_mode & 0o777, status.st_mtime))
+        return tuple(offered)
+
+    # Looking for nodes.
+
+    def _ask_again(self) -> None:
+        interested = [owner for owner in self.owners.values() if owner.wants_discovery]
+        if not interested:
+            return
+        if self.core.waiting or any(owner.interval for owner in interested):
+            self.links.ask()
+        self._later(min((owner.interval or DISCOVERY_INTERVAL) for owner in interested), self._ask_again)
+
+    def _embed_if_alone(self) -> None:
+        alone = not self.links.heard and not self.links.nodes
+        forced = any(owner.may_embed and not owner.wants_discovery for owner in self.owners.values())
+        if (alone or forced) and self._embedded is None and not self._embedding:
+            self._embedding = True
+            self._spawn(self._embed())
+
+    async def _embed(self) -> None:
+        try:
+            node = await start_embedded()
+        except NodeError as error:
+            logger.error("%s", error)
+            return
+        finally:
+            self._embedding = False
+        self._embedded = node
+        logger.info("no node was found: started one on this machine for this program (%s:%s)", node.host, node.port)
+        self.links.dial(node.host, node.port, named=True, settings=_embedded_settings(self.links.settings, node))
+
+    def _explain_waiting(self) -> None:
+        sentence = self.core.why_waiting()
+        if not self.owners or sentence is None:
+            self._explained = ""
+        else:
+            text = f"{sentence} {self.account()}".strip()
+            if text != self._explained:
+                logger.warning("%s", text)
+                self._explained = text
+        if self.owners:
+            self._later(EXPLAIN_AFTER, self._explain_waiting)
+        else:
+            self._explaining = False
+
+    def _later(self, seconds: float, function: Callable[[], object]) -> None:
+        def run() -> None:
+            self._calls.discard(handle)
+            function()
+
+        handle = self.portal.loop.call_later(seconds, run)
+        self._calls.add(handle)
+
+    def _spawn(self, coroutine: object) -> None:
+        task = self.portal.loop.create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("an internal task failed", exc_info=task.exception())
+
+
+def _resolve(future: asyncio.Future[Allocation], result: Allocation) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Allocation], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _holder() -> Holder:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = str(os.getuid())
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    return Holder(user, socket.gethostname(), os.getpid(), program, time.time())
+
+
+def _grace(settings: ServiceSettings) -> dict[str, float]:
+    return {} if settings.pulse_interval is None else {"grace": 5 * settings.pulse_interval}
+
+
+def _link_settings(process: ProcessId, settings: ServiceSettings) -> LinkSettings:
+    common = {
+        "process": process,
+        "role": Role.SCHEDULER,
+        "name": socket.gethostname(),
+        "credentials": settings.credentials,
+        "group": settings.group,
+    }
+    pulse = settings.pulse_interval
+    if pulse is None:
+        return LinkSettings(**common)  # type: ignore[arg-type]
+    return LinkSettings(
+        **common,  # type: ignore[arg-type]
+        heartbeat_interval=pulse,
+        suspect_timeout=2.5 * pulse,
+        grace_timeout=5 * pulse,
+    )
+
+
+def _embedded_settings(settings: LinkSettings, node: EmbeddedNode) -> LinkSettings:
+    return LinkSettings(
+        process=settings.process,
+        role=settings.role,
+        name=settings.name,
+        credentials=node.credentials,
+        heartbeat_interval=settings.heartbeat_interval,
+        suspect_timeout=settings.suspect_timeout,
+        grace_timeout=settings.grace_timeout,
+    )
