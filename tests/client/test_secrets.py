@@ -1,4 +1,4 @@
-"""Where the secret is found, how it is made when several processes need it at once, which files are refused."""
+"""Where the secret is found, how it is made when several processes need it at once, what is refused."""
 
 from __future__ import annotations
 

@@ -1,0 +1,305 @@
+"""Discovery on real sockets of the loopback interface: who finds whom, who is refused, and what is said about it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from dispy.errors import NodeError, SettingsError
+from dispy.model import ProcessId
+from dispy.secrets import Credentials, find_credentials
+from dispy.wire import datagrams, discovery
+from dispy.wire.discovery import Answerer, Asker, DiscoveryRefused, NodeFound
+from dispy.wire.interfaces import Scope
+
+LOOPBACK = ("lo",)
+ALPHA = ProcessId("a" * 32)
+BETA = ProcessId("b" * 32)
+
+
+@pytest.fixture
+def base_port() -> int:
+    """A port that is free, as is the next one."""
+    while True:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second,
+        ):
+            first.bind(("", 0))
+            port: int = first.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("", port + 1))
+                return port
+
+
+def ours() -> Credentials:
+    return find_credentials(secret="ours")
+
+
+class Heard:
+    """What an asker or answerer reports, with a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.found: list[NodeFound] = []
+        self.refused: list[DiscoveryRefused] = []
+        self._news = asyncio.Event()
+
+    def on_found(self, node: NodeFound) -> None:
+        self.found.append(node)
+        self._news.set()
+
+    def on_refused(self, refusal: DiscoveryRefused) -> None:
+        self.refused.append(refusal)
+        self._news.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                self._news.clear()
+                with contextlib.suppress(TimeoutError):  # counters change without news
+                    await asyncio.wait_for(self._news.wait(), 0.02)
+
+
+@contextlib.asynccontextmanager
+async def asker(
+    base_port: int, heard: Heard, *, secret: str = "ours", group: str = "", name: str = "client"
+) -> AsyncIterator[Asker]:
+    started = await Asker.start(
+        credentials=find_credentials(secret=secret),
+        group=group,
+        base_port=base_port,
+        name=name,
+        interfaces=LOOPBACK,
+        on_found=heard.on_found,
+        on_refused=heard.on_refused,
+    )
+    with contextlib.closing(started):
+        yield started
+
+
+@contextlib.asynccontextmanager
+async def answerer(
+    base_port: int, heard: Heard, *, process: ProcessId = ALPHA, name: str = "alpha", tcp_port: int = 4001
+) -> AsyncIterator[Answerer]:
+    started = await Answerer.start(
+        credentials=ours(),
+        group="",
+        base_port=base_port,
+        name=name,
+        process=process,
+        tcp_port=tcp_port,
+        interfaces=LOOPBACK,
+        on_refused=heard.on_refused,
+    )
+    with contextlib.closing(started):
+        yield started
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(main())
+
+
+def test_one_question_finds_all_nodes_of_a_host(base_port: int) -> None:
+    async def test() -> None:
+        heard, nodes = Heard(), Heard()
+        async with (
+            answerer(base_port, nodes),
+            answerer(base_port, nodes, process=BETA, name="beta", tcp_port=4002),
+            asker(base_port, heard) as client,
+        ):
+            client.ask()
+            await heard.until(lambda: len(heard.found) == 2)
+            assert client.tried == [f"lo: asked 127.255.255.255, UDP port {base_port + 1}"]
+        assert sorted(heard.found, key=lambda node: node.name) == [
+            NodeFound(ALPHA, "alpha", "127.0.0.1", 4001, announced=False),
+            NodeFound(BETA, "beta", "127.0.0.1", 4002, announced=False),
+        ]
+        assert nodes.refused == heard.refused == []
+
+    run(test)
+
+
+def test_an_announcement_reaches_all_clients_of_a_host_and_is_limited(
+    base_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "DIAL_INTERVAL", 1000.0)
+
+    async def test() -> None:
+        one, two, nodes = Heard(), Heard(), Heard()
+        async with (
+            asker(base_port, one) as first,
+            asker(base_port, two),
+            answerer(base_port, nodes) as node,
+        ):
+            for _ in range(3):
+                node.announce()
+            await two.until(lambda: len(two.found) == 1)
+            await one.until(lambda: len(one.found) == 1)
+            first.ask()
+            await one.until(lambda: len(one.found) == 2)
+            assert first.counters["announcements"] == 3
+        assert [node.announced for node in one.found] == [True, False]
+        assert two.found == [NodeFound(ALPHA, "alpha", "127.0.0.1", 4001, announced=True)]
+
+    run(test)
+
+
+@pytest.mark.parametrize(("secret", "group", "reason"), [("theirs", "", "secret"), ("ours", "tests", "group")])
+def test_strangers_are_refused_on_both_sides_by_name(base_port: int, secret: str, group: str, reason: str) -> None:
+    async def test() -> None:
+        heard, nodes = Heard(), Heard()
+        async with (
+            answerer(base_port, nodes) as node,
+            asker(base_port, heard, secret=secret, group=group, name="laptop") as client,
+        ):
+            client.ask()
+            client.ask()
+            await heard.until(lambda: bool(heard.refused))
+            await nodes.until(lambda: node.counters["strangers"] == 2)
+            client.ask()
+            node.announce()
+            await heard.until(lambda: len(heard.refused) == 2)
+            await nodes.until(lambda: node.counters["strangers"] == 3)
+        assert set(heard.refused) == {DiscoveryRefused("127.0.0.1", "alpha", reason)}
+        assert nodes.refused == [DiscoveryRefused("127.0.0.1", "laptop", reason)]
+        assert heard.found == []
+        assert node.counters["replies"] == 1
+
+    run(test)
+
+
+def test_garbage_is_counted_and_everything_goes_on(base_port: int) -> None:
+    async def test() -> None:
+        heard, nodes = Heard(), Heard()
+        async with answerer(base_port, nodes) as node, asker(base_port, heard) as client:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                for size in range(0, 3000, 10):
+                    sock.sendto(bytes(size), ("127.0.0.1", base_port + 1))
+                    sock.sendto(b"dispy\x01" + bytes(size), ("127.0.0.1", base_port))
+                    await asyncio.sleep(0)  # lets the loop read, else the kernel drops what is too much
+            client.ask()
+            await heard.until(lambda: bool(heard.found))
+            assert node.counters["garbage"] > 100
+        assert client.counters["garbage"] > 100
+        assert nodes.refused == heard.refused == []
+
+    run(test)
+
+
+def test_answers_to_questions_never_asked_are_ignored(base_port: int) -> None:
+    async def test() -> None:
+        heard, nodes = Heard(), Heard()
+        async with answerer(base_port, nodes), asker(base_port, heard) as client:
+            credentials = ours()
+            identity = datagrams.DiscoveryIdentity.of(credentials.derive("discovery"), credentials.key_id, "")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                old = datagrams.encode_answer(identity, b"n" * 16, BETA, "old", 4003)
+                sock.sendto(old, ("127.0.0.1", base_port))
+                forged = datagrams.encode_refusal(b"n" * 16, datagrams.Reason.SECRET, "liar")
+                sock.sendto(forged, ("127.0.0.1", base_port))
+            client.ask()
+            await heard.until(lambda: bool(heard.found))
+            assert client.counters["stale"] == 2
+        assert [node.name for node in heard.found] == ["alpha"]
+        assert heard.refused == []
+
+    run(test)
+
+
+def test_a_failing_interface_does_not_stop_the_others(base_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    select = "dispy.wire.interfaces._select"
+
+    async def test() -> None:
+        heard, nodes = Heard(), Heard()
+        async with answerer(base_port, nodes), asker(base_port, heard) as client:
+            (loopback,) = discovery.interface_addresses(LOOPBACK)
+            broken = discovery.InterfaceAddress("eth7", "203.0.113.1", "203.0.113.255", False, loopback.network)
+            silent = discovery.InterfaceAddress("tun7", "203.0.113.2", "", False, loopback.network)
+            monkeypatch.setattr(select, lambda _names: ([broken, silent, loopback], ["eth8"]))
+            client.ask()
+            await heard.until(lambda: bool(heard.found))
+            assert client.tried == [
+                "eth8: no such interface or IPv4 address is up",
+                "tun7: 203.0.113.2 has no broadcast",
+                "eth7: 203.0.113.255 could not be asked: Cannot assign requested address",
+                f"lo: asked 127.255.255.255, UDP port {base_port + 1}",
+            ]
+
+    run(test)
+
+
+def test_ports_that_another_program_has_for_itself(base_port: int) -> None:
+    async def test() -> None:
+        heard = Heard()
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+        ):
+            one.bind(("", base_port))
+            two.bind(("", base_port + 1))
+            with pytest.raises(NodeError, match=f"UDP port {base_port + 1} cannot be used"):
+                async with answerer(base_port, heard):
+                    pass
+            async with asker(base_port, heard) as client:
+                client.ask()
+                assert "are not heard" in client.tried[0]
+
+    run(test)
+
+
+def test_ask_once(base_port: int) -> None:
+    async def test() -> None:
+        nodes = Heard()
+        async with answerer(base_port, nodes):
+            found, refused, tried = await discovery.discover_once(ours(), "", base_port, LOOPBACK, 0.3)
+            assert [node.process for node in found] == [ALPHA]
+            assert (refused, len(tried)) == ([], 1)
+            other = find_credentials(secret="other")
+            found, refused, tried = await discovery.discover_once(other, "", base_port, LOOPBACK, 0.3)
+            assert (found, refused) == ([], [DiscoveryRefused("127.0.0.1", "alpha", "secret")])
+
+    run(test)
+
+
+def test_interfaces_by_name_and_address() -> None:
+    (loopback,) = discovery.interface_addresses(LOOPBACK)
+    assert (loopback.address, loopback.broadcast, loopback.is_loopback) == (
+        "127.0.0.1",
+        "127.255.255.255",
+        True,
+    )
+    assert discovery.interface_addresses(("127.0.0.1",)) == [loopback]
+    assert discovery.interface_addresses()[0] == loopback
+    with pytest.raises(SettingsError, match=r"nowhere0.*there are: lo \(127\.0\.0\.1\)"):
+        discovery.interface_addresses(("nowhere0",))
+
+
+def test_scope_keeps_to_its_interfaces() -> None:
+    everywhere, here = Scope((), False), Scope(LOOPBACK, False)
+    here.refresh([])
+    assert everywhere.contains("203.0.113.9")
+    assert here.contains("127.0.0.1")
+    assert not here.contains("203.0.113.9")
+    with_empty_secret = Scope((), True)
+    assert all(each.is_loopback for each in with_empty_secret.refresh([]))
+    assert not with_empty_secret.contains("203.0.113.9")
+
+
+def test_where_daemons_listen() -> None:
+    assert discovery.listen_hosts(ours()) == ["0.0.0.0"]
+    assert discovery.listen_hosts(ours(), hosts=("10.0.0.1",), interfaces=LOOPBACK) == ["10.0.0.1"]
+    assert discovery.listen_hosts(ours(), interfaces=LOOPBACK) == ["127.0.0.1"]
+    empty = find_credentials(secret="")
+    assert discovery.listen_hosts(empty) == ["127.0.0.1"]
+    assert discovery.listen_hosts(empty, hosts=("localhost", "127.0.0.2")) == ["localhost", "127.0.0.2"]
+    with pytest.raises(SettingsError, match="with an empty secret"):
+        discovery.listen_hosts(empty, hosts=("10.0.0.1",))
+    assert discovery.listen_hosts(find_credentials(secret="", insecure=True)) == ["0.0.0.0"]
