@@ -1,0 +1,516 @@
+"""The node's decisions: who holds the node, what is open on it, what the scheduler is told, when it ends.
+
+A plain object: events in, effects out. No I/O, clock, task or log. `dispy.node.service` is its host.
+What becomes of jobs that end or leave is in `dispy.node.jobs`; who gets which job is in `dispy.node.feeding`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import msgspec
+
+from dispy.model import ComputationId, HeldAttempt, Holder, JobSpec, NodeInfo, ProcessId
+from dispy.node import events as ev
+from dispy.node.effects import (
+    Announce,
+    CleanComputation,
+    Effects,
+    Exit,
+    HangUp,
+    PrepareComputation,
+    RestartComputation,
+    Send,
+    WithdrawResults,
+)
+from dispy.node.jobs import JobDesk
+from dispy.node.serving import Computation, ComputationState, Lease, Orphan, Waiter
+from dispy.settings import GRACE_TIMEOUT, ZOMBIE_INTERVAL
+from dispy.wire import messages as msg
+
+FORK_SERVER_LIVES = 3
+"""A fork server that died so often is not started again."""
+EXIT_TIMEOUT = 0.3
+"""Seconds that an immediate exit waits for workers to say which jobs they had not started."""
+FAREWELL_TIMEOUT = 5.0
+"""Seconds that an orderly exit waits for the scheduler to acknowledge the last results."""
+
+
+@dataclass(slots=True, frozen=True)
+class Snapshot:
+    """What people may see of a node."""
+
+    holder: Holder | None
+    waiting: int
+    computations: list[tuple[ComputationId, str, str]]
+    queued: int
+    given: int
+    workers: int
+    unacknowledged: int
+
+
+@dataclass(slots=True)
+class _Exiting:
+    at_once: bool
+    deadline: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class NodeCore:
+    """All that a node knows and decides. `wall_offset` is wall clock minus `now`."""
+
+    info: NodeInfo
+    wall_offset: float = 0.0
+    grace: float = GRACE_TIMEOUT
+    zombie_interval: float = ZOMBIE_INTERVAL
+    lease: Lease | None = None
+    line: list[Waiter] = field(default_factory=list)
+    links: set[ProcessId] = field(default_factory=set)
+    orphans: dict[bytes, Orphan] = field(default_factory=dict)
+    desk: JobDesk = field(init=False)
+    exiting: _Exiting | None = None
+    ended: bool = False
+    """Exit has been decided; nothing follows."""
+
+    def __post_init__(self) -> None:
+        self.desk = JobDesk(self.info.cpus)
+
+    # ---- the five methods of every core ----
+
+    def handle(self, event: ev.Event, now: float) -> Effects:
+        """Take one event in and return all that it causes."""
+        effects = Effects()
+        if self.ended:
+            return effects
+        match event:
+            case ev.WorkerAnswered():
+                self.desk.worker_answered(self.lease, event, now, effects)
+            case ev.SchedulerSaid():
+                self._on_said(event, now, effects)
+            case ev.WorkerForked():
+                self.desk.worker_forked(event, now)
+            case ev.WorkerDied():
+                self._on_worker_died(event, now, effects)
+            case ev.WorkerRecalled():
+                self.desk.worker_recalled(self.lease, event, now, effects)
+            case ev.ArgumentsFetched():
+                self.desk.arguments_fetched(self.lease, event, effects)
+            case ev.ArgumentsFailed():
+                self.desk.arguments_failed(self.lease, event, effects)
+            case ev.ComputationPrepared():
+                self._on_prepared(event, effects)
+            case ev.ComputationFailed():
+                self._on_failed(event, effects)
+            case ev.ComputationCleaned():
+                self._on_cleaned(event, effects)
+            case ev.ForkServerDied():
+                self._on_fork_server_died(event, now, effects)
+            case ev.LinkOpened():
+                self._on_link_opened(event, now, effects)
+            case ev.LinkLost():
+                self._on_link_lost(event, now, effects)
+            case ev.LoadSampled():
+                if self.lease is not None and self.lease.peer is not None:
+                    effects.sends.append(Send(self.lease.peer, msg.LoadMeasured(event.avail)))
+            case ev.ExitAsked():
+                self._on_exit_asked(event, now, effects)
+            case _:
+                assert_never(event)
+        self._settle(now, effects)
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timeout` is to be called, on the clock of `now`."""
+        times = [orphan.until for orphan in self.orphans.values()]
+        if (lease := self.lease) is not None:
+            times += [at for at in (lease.grace_at, lease.zombie_at) if at is not None and not lease.ended]
+            feeding = self.desk.feeder.next_deadline(lease.computations.values())
+            if feeding is not None and not (self.exiting and self.exiting.at_once):
+                times.append(feeding)
+        times += self.desk.deadlines()
+        if self.exiting is not None and self.exiting.deadline is not None:
+            times.append(self.exiting.deadline)
+        return None if self.ended else min(times, default=None)
+
+    def handle_timeout(self, now: float) -> Effects:
+        """Do what is due at `now`."""
+        effects = Effects()
+        if self.ended:
+            return effects
+        for token, orphan in list(self.orphans.items()):
+            if now >= orphan.until:
+                self._withdraw(orphan.results.acknowledge(orphan.results.sequence), effects)
+                del self.orphans[token]
+        if (lease := self.lease) is not None:
+            if lease.grace_at is not None and now >= lease.grace_at:
+                self._expire(lease, effects)
+            if lease.zombie_at is not None and now >= lease.zombie_at:
+                lease.zombie_at = None
+        self.desk.escalate(now, effects)
+        self._settle(now, effects)
+        return effects
+
+    def snapshot(self) -> Snapshot:
+        """What people may see."""
+        lease = self.lease
+        computations = [] if lease is None else list(lease.computations.values())
+        return Snapshot(
+            holder=None if lease is None else lease.holder,
+            waiting=len(self.line),
+            computations=[(each.id, each.spec.name, each.state.name.lower()) for each in computations],
+            queued=sum(len(each.queue) + len(each.arriving) for each in computations),
+            given=sum(len(worker.jobs) for worker in self.desk.feeder.workers.values()),
+            workers=len(self.desk.feeder.workers),
+            unacknowledged=0 if lease is None else len(lease.results.attempts),
+        )
+
+    def check(self) -> None:
+        """Recompute every table from the others.
+
+        Raises:
+            AssertionError: two of them differ, which is a bug here.
+        """
+        lease = self.lease
+        self.desk.check(lease)
+        assert len({waiter.token for waiter in self.line}) == len(self.line), "stands in line twice"
+        assert all(waiter.peer in self.links for waiter in self.line), "waits without a link"
+        if lease is None:
+            assert not self.line or self.exiting, "somebody waits for a free node"
+            return
+        assert lease.peer is None or lease.peer in self.links, "the lease speaks over a link that is gone"
+        assert lease.token not in self.orphans, "results of the lease lie with the orphans"
+        assert lease.peer is not None or lease.expired or lease.grace_at is not None or lease.ended
+
+    # ---- links and leases ----
+
+    def _on_link_opened(self, event: ev.LinkOpened, now: float, effects: Effects) -> None:
+        if event.peer in self.links:
+            self._drop_link(event.peer, goodbye=False, now=now, effects=effects)
+        self.links.add(event.peer)
+        effects.sends.append(Send(event.peer, msg.NodeDescribed(self.info)))
+
+    def _on_link_lost(self, event: ev.LinkLost, now: float, effects: Effects) -> None:
+        if event.peer in self.links:
+            self._drop_link(event.peer, goodbye=event.goodbye, now=now, effects=effects)
+
+    def _drop_link(self, peer: ProcessId, *, goodbye: bool, now: float, effects: Effects) -> None:
+        self.links.discard(peer)
+        self.line = [waiter for waiter in self.line if waiter.peer != peer]
+        lease = self.lease
+        if lease is None or lease.peer != peer:
+            return
+        lease.peer = None
+        lease.recalls.clear()
+        lease.grace_at = now + self.grace
+        lease.zombie_at = None if goodbye else now + self.zombie_interval
+        if goodbye:
+            self._expire(lease, effects)
+
+    def _expire(self, lease: Lease, effects: Effects) -> None:
+        """Nobody came back in time: what has not started is dropped, what runs may end."""
+        lease.grace_at = None
+        lease.expired = True
+        self.desk.drop_unstarted(lease, effects)
+        for computation in lease.computations.values():
+            if computation.state is ComputationState.OPENING:
+                computation.state = ComputationState.CLOSING
+
+    def _on_ask_lease(self, peer: ProcessId, ask: msg.AskLease, now: float, effects: Effects) -> None:
+        if self.exiting is not None and (self.lease is None or self.lease.token != ask.token):
+            self._hang_up(peer, "the node is ending", now, effects)
+            return
+        self.line = [each for each in self.line if each.token != ask.token and each.peer != peer]
+        lease = self.lease
+        if lease is None:
+            self._grant(Waiter(ask.token, ask.holder, peer), now, effects)
+        elif lease.token == ask.token and not lease.ended:
+            lease.peer = peer
+            lease.grace_at = lease.zombie_at = None
+            lease.expired = False
+            self._tell_granted(lease, effects)
+            self.desk.fetch_again(lease, effects)
+        else:
+            self.line.append(Waiter(ask.token, ask.holder, peer))
+            effects.sends.append(Send(peer, msg.LeaseRefused(lease.holder)))
+
+    def _grant(self, waiter: Waiter, now: float, effects: Effects) -> None:
+        holder = msgspec.structs.replace(waiter.holder, since=now + self.wall_offset)
+        self.lease = lease = Lease(waiter.token, holder, waiter.peer)
+        orphan = self.orphans.pop(waiter.token, None)
+        if orphan is not None:
+            lease.results = orphan.results
+        self._tell_granted(lease, effects)
+
+    def _tell_granted(self, lease: Lease, effects: Effects) -> None:
+        assert lease.peer is not None
+        held = [HeldAttempt(job.job, job.attempt) for job in lease.jobs.values()]
+        held += lease.results.held()
+        ready = [each.id for each in lease.computations.values() if each.state is ComputationState.READY]
+        effects.sends.append(Send(lease.peer, msg.LeaseGranted(held, ready)))
+        effects.sends += [Send(lease.peer, message, bodies) for message, bodies in lease.results.batches]
+
+    def _on_release(self, peer: ProcessId, now: float, effects: Effects) -> None:
+        self.line = [each for each in self.line if each.peer != peer]
+        lease = self.lease
+        if lease is None or lease.peer != peer:
+            return
+        lease.ended = lease.released = True
+        for computation in lease.computations.values():
+            self._close(lease, computation, terminate=True, now=now, effects=effects)
+        self._withdraw(lease.results.acknowledge(lease.results.sequence), effects)
+
+    def _hang_up(self, peer: ProcessId, reason: str, now: float, effects: Effects) -> None:
+        effects.actions.append(HangUp(peer, reason))
+        self._drop_link(peer, goodbye=False, now=now, effects=effects)
+
+    def _withdraw(self, names: list[bytes], effects: Effects) -> None:
+        if names:
+            effects.actions.append(WithdrawResults(names))
+
+    # ---- what schedulers say ----
+
+    def _on_said(self, event: ev.SchedulerSaid, now: float, effects: Effects) -> None:
+        message, peer = event.message, event.peer
+        if peer not in self.links:
+            return
+        if isinstance(message, msg.AskLease):
+            self._on_ask_lease(peer, message, now, effects)
+            return
+        if isinstance(message, msg.ReleaseLease):
+            self._on_release(peer, now, effects)
+            return
+        lease = self.lease
+        if lease is None or lease.peer != peer:
+            self._on_stranger(peer, message, effects)
+            return
+        match message:
+            case msg.RunJobs():
+                self._on_run_jobs(lease, message, event.payload, now, effects)
+            case msg.AckResults():
+                self._withdraw(lease.results.acknowledge(message.sequence), effects)
+            case msg.CancelJobs():
+                self.desk.cancel(lease, message.jobs, now, effects)
+            case msg.RecallJobs():
+                self.desk.recall(lease, message.count, effects)
+            case msg.OpenComputation():
+                self._on_open(lease, message, effects)
+            case msg.CloseComputation():
+                self._on_close(lease, message, now, effects)
+            case _:
+                reason = f"a scheduler does not send {type(message).__name__} to a node"
+                self._hang_up(peer, reason, now, effects)
+
+    def _on_stranger(self, peer: ProcessId, message: msg.AnyMessage, effects: Effects) -> None:
+        """Whoever has lost the lease is told that nothing of it is here; the rest is stale."""
+        if isinstance(message, msg.RunJobs):
+            effects.sends.append(Send(peer, _given_back(message.jobs)))
+        elif isinstance(message, msg.CloseComputation):
+            effects.sends.append(Send(peer, msg.ComputationClosed(message.computation)))
+
+    def _on_run_jobs(
+        self, lease: Lease, message: msg.RunJobs, payload: bytes | memoryview, now: float, effects: Effects
+    ) -> None:
+        assert lease.peer is not None
+        computation = lease.computations.get(message.computation)
+        takes = (ComputationState.OPENING, ComputationState.READY)
+        if computation is None or self.exiting or lease.ended or computation.state not in takes:
+            effects.sends.append(Send(lease.peer, _given_back(message.jobs)))
+            return
+        if sum([spec.size for spec in message.jobs]) != len(payload):
+            reason = "the arguments of a batch are not as long as it says"
+            self._hang_up(lease.peer, reason, now, effects)
+            return
+        self.desk.take(lease, computation, message.jobs, payload, now, effects)
+
+    def _on_open(self, lease: Lease, message: msg.OpenComputation, effects: Effects) -> None:
+        assert lease.peer is not None
+        spec = message.computation
+        computation = lease.computations.get(spec.id)
+        if self.exiting or lease.ended:
+            refusal = msg.ComputationRefused(spec.id, "the node is ending", final=False)
+            effects.sends.append(Send(lease.peer, refusal))
+        elif computation is None:
+            self._open(lease, spec.id, Computation(spec, message.setup_args), effects)
+        elif computation.state is ComputationState.READY:
+            effects.sends.append(Send(lease.peer, msg.ComputationReady(spec.id)))
+        elif computation.state is not ComputationState.OPENING:
+            computation.reopen = (spec, message.setup_args)
+
+    def _open(self, lease: Lease, key: ComputationId, computation: Computation, effects: Effects) -> None:
+        assert lease.peer is not None
+        lease.computations[key] = computation
+        effects.actions.append(PrepareComputation(lease.peer, computation.spec, computation.setup_args))
+
+    def _on_close(self, lease: Lease, message: msg.CloseComputation, now: float, effects: Effects) -> None:
+        assert lease.peer is not None
+        computation = lease.computations.get(message.computation)
+        if computation is None:
+            effects.sends.append(Send(lease.peer, msg.ComputationClosed(message.computation)))
+            return
+        computation.reopen = None
+        self._close(lease, computation, terminate=message.terminate, now=now, effects=effects)
+
+    def _close(self, lease: Lease, computation: Computation, *, terminate: bool, now: float, effects: Effects) -> None:
+        if computation.state is ComputationState.CLEANING:
+            return
+        if terminate:
+            jobs = [job.job for job in lease.jobs.values() if job.computation is computation]
+            self.desk.cancel(lease, jobs, now, effects)
+        computation.state = ComputationState.CLOSING
+
+    # ---- computations ----
+
+    def _computation(self, key: ComputationId) -> Computation | None:
+        return None if self.lease is None else self.lease.computations.get(key)
+
+    def _on_prepared(self, event: ev.ComputationPrepared, effects: Effects) -> None:
+        computation = self._computation(event.computation)
+        if computation is None or computation.state is ComputationState.CLEANING:
+            return
+        computation.prepared = True
+        if computation.state is ComputationState.OPENING:
+            computation.state = ComputationState.READY
+            self._tell(msg.ComputationReady(computation.id), effects)
+
+    def _tell(self, message: msg.AnyMessage, effects: Effects) -> None:
+        if self.lease is not None and self.lease.peer is not None:
+            effects.sends.append(Send(self.lease.peer, message))
+
+    def _on_failed(self, event: ev.ComputationFailed, effects: Effects) -> None:
+        computation = self._computation(event.computation)
+        if computation is not None and computation.state is not ComputationState.CLEANING:
+            self._refuse(computation, event.reason, event.trace, final=event.final, effects=effects)
+
+    def _refuse(self, computation: Computation, reason: str, trace: str, *, final: bool, effects: Effects) -> None:
+        """Say that it cannot run here, give its jobs back, remove it."""
+        lease = self.lease
+        assert lease is not None
+        self.desk.give_back(lease, computation, effects)
+        if computation.state is not ComputationState.CLOSING:
+            self._tell(msg.ComputationRefused(computation.id, reason, trace, final), effects)
+            computation.told_closed = True
+        computation.prepared = False
+        computation.state = ComputationState.CLOSING
+
+    def _on_cleaned(self, event: ev.ComputationCleaned, effects: Effects) -> None:
+        computation = self._computation(event.computation)
+        if computation is None or computation.state is not ComputationState.CLEANING:
+            return
+        lease = self.lease
+        assert lease is not None
+        self.desk.forget_workers(computation)
+        del lease.computations[computation.id]
+        if not computation.told_closed:
+            self._tell(msg.ComputationClosed(computation.id, event.trace), effects)
+        if computation.reopen is not None and lease.peer is not None:
+            spec, setup_args = computation.reopen
+            self._open(lease, spec.id, Computation(spec, setup_args), effects)
+
+    def _on_fork_server_died(self, event: ev.ForkServerDied, now: float, effects: Effects) -> None:
+        computation = self._computation(event.computation)
+        if computation is None or computation.state is ComputationState.CLEANING:
+            return
+        lease = self.lease
+        assert lease is not None
+        for worker in list(computation.workers.values()):
+            running = next(iter(worker.jobs), 0)
+            death = ev.WorkerDied(worker.id, running, event.cause, ended=now + self.wall_offset)
+            self.desk.worker_died(lease, death, now, effects)
+        computation.prepared = False
+        computation.deaths += 1
+        self._restart(computation, f"its fork server died {computation.deaths} times; last: {event.cause}", effects)
+
+    def _restart(self, computation: Computation, reason: str, effects: Effects) -> None:
+        if computation.deaths >= FORK_SERVER_LIVES:
+            self._refuse(computation, reason, "", final=True, effects=effects)
+        else:
+            effects.actions.append(RestartComputation(computation.id))
+
+    def _on_worker_died(self, event: ev.WorkerDied, now: float, effects: Effects) -> None:
+        computation = self.desk.worker_died(self.lease, event, now, effects)
+        if computation is not None and self.desk.gives_up(computation):
+            count = computation.stillborn
+            reason = f"{count} workers in a row ended before they could run a job; last: {event.cause}"
+            self._refuse(computation, reason, "", final=True, effects=effects)
+
+    # ---- the end of things ----
+
+    def _on_exit_asked(self, event: ev.ExitAsked, now: float, effects: Effects) -> None:
+        if self.exiting is not None and (self.exiting.at_once or not event.at_once):
+            return
+        for waiter in list(self.line):
+            self._hang_up(waiter.peer, "the node is ending", now, effects)
+        lease = self.lease
+        if event.at_once:
+            self.exiting = _Exiting(True, now + EXIT_TIMEOUT)
+            if lease is not None:
+                self.desk.give_back_all(lease, effects)
+            return
+        self.exiting = _Exiting(False)
+        self.info = msgspec.structs.replace(self.info, cpus=0)
+        self._tell(msg.NodeDescribed(self.info), effects)
+
+    def _settle(self, now: float, effects: Effects) -> None:
+        """Decide from the whole state what follows."""
+        if self.exiting is not None:
+            self._settle_exit(self.exiting, now, effects)
+        lease = self.lease
+        if lease is None or self.ended:
+            return
+        if lease.expired and lease.is_idle and not lease.ended:
+            lease.ended = bool(self.line) or lease.zombie_at is None
+        if not (self.exiting and self.exiting.at_once):
+            self.desk.feeder.dispatch(lease.computations.values(), now, effects.actions)
+        if lease.ended:
+            for computation in lease.computations.values():
+                computation.reopen = None
+                self._close(lease, computation, terminate=False, now=now, effects=effects)
+        for computation in lease.computations.values():
+            if computation.state is ComputationState.CLOSING and computation.is_empty:
+                computation.state = ComputationState.CLEANING
+                effects.actions.append(CleanComputation(computation.id, computation.prepared))
+        if lease.ended and not lease.computations:
+            self._free(lease, now, effects)
+
+    def _free(self, lease: Lease, now: float, effects: Effects) -> None:
+        self.lease = None
+        if lease.released:
+            self._withdraw(lease.results.acknowledge(lease.results.sequence), effects)
+        elif lease.results.batches:
+            self.orphans[lease.token] = Orphan(lease.results, now + self.zombie_interval)
+        if self.line:
+            self._grant(self.line.pop(0), now, effects)
+        elif self.exiting is None:
+            effects.actions.append(Announce())
+        else:
+            self._exit("it was told to end and its jobs are done", effects)
+
+    def _settle_exit(self, exiting: _Exiting, now: float, effects: Effects) -> None:
+        lease = self.lease
+        late = exiting.deadline is not None and now >= exiting.deadline
+        if exiting.at_once:
+            asked = any(worker.recalling for worker in self.desk.feeder.workers.values())
+            if lease is None or late or not asked:
+                self._exit("it was told to end now", effects)
+            return
+        if lease is None:
+            self._exit("it was told to end", effects)
+            return
+        if lease.is_idle:
+            for computation in lease.computations.values():
+                self._close(lease, computation, terminate=False, now=now, effects=effects)
+        if lease.computations:
+            return
+        if not lease.results.batches or lease.peer is None or late:
+            self._exit("it was told to end and its jobs are done", effects)
+        elif exiting.deadline is None:
+            exiting.deadline = now + FAREWELL_TIMEOUT
+
+    def _exit(self, reason: str, effects: Effects) -> None:
+        self.ended = True
+        effects.actions.append(Exit(reason))
+
+
+def _given_back(jobs: list[JobSpec]) -> msg.JobsRecalled:
+    return msg.JobsRecalled([HeldAttempt(spec.job, spec.attempt) for spec in jobs])

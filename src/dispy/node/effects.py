@@ -1,0 +1,180 @@
+"""What the node core wants done. The service performs the actions first, then the sends, each in order.
+
+Actions come first because workers that wait for jobs cost more than a message that leaves some microseconds
+later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dispy.model import BlobRef, ComputationId, ComputationSpec, ProcessId
+from dispy.wire.messages import AnyMessage
+
+Arguments = bytes | memoryview | int
+"""Arguments of a job: the bytes, or the descriptor of a memfd that holds them."""
+
+
+@dataclass(slots=True, frozen=True)
+class Send:
+    """Send a message to a scheduler; `payload` are the raw parts behind its header."""
+
+    peer: ProcessId
+    message: AnyMessage
+    payload: Sequence[bytes | memoryview] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class PrepareComputation:
+    """Fetch code and files from the peer, start the fork server, run setup.
+
+    Answered by ComputationPrepared or ComputationFailed.
+    """
+
+    peer: ProcessId
+    computation: ComputationSpec
+    setup_args: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class RestartComputation:
+    """Start its fork server again, with setup. Answered like PrepareComputation."""
+
+    computation: ComputationId
+
+
+@dataclass(slots=True, frozen=True)
+class CleanComputation:
+    """Give up preparing, run cleanup if asked, end its processes, remove its files.
+
+    Answered by ComputationCleaned.
+    """
+
+    computation: ComputationId
+    run_cleanup: bool
+
+
+@dataclass(slots=True, frozen=True)
+class ForkWorker:
+    """Answered by WorkerForked or WorkerDied."""
+
+    computation: ComputationId
+    worker: int
+
+
+@dataclass(slots=True, frozen=True)
+class FeedWorker:
+    """Hand jobs to a worker: (sequence, arguments) each, sequences without gaps."""
+
+    computation: ComputationId
+    worker: int
+    jobs: list[tuple[int, Arguments]]
+
+
+@dataclass(slots=True, frozen=True)
+class RecallFromWorker:
+    """Take back what the worker has not started of the sequences below `before`.
+
+    Answered by WorkerRecalled.
+    """
+
+    computation: ComputationId
+    worker: int
+    before: int
+
+
+@dataclass(slots=True, frozen=True)
+class CancelInWorker:
+    """Interrupt this job if the worker runs it (or begins it)."""
+
+    computation: ComputationId
+    worker: int
+    sequence: int
+
+
+@dataclass(slots=True, frozen=True)
+class SignalWorker:
+    """Send this signal to the worker's group if it still runs this job."""
+
+    computation: ComputationId
+    worker: int
+    sequence: int
+    signal: int
+
+
+@dataclass(slots=True, frozen=True)
+class RetireWorker:
+    """Let an idle worker end. Answered by WorkerDied."""
+
+    computation: ComputationId
+    worker: int
+
+
+@dataclass(slots=True, frozen=True)
+class FetchArguments:
+    """Fetch arguments into a memfd. Answered by ArgumentsFetched or ArgumentsFailed."""
+
+    peer: ProcessId
+    blob: BlobRef
+
+
+@dataclass(slots=True, frozen=True)
+class ForgetArguments:
+    """No job needs these arguments any more: close the memfd, or stop fetching."""
+
+    name: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class WithdrawResults:
+    """Nobody will fetch these bodies any more."""
+
+    names: list[bytes]
+
+
+@dataclass(slots=True, frozen=True)
+class HangUp:
+    """End the link to this scheduler with a goodbye."""
+
+    peer: ProcessId
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class Announce:
+    """Nobody holds this node: tell the network."""
+
+
+@dataclass(slots=True, frozen=True)
+class Exit:
+    """End the program: kill what runs, remove files, say goodbye. It is the last action."""
+
+    reason: str
+
+
+Action = (
+    PrepareComputation
+    | RestartComputation
+    | CleanComputation
+    | ForkWorker
+    | FeedWorker
+    | RecallFromWorker
+    | CancelInWorker
+    | SignalWorker
+    | RetireWorker
+    | FetchArguments
+    | ForgetArguments
+    | WithdrawResults
+    | HangUp
+    | Announce
+    | Exit
+)
+
+
+@dataclass(slots=True)
+class Effects:
+    """Everything that one event causes."""
+
+    actions: list[Action] = field(default_factory=list)
+    sends: list[Send] = field(default_factory=list)

@@ -1,0 +1,175 @@
+"""What the node core is told. Past tense: these things have happened.
+
+Events that carry jobs carry lists of them; the replies of a worker go in as the worker's host received them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dispy.model import AvailInfo, BlobRef, ComputationId, ProcessId
+from dispy.wire.messages import AnyMessage
+
+
+class Reply(Protocol):
+    """What the core reads of a worker's reply; `dispy.node.workers.Reply` is one."""
+
+    sequence: int
+    ending: int
+    started_at: float
+    ended_at: float
+    result_size: int
+    stdout_size: int
+    stderr_size: int
+    error_size: int
+    body: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class LinkOpened:
+    """An authenticated link to a scheduler is up (it replaces an earlier one of the same process)."""
+
+    peer: ProcessId
+
+
+@dataclass(slots=True, frozen=True)
+class LinkLost:
+    """The link to a scheduler ended."""
+
+    peer: ProcessId
+    goodbye: bool
+    """The other side said that it will not come back."""
+
+
+@dataclass(slots=True, frozen=True)
+class SchedulerSaid:
+    """A message from a scheduler with the raw bytes behind it."""
+
+    peer: ProcessId
+    message: AnyMessage
+    payload: bytes | memoryview = b""
+
+
+@dataclass(slots=True, frozen=True)
+class ComputationPrepared:
+    """Files and code are here and setup has run (also after a restart of its fork server)."""
+
+    computation: ComputationId
+
+
+@dataclass(slots=True, frozen=True)
+class ComputationFailed:
+    """It cannot be prepared: Python differs, disk full, load or setup failed."""
+
+    computation: ComputationId
+    reason: str
+    trace: str = ""
+    final: bool = True
+
+
+@dataclass(slots=True, frozen=True)
+class ComputationCleaned:
+    """Its processes and files are gone."""
+
+    computation: ComputationId
+    trace: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class ForkServerDied:
+    """The process that holds setup's data ended, and all its workers with it."""
+
+    computation: ComputationId
+    cause: str
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerForked:
+    """The worker exists and takes jobs."""
+
+    worker: int
+    pid: int
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerAnswered:
+    """Replies of one worker, in its order. `blobs`: for those with a large body, where it can be fetched."""
+
+    worker: int
+    replies: Sequence[Reply]
+    blobs: Mapping[int, BlobRef] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerDied:
+    """The worker's process ended; all replies that it had sent came before this."""
+
+    worker: int
+    running: int
+    """Sequence of the job that it ran, 0 for none."""
+    cause: str
+    stdout: bytes = b""
+    stderr: bytes = b""
+    started: float = 0.0
+    """Wall clock at which the running job had started."""
+    ended: float = 0.0
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerRecalled:
+    """The worker will not start the jobs with first <= sequence < before."""
+
+    worker: int
+    first: int
+    before: int
+
+
+@dataclass(slots=True, frozen=True)
+class ArgumentsFetched:
+    """The arguments that a blob names are here, in a memfd with this descriptor."""
+
+    name: bytes
+    descriptor: int
+
+
+@dataclass(slots=True, frozen=True)
+class ArgumentsFailed:
+    """The arguments that a blob names cannot be had."""
+
+    name: bytes
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class LoadSampled:
+    """The machine was looked at."""
+
+    avail: AvailInfo
+
+
+@dataclass(slots=True, frozen=True)
+class ExitAsked:
+    """The node shall end: after the jobs that are here, or at once."""
+
+    at_once: bool
+
+
+Event = (
+    LinkOpened
+    | LinkLost
+    | SchedulerSaid
+    | ComputationPrepared
+    | ComputationFailed
+    | ComputationCleaned
+    | ForkServerDied
+    | WorkerForked
+    | WorkerAnswered
+    | WorkerDied
+    | WorkerRecalled
+    | ArgumentsFetched
+    | ArgumentsFailed
+    | LoadSampled
+    | ExitAsked
+)

@@ -1,0 +1,225 @@
+"""What a node keeps for the scheduler that holds it: the lease, its computations, its jobs, its results.
+
+Tables with their invariants; what happens to them when is decided in `dispy.node.core`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final
+
+from dispy.model import BlobRef, ComputationId, ComputationSpec, HeldAttempt, Holder, JobDone, ProcessId
+from dispy.node.slots import Worker
+from dispy.wire.messages import JobsDone
+
+LAST_LINES: Final = 20
+LAST_BYTES: Final = 2048
+"""How much of a dead worker's stderr stands in the error text."""
+DEATH_OUTPUT: Final = 256 << 10
+"""Bytes of stdout and of stderr that are told of a job whose worker died."""
+SHORTEST_JOB: Final = 5e-6
+"""Seconds that a job takes at least: what a worker needs around it."""
+
+
+class HeldJob:
+    """An attempt that is here and has not ended: arriving, queued, or given to a worker."""
+
+    __slots__ = ("arguments", "attempt", "blob", "cancelled", "computation", "job", "sequence", "worker")
+
+    def __init__(
+        self,
+        job: int,
+        attempt: int,
+        computation: Computation,
+        arguments: bytes | memoryview | int | None,
+    ) -> None:
+        self.job = job
+        self.attempt = attempt
+        self.computation = computation
+        self.arguments = arguments
+        """None while they arrive; a descriptor when they came as a blob."""
+        self.blob: BlobRef | None = None
+        self.worker: Worker | None = None
+        self.sequence = 0
+        """Its number at its worker; 0 without one."""
+        self.cancelled = False
+
+
+class ComputationState(Enum):
+    """Where a computation is between its opening and its end."""
+
+    OPENING = auto()
+    READY = auto()
+    CLOSING = auto()
+    """No more jobs come; those that are here end first."""
+    CLEANING = auto()
+    """Its processes and files are being removed."""
+
+
+@dataclass(slots=True, eq=False)
+class Computation:
+    """One computation of the lease's holder."""
+
+    spec: ComputationSpec
+    setup_args: bytes
+    state: ComputationState = ComputationState.OPENING
+    queue: deque[HeldJob] = field(default_factory=deque)
+    arriving: dict[int, HeldJob] = field(default_factory=dict)
+    """Jobs whose arguments are being fetched, by job."""
+    workers: dict[int, Worker] = field(default_factory=dict)
+    mean: float | None = None
+    """Measured seconds per job, None before the first one."""
+    prepared: bool = False
+    """Whether a fork server stands (False while it is started again)."""
+    told_ready: bool = False
+    told_closed: bool = False
+    """The scheduler has been told that it is not here (refused); nothing is said when it is cleaned."""
+    deaths: int = 0
+    """How often its fork server died."""
+    stillborn: int = 0
+    """Workers in a row that died before they had answered anything."""
+    fork_after: float = 0.0
+    """No fork before this time, after a stillborn worker."""
+    starved_since: float | None = None
+    refused: bool = False
+    """It cannot run here: jobs that had not started go back to the scheduler."""
+    reopen: tuple[ComputationSpec, bytes] | None = None
+    """It was opened again while it closed."""
+
+    @property
+    def id(self) -> ComputationId:
+        """The client's name for it."""
+        return self.spec.id
+
+    @property
+    def can_run(self) -> bool:
+        """Whether its jobs may start."""
+        return self.prepared and self.state in (ComputationState.READY, ComputationState.CLOSING)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether none of its jobs is here."""
+        return not self.queue and not self.arriving and not any(worker.jobs for worker in self.workers.values())
+
+    def measure(self, seconds: float, count: int) -> None:
+        """Take `count` jobs into the mean duration that took `seconds` together."""
+        fresh = max(seconds / count, SHORTEST_JOB)
+        self.mean = fresh if self.mean is None else self.mean + (fresh - self.mean) * 0.4
+
+
+@dataclass(slots=True, eq=False)
+class RecallRequest:
+    """The scheduler wants jobs back, and workers have been asked."""
+
+    wanted: int
+    taken: list[HeldAttempt]
+    waiting: set[int]
+    """Workers that have not answered."""
+
+
+@dataclass(slots=True, eq=False)
+class Results:
+    """Ended attempts that the scheduler has not acknowledged, in numbered batches."""
+
+    sequence: int = 0
+    batches: deque[tuple[JobsDone, Sequence[bytes | memoryview]]] = field(default_factory=deque)
+    attempts: dict[int, int] = field(default_factory=dict)
+    """Job → its last ended attempt."""
+
+    def add(self, done: list[JobDone], bodies: list[bytes]) -> tuple[JobsDone, Sequence[bytes | memoryview]]:
+        """Keep a batch and return it for sending."""
+        self.sequence += 1
+        batch = (JobsDone(self.sequence, done), bodies)
+        self.batches.append(batch)
+        return batch
+
+    def acknowledge(self, sequence: int) -> list[bytes]:
+        """Forget the batches up to this number; returns the names of their blobs."""
+        names = []
+        while self.batches and self.batches[0][0].sequence <= sequence:
+            for done in self.batches.popleft()[0].jobs:
+                if self.attempts.get(done.job) == done.attempt:
+                    del self.attempts[done.job]
+                if done.blob is not None:
+                    names.append(done.blob.name)
+        return names
+
+    def held(self) -> Iterable[HeldAttempt]:
+        """Every attempt of which the result is here."""
+        for message, _ in self.batches:
+            for done in message.jobs:
+                yield HeldAttempt(done.job, done.attempt)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One scheduler's hold on this node. The token proves it; the peer is the link that speaks for it now."""
+
+    token: bytes
+    holder: Holder
+    peer: ProcessId | None
+    results: Results = field(default_factory=Results)
+    computations: dict[ComputationId, Computation] = field(default_factory=dict)
+    jobs: dict[int, HeldJob] = field(default_factory=dict)
+    """Every attempt that has not ended, by job."""
+    superseded: set[HeldJob] = field(default_factory=set)
+    """Older attempts that still sit in a worker; their replies are dropped."""
+    recalls: list[RecallRequest] = field(default_factory=list)
+    grace_at: float | None = None
+    """When the grace time after a break ends; None with a link or after it."""
+    zombie_at: float | None = None
+    """When it is given up although nobody else asks; None with a link."""
+    expired: bool = False
+    """Grace is over (or the holder said goodbye): unstarted jobs are dropped, others may take the node."""
+    ended: bool = False
+    """It is being cleared away; its computations close."""
+    released: bool = False
+    """Its scheduler gave it back: nobody will come for results."""
+    giving_back: bool = False
+    """The node ends at once: jobs that had not started go back to the scheduler."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt of it is here."""
+        return not self.jobs and not self.superseded
+
+
+@dataclass(slots=True, frozen=True)
+class Waiter:
+    """A scheduler that stands in line."""
+
+    token: bytes
+    holder: Holder
+    peer: ProcessId
+
+
+@dataclass(slots=True)
+class Orphan:
+    """Results whose lease is over and whose scheduler may still come for them."""
+
+    results: Results
+    until: float
+
+
+def clip(output: bytes, limit: int = DEATH_OUTPUT) -> bytes:
+    """The output, with its middle cut out when it is longer than `limit` bytes."""
+    if len(output) <= limit:
+        return output
+    note = b"\n[dispy: %d bytes of output left out here]\n" % (len(output) - limit)
+    return output[: limit // 2] + note + output[-(limit // 2) :]
+
+
+def last_lines(stderr: bytes) -> str:
+    """The end of a stderr for an error text: at most LAST_LINES lines and LAST_BYTES bytes."""
+    text = stderr[-LAST_BYTES:].decode("utf-8", "replace")
+    lines = text.rstrip().splitlines()[-LAST_LINES:]
+    return "\n".join(lines)
+
+
+def death_text(cause: str, stderr: bytes) -> str:
+    """What people read of a job whose worker died."""
+    tail = last_lines(stderr)
+    return f"{cause}\nThe last lines of its stderr:\n{tail}" if tail else cause
