@@ -161,6 +161,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """Bytes of main memory."""
     version: str = ""
     oversubscribe: bool = False
+    holder: Holder | None = None
+    """Who holds the lease at the time of the description, for people; LeaseRefused is what decides."""
 
 
 class AvailInfo(msgspec.Struct, frozen=True):

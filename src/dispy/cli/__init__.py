@@ -1,0 +1,68 @@
+"""The `dispy` command: `dispy PROGRAM` runs a program on nodes; `dispy nodes`, `secret` and `cert` serve the rest.
+
+Nothing heavy is imported before a command needs it. What the commands do is in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dispy.cli.cert import cert
+from dispy.cli.nodes import nodes
+from dispy.cli.programs import program
+from dispy.cli.secret import secret
+from dispy.errors import DispyError, SettingsError, ShippingError
+from dispy.settings import VERSION
+
+__all__ = ["main", "program"]
+
+
+class _Failure(click.ClickException):
+    """An error of dispy, shown as one sentence."""
+
+    def __init__(self, error: DispyError) -> None:
+        super().__init__(str(error))
+        self.exit_code = 2 if isinstance(error, (SettingsError, ShippingError)) else 1
+
+
+class _Commands(click.Group):
+    """A group whose first word may also be an option or a program: then it is `dispy PROGRAM`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in {"-h", "--help", "--version"}:
+            args = [str(program.name), *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DispyError as error:
+            raise _Failure(error) from error
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] PROGRAM")
+        formatter.write_usage(ctx.command_path, "COMMAND …", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = [*program.params, *self.get_params(ctx)]
+        records = [record for option in shown if (record := option.get_help_record(ctx)) is not None]
+        with formatter.section("Options"):
+            formatter.write_dl(records)
+        self.format_commands(ctx, formatter)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(VERSION, prog_name="dispy")
+def main() -> None:
+    """Run PROGRAM on all nodes that answer, once for each -a; or one of the commands below.
+
+    A program that is called like a command is run by its path (`./nodes`) or after `--`.
+    """
+
+
+main.add_command(program)
+main.add_command(nodes)
+main.add_command(secret)
+main.add_command(cert)

@@ -1,0 +1,233 @@
+"""`dispy nodes`: which nodes answer, what they have, and which ones refuse us and why."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from dispy import settings
+from dispy.cli.options import NORMALIZED, Connection, connection_options, take_connection
+
+if TYPE_CHECKING:
+    from dispy.model import NodeInfo
+    from dispy.wire.link import Link
+    from dispy.wire.messages import AnyMessage
+
+DESCRIBE_TIMEOUT = 3.0
+"""Seconds that a node has to be dialled and to describe itself."""
+
+
+@dataclass(slots=True)
+class NodeSeen:
+    """A node that answered, with what it said of itself (None: it could not be asked, `problem` says why)."""
+
+    name: str
+    address: str
+    port: int
+    info: NodeInfo | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A machine whose node keeps apart from us: in `secret`, `group` or `protocol` we differ."""
+
+    name: str
+    address: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Survey:
+    """What one look at the network brought."""
+
+    nodes: list[NodeSeen]
+    refusals: list[Refusal]
+    tried: list[str] = field(default_factory=list)
+
+
+@click.command(short_help="List the nodes that answer, and those that refuse.", context_settings=NORMALIZED)
+@click.argument("hosts", nargs=-1, metavar="[HOST[:PORT]]…")
+@connection_options
+@click.option("-w", "--wait", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds to listen.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print one JSON object per node.")
+def nodes(hosts: tuple[str, ...], wait: float, as_json: bool, **options: Any) -> NoReturn:
+    """List the nodes that answer on this network (and at HOSTs), and those that refuse, with the reason.
+
+    The exit code is 0 if at least one node can be used, else 1.
+    """
+    survey = asyncio.run(take_survey(take_connection(options), hosts, wait))
+    if as_json:
+        _print_json(survey)
+    else:
+        _print_table(survey)
+    sys.exit(0 if any(node.info for node in survey.nodes) else 1)
+
+
+async def take_survey(connection: Connection, hosts: Iterable[str], wait: float) -> Survey:
+    """Ask the network for nodes during `wait` seconds, then ask each of them and each of `hosts` what it is."""
+    from dispy.wire.discovery import discover_once
+
+    credentials = connection.credentials()
+    interfaces = settings.names(settings.variable("DISPY_INTERFACES"))
+    found, refused, tried = await discover_once(
+        credentials, connection.group_name, connection.base_port, interfaces, wait
+    )
+    seen = [NodeSeen(node.name, node.address, node.port) for node in found]
+    seen += [_named(host, connection.base_port + settings.NODE_PORT_OFFSET) for host in hosts]
+    await asyncio.gather(*(_describe(node, connection) for node in seen))
+    refusals = [Refusal(each.name, each.address, each.reason) for each in refused]
+    return Survey(sorted(_once(seen), key=lambda node: (node.name, node.address)), refusals, tried)
+
+
+def _named(text: str, port: int) -> NodeSeen:
+    host, colon, given = text.rpartition(":")
+    if colon and given.isdecimal() and (":" not in host or host.endswith("]")):
+        text, port = host, int(given)
+    return NodeSeen(text, text.strip("[]"), port)
+
+
+def _once(nodes: Iterable[NodeSeen]) -> list[NodeSeen]:
+    """Each node process once, at the address where it was seen first."""
+    return list(
+        {(node.info.process if node.info else (node.address, node.port)): node for node in reversed([*nodes])}.values()
+    )
+
+
+class _Listening:
+    """Handles a link that is there for one message: the node's description of itself."""
+
+    def __init__(self) -> None:
+        self.info: asyncio.Future[NodeInfo] = asyncio.get_running_loop().create_future()
+
+    def link_opened(self, link: Link) -> None:
+        """The description comes unasked."""
+
+    def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
+        """Take the description; the rest is for schedulers."""
+        from dispy.wire.messages import NodeDescribed
+
+        for message, _ in messages:
+            if isinstance(message, NodeDescribed) and not self.info.done():
+                self.info.set_result(message.info)
+
+    def link_suspected(self, link: Link) -> None:
+        """The time limit decides."""
+
+    def link_recovered(self, link: Link) -> None:
+        """The time limit decides."""
+
+    def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
+        """No description will come."""
+        from dispy.errors import LinkLost
+
+        if not self.info.done():
+            self.info.set_exception(LinkLost(cause))
+
+
+async def _describe(node: NodeSeen, connection: Connection) -> None:
+    """Dial a node and let it describe itself."""
+    from dispy.errors import LinkError
+    from dispy.model import ProcessId, Role
+    from dispy.wire.link import LinkSettings, dial
+
+    link_settings = LinkSettings(
+        process=ProcessId(secrets.token_hex(16)),
+        role=Role.SCHEDULER,
+        name=socket.gethostname(),
+        credentials=connection.credentials(),
+        group=connection.group_name,
+    )
+    handler = _Listening()
+    try:
+        async with asyncio.timeout(DESCRIBE_TIMEOUT):
+            link = await dial(node.address, node.port, settings=link_settings, handler=handler)
+            try:
+                node.info = await handler.info
+                node.name = node.info.name
+            finally:
+                link.close("only looked")
+    except TimeoutError:
+        node.problem = f"no answer at port {node.port} within {DESCRIBE_TIMEOUT:g} s"
+    except LinkError as error:
+        node.problem = str(error)
+
+
+def _print_json(survey: Survey) -> None:
+    import json
+
+    for node in survey.nodes:
+        shown: dict[str, object] = {"name": node.name, "address": node.address, "port": node.port}
+        if node.info is None:
+            shown |= {"state": "unusable", "problem": node.problem}
+        else:
+            info = node.info
+            shown |= {"state": _state(info), "cpus": info.cpus, "memory": info.memory, "platform": info.platform}
+            shown |= {"pythons": list(info.pythons), "version": info.version, "process": info.process}
+        click.echo(json.dumps(shown))
+    for refusal in survey.refusals:
+        click.echo(
+            json.dumps(
+                {"name": refusal.name, "address": refusal.address, "state": "refused", "problem": refusal.reason}
+            )
+        )
+
+
+def _state(info: NodeInfo) -> str:
+    if info.cpus == 0:
+        return "ending"
+    return "busy" if info.holder else "free"
+
+
+def _print_table(survey: Survey) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    usable = [node for node in survey.nodes if node.info]
+    if usable:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("Name", "Address", "CPUs", "Memory", "Python", "State"):
+            table.add_column(heading, justify="right" if heading in {"CPUs", "Memory"} else "left", no_wrap=True)
+        for node in usable:
+            assert node.info is not None
+            info, holder = node.info, node.info.holder
+            by = f" ({holder.user}@{holder.host}: {holder.program})" if holder else ""
+            table.add_row(
+                *(node.name, f"{node.address}:{node.port}", str(info.cpus), f"{info.memory / 2**30:.1f} GiB"),
+                *(", ".join(info.pythons), _state(info) + by),
+            )
+        console = Console(soft_wrap=True)
+        console.print(table, width=None if console.is_terminal else 200, markup=False, highlight=False)
+    else:
+        click.echo("No node answers.")
+        for sentence in survey.tried:
+            click.echo(f"  {sentence}")
+        click.echo("Start dispynode on a machine of this network; without any, programs run on this machine alone.")
+    for node in survey.nodes:
+        if not node.info:
+            click.echo(f"{node.name} ({node.address}): {node.problem}")
+    for reason in dict.fromkeys(refusal.reason for refusal in survey.refusals):
+        machines = [each for each in survey.refusals if each.reason == reason]
+        click.echo(_refusal_text(reason, machines))
+
+
+def _refusal_text(reason: str, machines: list[Refusal]) -> str:
+    count = f"{len(machines)} machine{' runs' if len(machines) == 1 else 's run'} dispynode"
+    names = ", ".join(sorted({f"{each.name} ({each.address})" for each in machines}))
+    if reason == "secret":
+        return (
+            f"{count} with another secret: {names}\n"
+            f"  Make it equal with:  dispy secret show | ssh {machines[0].name} dispy secret set   (then restart it)"
+        )
+    if reason == "group":
+        return f"{count} in another group: {names}\n  Choose its group with --group NAME or DISPY_GROUP."
+    if reason == "protocol":
+        return f"{count} of another version of dispy: {names}\n  Install the same version here and there."
+    return f"{count} and refused: {names} ({reason})"

@@ -1,0 +1,214 @@
+"""`dispy PROGRAM`: one job for each `-a`, on the nodes that answer; how they ended is the exit code.
+
+0: every job ended with exit code 0; 1: some did not; 2: the command line is wrong; 130: interrupted, jobs cancelled.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from dispy import settings
+from dispy.cli.options import NORMALIZED, Connection, connection_options, take_connection
+
+if TYPE_CHECKING:
+    from dispy.cli.output import Output
+    from dispy.cluster import JobCluster
+    from dispy.job import DispyJob
+
+GLANCE_INTERVAL = 0.1
+"""Seconds between looks at what has ended, for the progress display."""
+
+
+class _ProgramContext(click.Context):
+    @property
+    def command_path(self) -> str:
+        """Without the name of this command, which nobody types."""
+        return self.parent.command_path if self.parent else "dispy"
+
+
+class _ProgramCommand(click.Command):
+    context_class = _ProgramContext
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for."""
+
+    program: str
+    arguments: tuple[tuple[str, ...], ...]
+    files: tuple[str, ...]
+    nodes: tuple[str, ...]
+    local: bool
+    keep_files: bool
+    json: bool
+    debug: bool
+    connection: Connection
+
+
+def _split(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    try:
+        return tuple(tuple(shlex.split(value)) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(f"{error} (arguments are split as a shell does it)") from error
+
+
+def _find(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if Path(value).is_file() or shutil.which(value):
+        return value
+    from dispy.cli import main
+
+    hint = f"; the command of that name comes first: dispy {value} …" if value in main.commands else ""
+    raise click.BadParameter(f"{value!r} is neither a file nor a program on the PATH{hint}")
+
+
+@click.command("program", cls=_ProgramCommand, hidden=True, context_settings={**NORMALIZED, "max_content_width": 110})
+@click.argument("program", callback=_find)
+@click.option(
+    "-a", "--args", "arguments", multiple=True, callback=_split, metavar="ARGS", help="Arguments of one job; repeat."
+)
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, readable=True),
+    help="File that the jobs need beside the program; repeat.",
+)
+@click.option(
+    "-n", "--nodes", multiple=True, metavar="NODE,…", help="Names, addresses or patterns (DISPY_NODES); repeat."
+)
+@click.option("--local", is_flag=True, help="Use this machine, by a node of its own.")
+@connection_options
+@click.option("-c", "--keep-files", is_flag=True, help="Leave the files on the nodes.")
+@click.option("-j", "--json", is_flag=True, help="Print one JSON object per job.")
+@click.option("-d", "--debug", is_flag=True, help="Say more (DISPY_DEBUG).")
+def program(**options: Any) -> NoReturn:
+    """Run PROGRAM on all nodes that answer, once for each -a (once without arguments if there is none)."""
+    connection = take_connection(options)
+    named = [name for value in options.pop("nodes") for name in settings.names(value)]
+    request = Request(
+        nodes=tuple(named) or settings.names(settings.variable("DISPY_NODES")), connection=connection, **options
+    )
+    sys.exit(_run(request))
+
+
+def _run(request: Request) -> int:
+    """Run the jobs and show how they end; returns the exit code."""
+    from dispy.cli.output import make_output
+
+    cluster = _open_cluster(request)
+    jobs: list[DispyJob] = []
+    output = make_output(as_json=request.json, jobs=len(request.arguments) or 1)
+    finished = False
+    try:
+        with _ended_by_signal():
+            arguments = request.arguments or ((),)
+            jobs += [cluster.submit(*words) for words in arguments]
+            _follow(cluster, list(zip(arguments, jobs, strict=True)), output)
+            finished = True
+    except _Interrupted as interrupted:
+        click.echo("interrupted: the jobs are being cancelled (once more: do not wait for it)", err=True)
+        return 128 + interrupted.signal
+    finally:
+        _close(cluster, terminate=not finished)
+    if len(jobs) > 1 and not request.json:
+        with redirect_stdout(sys.stderr):
+            cluster.print_status()
+    return 0 if output.failed == 0 else 1
+
+
+def _open_cluster(request: Request) -> JobCluster:
+    import logging
+
+    from dispy.cluster import JobCluster
+
+    connection = request.connection
+    nodes: list[Any] = [_node(name) for name in request.nodes]
+    if request.local:
+        nodes.insert(0, "local")
+    return JobCluster(
+        request.program,
+        nodes=nodes or None,
+        depends=list(request.files),
+        cleanup=not request.keep_files,
+        loglevel=logging.DEBUG if request.debug or settings.flag("DISPY_DEBUG") else None,
+        secret=connection.secret,
+        secret_file=connection.secret_file,
+        certfile=connection.certfile,
+        keyfile=connection.keyfile,
+        cafile=connection.cafile,
+        group=connection.group,
+        dispy_port=connection.dispy_port,
+        insecure=connection.insecure,
+    )
+
+
+def _node(text: str) -> str | tuple[str, int]:
+    """`HOST:PORT` and `[ADDRESS]:PORT` name a port; other colons belong to an IPv6 address."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
+        return text.strip("[]")
+    return host.strip("[]"), int(port)
+
+
+def _follow(cluster: JobCluster, jobs: list[tuple[Sequence[str], DispyJob]], output: Output) -> None:
+    """Show each job as it ends, in the order of submission."""
+    from dispy.cli.progress import progress
+
+    waiting = deque(jobs)
+    with progress(cluster, len(jobs)) as display:
+        while waiting:
+            ready = []
+            while waiting and waiting[0][1].finish.is_set():
+                ready.append(waiting.popleft())
+            if ready:
+                with display.aside():
+                    for words, job in ready:
+                        output.show(words, job)
+            else:
+                waiting[0][1].finish.wait(GLANCE_INTERVAL)
+            display.update()
+
+
+def _close(cluster: JobCluster, *, terminate: bool) -> None:
+    try:
+        cluster.close(terminate=terminate)
+        cluster.shutdown()
+    except KeyboardInterrupt:
+        # What runs at the end of the interpreter would wait for the jobs once more.
+        os._exit(130)
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a signal that means the same here."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+
+
+@contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise `_Interrupted` in the main thread."""
+
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        raise _Interrupted(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
