@@ -1,7 +1,7 @@
-"""Frames: two lengths, a msgpack header (one message), a raw payload. Bytes in, messages out, and back; no I/O here.
+"""Frames: two lengths, a msgpack header (one message), a raw payload. Bytes in, messages out, and back; pure.
 
 Copies are what costs: small frames are parsed where they arrived and their payload is copied once; a large frame
-gets memory of its own and the rest of it is received straight into it. Every length is bounded before memory is.
+gets memory of its own and the rest of it is received straight into it. Lengths are bounded before memory is used.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _decoder: Final[msgspec.msgpack.Decoder[AnyMessage]] = msgspec.msgpack.Decoder(A
 def encode_frames(frames: Iterable[tuple[AnyMessage, Sequence[Buffer]]]) -> list[memoryview]:
     """Encode messages with the parts of their payloads, in order, into few buffers.
 
-    Small parts are joined; large ones are passed through without a copy, so they must not change until they are
-    written. Buffers are views because asyncio slices what it could not write yet.
+    Small parts are joined; large ones are passed through without a copy, so they must not change until they
+    are written. Buffers are views because asyncio slices what it could not write yet.
 
     Raises:
         LocalProtocolError: a header or payload is longer than the other side would accept.
@@ -59,7 +59,7 @@ def encode_frames(frames: Iterable[tuple[AnyMessage, Sequence[Buffer]]]) -> list
             payload_size += len(part) if type(part) is bytes else memoryview(part).nbytes
         if header_size > HEADER_LIMIT or payload_size > PAYLOAD_LIMIT:
             raise LocalProtocolError(
-                f"{type(message).__name__} with a header of {header_size} and a payload of {payload_size} bytes "
+                f"{type(message).__name__} with {header_size} bytes of header and {payload_size} of payload "
                 f"is too long for one frame (limits: {HEADER_LIMIT} and {PAYLOAD_LIMIT})"
             )
         LENGTHS.pack_into(joined, at, header_size, payload_size)

@@ -1,7 +1,7 @@
-"""Every message that two dispy processes exchange after the handshake: reading this file is reading the protocol.
+"""Every message that two dispy processes exchange after the handshake: reading this is reading the protocol.
 
-A message is one tagged struct (the header of a frame). What is said of *payload* travels raw behind the header.
-Requests are imperative, answers past tense. Both sides may send what stands under "both"; the rest says who sends it.
+A message is one tagged struct (the header of a frame). What is said of *payload* travels raw behind it.
+Requests are imperative, answers past tense. Both sides may send what stands under "both"; the rest says who does.
 `docs/design/protocol.md` explains the same list in words, and a test keeps the two together.
 """
 
@@ -33,39 +33,39 @@ class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
 # ---- both ----
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True):
     """I am alive. Any byte is a sign of life; this is sent when there is nothing else to say."""
 
 
-class Goodbye(Message):
+class Goodbye(Message, frozen=True):
     """I end this link on purpose; do not redial."""
 
     reason: str
 
 
-class NeedChunk(Message):
-    """Send me `size` bytes of a blob that you named, from `offset` on. Outstanding requests are the credit."""
+class NeedChunk(Message, frozen=True):
+    """Send me `size` bytes of a blob that you named, from `offset` on. What is outstanding is the credit."""
 
     name: bytes
     offset: int
     size: int
 
 
-class Chunk(Message):
+class Chunk(Message, frozen=True):
     """A piece of a blob; payload: the bytes."""
 
     name: bytes
     offset: int
 
 
-class BlobGone(Message):
+class BlobGone(Message, frozen=True):
     """What you asked for is not here or cannot be read."""
 
     name: bytes
     reason: str
 
 
-class BlobFetched(Message):
+class BlobFetched(Message, frozen=True):
     """I have all of it; a blob that is not kept by its hash can be forgotten."""
 
     name: bytes
@@ -74,18 +74,18 @@ class BlobFetched(Message):
 # ---- scheduler to node ----
 
 
-class AskLease(Message):
+class AskLease(Message, frozen=True):
     """Let this scheduler use you. The token proves the lease again after a break or a restart."""
 
     token: bytes
     holder: Holder
 
 
-class ReleaseLease(Message):
+class ReleaseLease(Message, frozen=True):
     """I do not need you any more (or I leave the line)."""
 
 
-class OpenComputation(Message):
+class OpenComputation(Message, frozen=True):
     """Prepare this computation: fetch its files and code, load, run its setup."""
 
     computation: ComputationSpec
@@ -93,33 +93,33 @@ class OpenComputation(Message):
     """Pickled tuple for the setup and cleanup functions; opaque to the daemon."""
 
 
-class CloseComputation(Message):
+class CloseComputation(Message, frozen=True):
     """No more jobs of it will come; clean up. With `terminate` its jobs are ended first, else they finish."""
 
     computation: ComputationId
     terminate: bool = False
 
 
-class RunJobs(Message):
+class RunJobs(Message, frozen=True):
     """Run these; payload: their arguments one after another (`JobSpec.size` bytes each)."""
 
     computation: ComputationId
     jobs: list[JobSpec]
 
 
-class CancelJobs(Message):
+class CancelJobs(Message, frozen=True):
     """End these jobs, wherever they are."""
 
     jobs: list[int]
 
 
-class RecallJobs(Message):
+class RecallJobs(Message, frozen=True):
     """Give back up to `count` jobs that have not started (any computation), the last ones first."""
 
     count: int
 
 
-class AckResults(Message):
+class AckResults(Message, frozen=True):
     """All `JobsDone` up to this sequence number are safe with me."""
 
     sequence: int
@@ -128,13 +128,13 @@ class AckResults(Message):
 # ---- node to scheduler ----
 
 
-class NodeDescribed(Message):
+class NodeDescribed(Message, frozen=True):
     """Who I am; the first message on a link to a scheduler, and again whenever it changes."""
 
     info: NodeInfo
 
 
-class LeaseGranted(Message):
+class LeaseGranted(Message, frozen=True):
     """You may use me. `held` lists every attempt of yours that is here: queued, running or unacknowledged."""
 
     held: list[HeldAttempt]
@@ -142,19 +142,19 @@ class LeaseGranted(Message):
     """Computations of yours that are open here."""
 
 
-class LeaseRefused(Message):
+class LeaseRefused(Message, frozen=True):
     """Somebody else holds me; you stand in line and get LeaseGranted when I am free."""
 
     holder: Holder
 
 
-class ComputationReady(Message):
+class ComputationReady(Message, frozen=True):
     """Its setup has run; send jobs."""
 
     computation: ComputationId
 
 
-class ComputationRefused(Message):
+class ComputationRefused(Message, frozen=True):
     """I cannot run it. `final`: asking again cannot help as long as neither of us changes."""
 
     computation: ComputationId
@@ -163,7 +163,7 @@ class ComputationRefused(Message):
     final: bool = True
 
 
-class ComputationClosed(Message):
+class ComputationClosed(Message, frozen=True):
     """It is gone from here, its files cleaned up."""
 
     computation: ComputationId
@@ -171,20 +171,20 @@ class ComputationClosed(Message):
     """Traceback of a cleanup function that failed."""
 
 
-class JobsDone(Message):
+class JobsDone(Message, frozen=True):
     """These attempts ended; payload: their bodies one after another (none for a body in a blob)."""
 
     sequence: int
     jobs: list[JobDone]
 
 
-class JobsRecalled(Message):
+class JobsRecalled(Message, frozen=True):
     """These had not started and are no longer here."""
 
     jobs: list[HeldAttempt]
 
 
-class LoadMeasured(Message):
+class LoadMeasured(Message, frozen=True):
     """What is free on my machine."""
 
     avail: AvailInfo
