@@ -1,0 +1,119 @@
+"""`DispyJob` by itself: fields, waiting, results that are unpickled late."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from typing import Any
+
+import pytest
+
+from dispy.job import DispyJob
+from dispy.model import Ending, JobDone, JobState
+from dispy.settings import INLINE_SIZE
+
+
+def done(
+    result: bytes = b"", out: bytes = b"", err: bytes = b"", error: bytes = b"", ending: int = 0
+) -> tuple[Any, bytes]:
+    body = result + out + err + error
+    return JobDone(1, 1, ending, 10.0, 12.5, len(result), len(out), len(err), len(error)), body
+
+
+def settle(
+    job: DispyJob, state: JobState = JobState.Finished, text: bool = True, cause: str | None = None, **parts: Any
+) -> None:
+    how, body = done(**parts)
+    job._settle(state, how, body, cause, text, "10.0.0.1")
+
+
+class Unloadable:
+    def __reduce__(self) -> Any:
+        return (_refuse, ())
+
+
+def _refuse() -> None:
+    raise ValueError("not here")
+
+
+def test_a_finished_job_has_all_its_fields() -> None:
+    job = DispyJob()
+    settle(job, result=pickle.dumps([1, 2]), out=b"out\n", err="é".encode())
+    assert (job(), job.stdout, job.stderr, job.exception) == ([1, 2], "out\n", "é", None)
+    assert (job.start_time, job.end_time, job.ip_addr, job.host) == (10.0, 12.5, "10.0.0.1", "10.0.0.1")
+    assert job.status is DispyJob.Finished
+    assert job.finish.is_set()
+
+
+def test_output_of_programs_is_bytes_and_bad_text_is_kept() -> None:
+    program, function = DispyJob(), DispyJob()
+    settle(program, text=False, result=pickle.dumps(0), out=b"\xff")
+    settle(function, text=True, result=pickle.dumps(0), out=b"\xff")
+    assert program.stdout == b"\xff"
+    assert function.stdout == "�"
+
+
+def test_a_job_that_failed_has_its_cause_and_no_result() -> None:
+    job = DispyJob()
+    settle(job, JobState.Terminated, cause="short", error=b"a traceback", ending=int(Ending.RAISED))
+    assert (job(), job.exception, job.execution_trace) == (None, "a traceback", "a traceback")
+    other = DispyJob()
+    other._settle(JobState.Abandoned, None, b"", "the node was lost", True, None)
+    assert (other(), other.exception, other.status) == (None, "the node was lost", DispyJob.Abandoned)
+    assert other.end_time is not None
+
+
+@pytest.mark.parametrize("padding", [0, INLINE_SIZE + 1])
+def test_a_result_that_cannot_be_unpickled_ends_the_job_terminated(padding: int) -> None:
+    job = DispyJob()
+    settle(job, result=pickle.dumps((b"x" * padding, Unloadable())))
+    assert job() is None
+    assert job.status is DispyJob.Terminated
+    assert "not here" in (job.exception or "")
+
+
+def test_a_large_result_is_unpickled_by_whoever_asks_first() -> None:
+    job = DispyJob()
+    settle(job, result=pickle.dumps(b"x" * (INLINE_SIZE + 1)))
+    assert job._lazy is not None
+    assert len(job.result) == INLINE_SIZE + 1
+    assert job._lazy is None
+
+
+def test_many_threads_wait_for_one_job() -> None:
+    job = DispyJob()
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(job())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    settle(job, result=pickle.dumps("all"))
+    for thread in threads:
+        thread.join()
+    assert results == ["all"] * 8
+
+
+def test_ids_count_and_can_be_set_and_jobs_sort() -> None:
+    first, second = DispyJob(), DispyJob()
+    assert second.id == first.id + 1
+    assert sorted([second, first]) == [first, second]
+    second.id = "mine"
+    assert {second: 1}[second] == 1
+    assert "mine" in repr(second)
+
+
+def test_clear_resets_finish() -> None:
+    job = DispyJob()
+    event = job.finish
+    settle(job, result=pickle.dumps(1))
+    assert event.is_set()
+    assert job(clear=True) == 1
+    assert not event.is_set()
+
+
+def test_a_snapshot_keeps_its_own_state_and_shares_the_end() -> None:
+    job = DispyJob()
+    job.status = DispyJob.Running
+    snapshot = job._snapshot()
+    settle(job, result=pickle.dumps(1))
+    assert snapshot.status is DispyJob.Running
+    assert snapshot.finish.is_set()
