@@ -1,0 +1,295 @@
+"""One authenticated connection as a value: handshake, then messages, heartbeats, suspicion, loss, goodbye. Pure.
+
+The host feeds bytes and time (monotonic seconds) in, and takes events and bytes out; see `dispy.wire.link` for it.
+Any byte received is a sign of life. Once the session has ended it ignores everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dispy.errors import LocalProtocolError, RemoteProtocolError
+from dispy.settings import GRACE_TIMEOUT, HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
+from dispy.wire.frames import LENGTHS, Buffer, Frame, FrameDecoder, encode_frames
+from dispy.wire.handshake import (
+    HANDSHAKE_LIMIT,
+    Channel,
+    Handshake,
+    HandshakeRejected,
+    Identity,
+    ProvenPeer,
+)
+from dispy.wire.messages import AnyMessage, Goodbye, Heartbeat
+
+LATE_FRACTION: Final = 0.25
+"""A timer that fires later than this part of the suspect timeout says that this process stood still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """How long silence may last, in seconds."""
+
+    heartbeat: float = HEARTBEAT_INTERVAL
+    suspect: float = SUSPECT_TIMEOUT
+    grace: float = GRACE_TIMEOUT
+    handshake: float = HANDSHAKE_TIMEOUT
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """Both sides have proved themselves; messages may be sent."""
+
+    peer: ProvenPeer
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Messages of the other side, in order, each with its payload."""
+
+    frames: list[Frame]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """Nothing has been heard for the suspect timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A suspected peer was heard again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The handshake ended with a refusal; trying again cannot help. Send what is there, then close."""
+
+    reason: str
+    """One of `handshake.Refusal`, or what another version calls it."""
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The session is over (before or after it was established)."""
+
+    reason: str
+    """One word for counting: `goodbye`, `eof`, `silence`, `timeout`, `garbage`."""
+    cause: str
+
+
+SessionEvent = Established | Received | Suspected | Recovered | Refused | Ended
+
+
+class Session:
+    """One side of one connection.
+
+    Receive either by `receive_data`, or without a copy into `get_buffer()` followed by `buffer_updated`.
+    After each call of any method look at `events_received()` and write what `data_to_send()` gives.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        channel: Channel,
+        *,
+        dialled: bool,
+        nonce: bytes,
+        now: float,
+        intervals: Intervals | None = None,
+    ) -> None:
+        self.established = False
+        self.ended = False
+        self._dialled = dialled
+        self._intervals = Intervals() if intervals is None else intervals
+        self._handshake = Handshake(identity, channel, dialled, nonce)
+        self._handshake.start()
+        self._unread = bytearray(HANDSHAKE_LIMIT)
+        self._unread_end = 0
+        self._handshake_bytes = 0
+        self._decoder: FrameDecoder | None = None
+        self._queue: list[tuple[AnyMessage, Sequence[Buffer]]] = []
+        self._events: list[SessionEvent] = []
+        self._started_at = self._heard_at = self._sent_at = now
+        self._suspected = False
+        self._asked: float | None = None
+
+    # What the host does for the user.
+
+    def send(self, message: AnyMessage, payload: Sequence[Buffer] = ()) -> None:
+        """Queue a message; it is encoded by `data_to_send`. After the end it goes nowhere.
+
+        Raises:
+            LocalProtocolError: the handshake is not done.
+        """
+        if not self.established:
+            raise LocalProtocolError(f"{type(message).__name__} cannot be sent before the handshake is done")
+        if not self.ended:
+            self._queue.append((message, payload))
+
+    def say_goodbye(self, reason: str) -> None:
+        """Queue a goodbye and end; what was queued before it goes out."""
+        if self.established and not self.ended:
+            self._queue.append((Goodbye(reason), ()))
+        self.ended = True
+
+    def data_to_send(self, now: float) -> list[memoryview]:
+        """What to write now; the parts of payloads that are large are not copied."""
+        buffers = [memoryview(data) for data in self._handshake.data_to_send()]
+        if self._queue:
+            queue, self._queue = self._queue, []
+            buffers += encode_frames(queue)
+        if buffers:
+            self._sent_at = now
+        return buffers
+
+    def events_received(self) -> list[SessionEvent]:
+        """What has happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    # What arrives.
+
+    def get_buffer(self) -> memoryview:
+        """Memory to receive into; never empty. Before authentication there is only little of it."""
+        if self._decoder is not None:
+            return self._decoder.get_buffer()
+        return memoryview(self._unread)[self._unread_end :]
+
+    def buffer_updated(self, count: int, now: float) -> None:
+        """`count` bytes were received into `get_buffer()`."""
+        if self.ended:
+            return
+        self._heard(now)
+        try:
+            if self._decoder is not None:
+                self._deliver(self._decoder.advance(count))
+            else:
+                self._read_handshake(self._unread_end + count)
+        except RemoteProtocolError as error:
+            self._end("garbage", str(error))
+
+    def receive_data(self, data: Buffer, now: float) -> None:
+        """Bytes of any number were received."""
+        rest = memoryview(data)
+        while rest and not self.ended:
+            room = self.get_buffer()
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            self.buffer_updated(count, now)
+            rest = rest[count:]
+
+    def receive_eof(self, cause: str = "") -> None:
+        """The connection ended; `cause` says why if it was no orderly end."""
+        if self.established:
+            self._end("eof", cause or "the other side closed the connection without a goodbye")
+        elif cause:
+            self._end("eof", f"the connection ended during the handshake: {cause}")
+        elif self._dialled and self._handshake_bytes == 0 and self._unread_end == 0:
+            # A listener that refuses the dialler's certificate is seen like this in TLS 1.3.
+            self._end(
+                "eof",
+                "the other side closed during the handshake; it probably wants a certificate of its CA",
+            )
+        else:
+            self._end("eof", "the other side closed during the handshake")
+
+    # Time.
+
+    def next_deadline(self) -> float | None:
+        """When to call `handle_timeout`. Ask after each event; nothing happens if the host is early."""
+        self._asked = self._deadline()
+        return self._asked
+
+    def handle_timeout(self, now: float) -> None:
+        """The time that `next_deadline` gave last has come (or passed long ago: then this process stood still)."""
+        if self.ended:
+            return
+        intervals = self._intervals
+        if not self.established:
+            if now >= self._started_at + intervals.handshake:
+                self._end("timeout", f"the handshake was not done within {intervals.handshake:g} s")
+            return
+        late = now - self._asked if self._asked is not None else 0.0
+        if late > LATE_FRACTION * intervals.suspect:
+            self._heard_at = max(self._heard_at, now - (intervals.suspect if self._suspected else 0.0))
+        silence = now - self._heard_at
+        if silence >= intervals.grace:
+            self._end("silence", f"nothing was heard for {silence:.1f} s")
+            return
+        if silence >= intervals.suspect and not self._suspected:
+            self._suspected = True
+            self._events.append(Suspected())
+        if now - self._sent_at >= intervals.heartbeat:
+            self._queue.append((Heartbeat(), ()))
+
+    def _deadline(self) -> float | None:
+        intervals = self._intervals
+        if self.ended:
+            return None
+        if not self.established:
+            return self._started_at + intervals.handshake
+        silence = intervals.grace if self._suspected else min(intervals.suspect, intervals.grace)
+        return min(self._sent_at + intervals.heartbeat, self._heard_at + silence)
+
+    # Inside.
+
+    def _heard(self, now: float) -> None:
+        self._heard_at = now
+        if self._suspected:
+            self._suspected = False
+            self._events.append(Recovered())
+
+    def _deliver(self, frames: list[Frame]) -> None:
+        wanted: list[Frame] = []
+        goodbye: Goodbye | None = None
+        for frame in frames:
+            message = frame[0]
+            if type(message) is Heartbeat:
+                continue
+            if isinstance(message, Goodbye):
+                goodbye = message
+                break
+            wanted.append(frame)
+        if wanted:
+            self._events.append(Received(wanted))
+        if goodbye is not None:
+            self._end("goodbye", goodbye.reason)
+
+    def _read_handshake(self, end: int) -> None:
+        at = 0
+        unread = self._unread
+        while end - at >= LENGTHS.size and not self.established:
+            header_size, payload_size = LENGTHS.unpack_from(unread, at)
+            if payload_size or self._handshake_bytes + LENGTHS.size + header_size > HANDSHAKE_LIMIT:
+                raise RemoteProtocolError(
+                    f"it sent something else than a handshake of dispy, or more than {HANDSHAKE_LIMIT} bytes of it"
+                )
+            frame_end = at + LENGTHS.size + header_size
+            if frame_end > end:
+                break
+            self._handshake_bytes += frame_end - at
+            header = bytes(unread[at + LENGTHS.size : frame_end])
+            at = frame_end
+            try:
+                self._handshake.receive(header)
+            except HandshakeRejected as rejected:
+                self.ended = True
+                self._events.append(Refused(rejected.reason, str(rejected)))
+                return
+            if self._handshake.peer is not None:
+                self.established = True
+                self._events.append(Established(self._handshake.peer))
+        rest = bytes(unread[at:end])
+        if self.established:
+            self._decoder = FrameDecoder()
+            self._deliver(self._decoder.feed(rest))
+        else:
+            unread[: len(rest)] = rest
+            self._unread_end = len(rest)
+
+    def _end(self, reason: str, cause: str) -> None:
+        if not self.ended:
+            self.ended = True
+            self._events.append(Ended(reason, cause))
