@@ -9,8 +9,11 @@ Control channel (daemon ↔ fork server): `CONTROL` header (kind, flags unused, 
                                                               FAILED  {reason, trace}: load or setup failed
     FORK    {worker} with 4 descriptors (FORK_FDS)            FORKED  {worker, pid}
     RECALL  {worker, before}                                  RECALLED{worker, first, before}
-    SIGNAL  {worker, sequence, signal}                        DIED    {worker, status, memory}
+    SIGNAL  {worker, sequence, signal}                        DIED    {worker, status, memory, error}
     CLEANUP {}                                                CLEANED {trace}
+
+  `sequence` 0 in SIGNAL means the worker itself, whatever it runs. DIED has a `status` as `waitpid` gives it, or null and an
+  `error` when the fork failed. RECALLED names the jobs first <= sequence < before; they will not start.
 
 Job channel (daemon ↔ worker): daemon → worker is `JOB` + arguments; one descriptor rides along when `fds` is 1
 (then the arguments are the content of that sealed memfd and `size` is 0).
@@ -25,7 +28,12 @@ atomic on every machine we run on. RUNNING … are indices into it.
 
 from __future__ import annotations
 
+import array
+import json
+import socket
 import struct
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 CONTROL: Final = struct.Struct("<BBHII")  # kind, unused, unused, size of JSON, size of payload
@@ -61,3 +69,47 @@ MEMORY_AT_FORK: Final = 7
 
 LOW_FD: Final = 500
 """Descriptors of ours stay at or above this number, out of the reach of user code that closes low ones."""
+
+INLINE: Final = 64 << 10
+"""Arguments and bodies above this many bytes travel as a memfd beside their header."""
+
+ANCILLARY: Final = socket.CMSG_SPACE(16 * 4)
+"""Room for the descriptors that one read can bring."""
+
+
+def control_frame(kind: int, info: Mapping[str, object], payload: bytes = b"") -> bytes:
+    """One message of the control channel."""
+    text = json.dumps(info).encode()
+    return b"".join((CONTROL.pack(kind, 0, 0, len(text), len(payload)), text, payload))
+
+
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that `recvmsg` brought."""
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return found.tolist()
+
+
+class ControlReader:
+    """Cuts what arrives on a control channel into messages; holds descriptors until their message takes them."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self.fds: deque[int] = deque()
+
+    def feed(self, data: bytes | memoryview) -> Iterator[tuple[int, dict[str, object], bytes]]:
+        """Yield (kind, JSON object, payload) of every complete message; to be exhausted."""
+        rest = self._rest
+        rest += data
+        at = 0
+        while len(rest) - at >= CONTROL.size:
+            kind, _, _, info_size, payload_size = CONTROL.unpack_from(rest, at)
+            middle = at + CONTROL.size + info_size
+            end = middle + payload_size
+            if end > len(rest):
+                break
+            yield kind, json.loads(rest[at + CONTROL.size : middle]), bytes(rest[middle:end])
+            at = end
+        del rest[:at]

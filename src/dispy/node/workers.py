@@ -1,0 +1,724 @@
+"""The daemon's side of a computation's fork server and workers: start them, feed them, read them, bury them.
+
+Never touches user code and decides nothing: the handler (the node service) is told what happened, in an order that
+makes clear for every job whether it was answered, running, or not started.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import cloudpickle
+
+import dispy
+from dispy.errors import DispyError
+from dispy.node import channel, linux
+from dispy.node.channel import CANCEL, CELL_SIZE, MEMORY_AT_FORK, REPLY, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.forkserver import FRESH
+from dispy.node.worker import SETUP_FAILED, read_output
+
+_BOOT: Final = (
+    "import sys; sys.path[:0] = sys.argv[3:]; from dispy.node.forkserver import main; "
+    "del sys.path[: len(sys.argv) - 3]; sys.path += sys.argv[3:]; main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+"""Our own folders come first while we import from them, and last when user code is loaded."""
+_MARK: Final = "DISPY_FORK_SERVER"
+"""Variable in the environment of a fork server: tells its orphans from other children of this process."""
+_WATCH_INTERVAL: Final = 0.03
+_START_TIMEOUT: Final = 10.0
+"""Seconds within which a forked worker must run; one that does not hangs on a lock of setup's."""
+_END_TIMEOUT: Final = 5.0
+_TAIL_SIZE: Final = 64 << 10
+_KILL_AT: Final = 10
+"""Times the output limit at which a job is ended."""
+_BUFFER_SIZE: Final = 1 << 20
+
+
+class SetupFailed(DispyError):
+    """A computation could not be loaded, or its setup failed."""
+
+    def __init__(self, reason: str, trace: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.trace = trace
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerSpec:
+    """What a fork server is started with."""
+
+    python: str
+    """Path of the interpreter."""
+    cwd: Path
+    """The computation's directory."""
+    env: Mapping[str, str]
+    kind: str
+    """`function` or `program`."""
+    name: str
+    code: bytes | None = None
+    program: str = ""
+    """Relative to `cwd`, or absolute."""
+    setup_args: bytes = b""
+    job_names: Mapping[str, str] = field(default_factory=dict)
+    output_limit: int = 16 << 20
+
+
+@dataclass(slots=True)
+class Reply:
+    """How a worker's attempt ended; the body is result, stdout, stderr and error text, one after another."""
+
+    sequence: int
+    ending: int
+    started_at: float
+    ended_at: float
+    result_size: int
+    stdout_size: int
+    stderr_size: int
+    error_size: int
+    body: bytes
+    fd: int | None = None
+    """A memfd with the body instead, when it is large; the receiver closes it."""
+
+
+@dataclass(slots=True)
+class WorkerDeath:
+    """A worker has ended; all that it had answered was delivered before."""
+
+    running: int
+    """Sequence of the job that it had claimed and not answered; 0 = none. Jobs behind it have not started."""
+    cause: str
+    """For people: `exit code 3`, `killed by SIGSEGV (segmentation fault)`, …"""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    """What the running job had written."""
+    started: float = 0.0
+    """Wall clock at which the job was seen running, or at which the worker was fed it; 0 without one."""
+    limited: bool = False
+    """The output limit ended it: the attempt's ending is LIMITED, not DIED."""
+    expected: bool = False
+    """It ended as it was asked to, or because a job left it unfit for another: nothing went wrong."""
+
+
+class ForkServerHandler(Protocol):
+    """Who is told; every method is called on the event loop."""
+
+    def worker_forked(self, worker: int, pid: int) -> None: ...
+    def worker_answered(self, worker: int, replies: list[Reply]) -> None: ...
+    def worker_died(self, worker: int, death: WorkerDeath) -> None: ...
+    def jobs_recalled(self, worker: int, first: int, before: int) -> None: ...
+    def fork_server_died(self, cause: str) -> None: ...
+
+
+class _Outbox:
+    """What a non-blocking socket has not taken yet, with the descriptors that ride along."""
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._socket = sock
+        self._loop = loop
+        self._waiting: deque[tuple[memoryview, list[int]]] = deque()
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Write now what fits; the descriptors stay the caller's."""
+        if self._waiting:
+            self._waiting.append((memoryview(data), [os.dup(fd) for fd in fds]))
+            return
+        rest = memoryview(data)
+        try:
+            sent = _send(self._socket, rest, fds)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the other side is gone; that is told by the one who watches it
+        if sent < len(data):
+            self._waiting.append((rest[sent:], [os.dup(fd) for fd in fds] if not sent else []))
+            self._loop.add_writer(self._socket, self._write)
+
+    def _write(self) -> None:
+        while self._waiting:
+            data, fds = self._waiting[0]
+            try:
+                sent = _send(self._socket, data, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.close()
+                return
+            for fd in fds:
+                os.close(fd)
+            if sent < len(data):
+                self._waiting[0] = (data[sent:], [])
+            else:
+                self._waiting.popleft()
+        self._loop.remove_writer(self._socket)
+
+    def close(self) -> None:
+        if self._waiting:
+            self._loop.remove_writer(self._socket)
+        for _, fds in self._waiting:
+            for fd in fds:
+                os.close(fd)
+        self._waiting.clear()
+
+
+def _send(sock: socket.socket, data: memoryview, fds: Sequence[int]) -> int:
+    if not fds:
+        return sock.send(data)
+    return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())])
+
+
+class _Worker:
+    """One worker as the daemon sees it."""
+
+    __slots__ = (
+        "begun_at",
+        "cancels",
+        "cell",
+        "cell_map",
+        "expected",
+        "fed",
+        "fed_at",
+        "forked_at",
+        "limited",
+        "number",
+        "open",
+        "outbox",
+        "outputs",
+        "pid",
+        "punched",
+        "rest",
+        "seen",
+        "socket",
+    )
+
+    def __init__(self, number: int, sock: socket.socket, outbox: _Outbox) -> None:
+        self.number = number
+        self.socket = sock
+        self.outbox = outbox
+        self.outputs = (_output_file("stdout"), _output_file("stderr"))
+        self.cell_map = mmap.mmap(-1, 1)
+        self.cell = memoryview(b"")
+        self.pid = 0
+        self.forked_at = 0.0
+        self.fed = 0
+        """Highest sequence that it was given."""
+        self.fed_at = 0.0
+        self.open = 0
+        """Jobs that it was given and that are neither answered nor recalled."""
+        self.rest = b""
+        self.seen = 0
+        """Sequence that the watch saw running, since `begun_at`."""
+        self.begun_at = 0.0
+        self.punched = [0, 0]
+        self.cancels: list[int] = []
+        self.limited: tuple[int, str] = (0, "")
+        self.expected = False
+
+
+def _output_file(name: str) -> int:
+    return os.memfd_create(f"dispy-{name}", os.MFD_CLOEXEC)
+
+
+class ForkServer:
+    """One computation's fork server. All methods are to be called on the event loop's thread."""
+
+    def __init__(self, spec: ForkServerSpec, handler: ForkServerHandler) -> None:
+        self._spec = spec
+        self._handler = handler
+        self._workers: dict[int, _Worker] = {}
+        self._reader = channel.ControlReader()
+        self._buffer = bytearray(_BUFFER_SIZE)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._mark = uuid.uuid4().hex
+        self._watching: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self.pid = 0
+        """Process id of the fork server, and of its guard as long as it has not reported."""
+        self.setup_in = "node"
+        """`worker` when setup left threads or used a GPU, so that every worker runs it itself."""
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the process, load the code, run setup; returns when workers can be forked.
+
+        Raises:
+            SetupFailed: it did not get that far; nothing of it is left.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
+        self._cleaned: asyncio.Future[str] = self._loop.create_future()
+        self._ended = self._loop.create_future()
+        linux.become_subreaper()
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = self._popen(theirs)
+        except OSError as error:
+            ours.close()
+            raise SetupFailed(f"{self._spec.python} cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        ours.setblocking(False)
+        self._control = ours
+        self._outbox = _Outbox(ours, self._loop)
+        self._loop.add_reader(ours, self._on_control)
+        code = self._spec.code or b""
+        info = {
+            "kind": self._spec.kind,
+            "name": self._spec.name,
+            "cwd": str(self._spec.cwd),
+            "program": self._program(),
+            "job_names": dict(self._spec.job_names),
+            "output_limit": self._spec.output_limit,
+            "code_size": len(code),
+        }
+        self._outbox.send(channel.control_frame(channel.LOAD, info, code + self._spec.setup_args))
+        try:
+            await self._loaded
+        except BaseException:
+            self.kill()
+            await self.wait_ended()
+            raise
+
+    def _popen(self, control: socket.socket) -> subprocess.Popen[bytes]:
+        # PDEATHSIG follows the thread that starts a process: this is the loop's, never an executor's.
+        folders = [str(Path(module.__path__[0]).parent) for module in (dispy, cloudpickle)]
+        fd = control.fileno()
+        env = {name: value for name, value in self._spec.env.items() if not name.startswith("DISPY_SECRET")}
+        return subprocess.Popen(
+            [self._spec.python, "-P", "-c", _BOOT, str(fd), str(FRESH), *dict.fromkeys(folders)],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else None,
+            cwd=self._spec.cwd,
+            env={**env, _MARK: self._mark},
+            pass_fds=(fd,),
+            start_new_session=True,
+        )
+
+    def _program(self) -> str:
+        return str(self._spec.cwd / self._spec.program) if self._spec.kind == "program" else ""
+
+    async def cleanup(self) -> str:
+        """Run the computation's cleanup function; returns the traceback if it failed, else nothing.
+
+        A fork server that is gone has nothing to clean up.
+        """
+        if self._control is None:
+            return ""
+        self._outbox.send(channel.control_frame(channel.CLEANUP, {}))
+        return await self._cleaned
+
+    def kill(self) -> None:
+        """End the fork server and everything below it; the handler hears nothing more."""
+        if self._control is None:
+            return
+        self._loop.remove_reader(self._control)
+        self._outbox.close()
+        self._control.close()  # the guard and the fork server see it and end all
+        self._control = None
+        if self._watching is not None:
+            self._watching.cancel()
+        for worker in list(self._workers.values()):
+            self._forget(worker)
+        for future in (self._loaded, self._cleaned):
+            if not future.done():
+                future.cancel()
+        while self._reader.fds:
+            os.close(self._reader.fds.popleft())
+        self._bury()
+
+    async def wait_ended(self) -> None:
+        """Return when no process of this fork server is left (after `kill` or its own end)."""
+        if self._ended is not None:
+            await self._ended
+
+    def _bury(self) -> None:
+        """Reap the guard as soon as it has ended all the others."""
+        process = self._process
+        assert process is not None
+        assert self._ended is not None
+        ended = self._ended
+        if process.poll() is not None:
+            self._end_orphans()
+            if not ended.done():
+                ended.set_result(None)
+            return
+        pidfd = os.pidfd_open(process.pid)
+
+        def reap() -> None:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+            timer.cancel()
+            process.wait()
+            self._end_orphans()
+            if not ended.done():
+                ended.set_result(None)
+
+        timer = self._loop.call_later(_END_TIMEOUT, process.kill)
+        self._loop.add_reader(pidfd, reap)
+
+    def _end_orphans(self) -> None:
+        """End what came to this process because the guard did not live to do it."""
+        mark = f"{_MARK}={self._mark}".encode()
+        while True:
+            mine = []
+            for pid in linux.children():
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+                    if mark in file.read().split(b"\0"):
+                        mine.append(pid)
+            if not mine:
+                return
+            for pid in mine:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+
+    # Requests
+
+    def fork(self, worker: int) -> None:
+        """Ask for a worker; `worker_forked` (or `worker_died`) tells. A number is used once."""
+        if self._control is None:
+            return
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        new = _Worker(worker, ours, _Outbox(ours, self._loop))
+        cell = os.memfd_create("dispy-cell", os.MFD_CLOEXEC)
+        os.ftruncate(cell, CELL_SIZE)
+        new.cell_map = mmap.mmap(cell, CELL_SIZE)
+        new.cell = memoryview(new.cell_map).cast("Q")
+        self._workers[worker] = new
+        self._outbox.send(
+            channel.control_frame(channel.FORK, {"worker": worker}), (theirs.fileno(), cell, *new.outputs)
+        )
+        theirs.close()
+        os.close(cell)
+        self._loop.add_reader(ours, self._on_readable, new)
+
+    def feed(self, worker: int, jobs: Sequence[tuple[int, bytes | memoryview | int]]) -> None:
+        """Give a worker jobs: (sequence, arguments), where an int is a memfd with them, which stays the caller's."""
+        to = self._workers.get(worker)
+        if to is None:
+            return
+        pack = channel.JOB.pack
+        parts: list[bytes | memoryview] = []
+        for sequence, arguments in jobs:
+            if isinstance(arguments, int):
+                if parts:
+                    to.outbox.send(b"".join(parts))
+                    parts = []
+                to.outbox.send(pack(sequence, 0, 1, 0), (arguments,))
+            else:
+                parts.append(pack(sequence, len(arguments), 0, 0))
+                parts.append(arguments)
+        if parts:
+            to.outbox.send(b"".join(parts))
+        if jobs:
+            if not to.open:
+                to.fed_at = time.time()
+            to.fed = jobs[-1][0]
+            to.open += len(jobs)
+        if self._watching is None:
+            self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
+
+    def recall(self, worker: int, before: int) -> None:
+        """Take back the jobs below `before` that have not started; `jobs_recalled` names them (perhaps none)."""
+        self._ask(channel.RECALL, worker=worker, before=before)
+
+    def cancel(self, worker: int, sequence: int) -> None:
+        """Interrupt a job when it runs, or keep it from starting; nothing happens if it has been answered."""
+        to = self._workers.get(worker)
+        if to is None:
+            return
+        to.cancels.append(sequence)
+        if len(to.cancels) == 1:
+            self._interrupt(to)
+
+    def _interrupt(self, worker: _Worker) -> None:
+        sequence = worker.cancels[0]
+        worker.cell[CANCEL] = sequence
+        self.signal(worker.number, sequence, signal.SIGINT)
+
+    def signal(self, worker: int, sequence: int, signum: int) -> None:
+        """Send a signal to the process group of a job, only if that job is the one that runs."""
+        self._ask(channel.SIGNAL, worker=worker, sequence=sequence, signal=int(signum))
+
+    def retire(self, worker: int) -> None:
+        """Let a worker end after the jobs that it has."""
+        to = self._workers.get(worker)
+        if to is not None:
+            to.expected = True
+            to.socket.shutdown(socket.SHUT_WR)
+
+    def _ask(self, kind: int, **info: object) -> None:
+        if self._control is not None:
+            self._outbox.send(channel.control_frame(kind, info))
+
+    def tail(self, worker: int) -> tuple[bytes, bytes]:
+        """The last of what the running job has written so far: stdout, stderr."""
+        of = self._workers.get(worker)
+        if of is None:
+            return b"", b""
+        return self._written(of, STDOUT_AT, _TAIL_SIZE), self._written(of, STDERR_AT, _TAIL_SIZE)
+
+    def _written(self, worker: _Worker, word: int, most: int) -> bytes:
+        fd = worker.outputs[word - STDOUT_AT]
+        end = os.fstat(fd).st_size
+        at = max(worker.cell[word], end - most)
+        return os.pread(fd, end - at, at)
+
+    # Reports of the fork server
+
+    def _on_control(self) -> None:
+        control = self._control
+        assert control is not None
+        try:
+            data, ancillary, _, _ = control.recvmsg(64 << 10, channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data, ancillary = b"", []
+        self._reader.fds.extend(channel.descriptors(ancillary))
+        if not data:
+            self._on_death()
+            return
+        for kind, info, _ in self._reader.feed(data):
+            self._on_report(kind, info)
+
+    def _on_report(self, kind: int, info: dict[str, Any]) -> None:
+        if kind == channel.FORKED:
+            worker = self._workers.get(info["worker"])
+            if worker is not None:
+                worker.pid = info["pid"]
+                worker.forked_at = time.monotonic()
+                if self._watching is None:
+                    self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
+                self._handler.worker_forked(worker.number, worker.pid)
+        elif kind == channel.DIED:
+            worker = self._workers.get(info["worker"])
+            if worker is not None:
+                self._on_worker_death(worker, _cause(info), info["status"])
+        elif kind == channel.RECALLED:
+            worker = self._workers.get(info["worker"])
+            if worker is not None:
+                # Answers to jobs before the recalled ones are read first: they came first.
+                worker.open -= info["before"] - info["first"]
+                self._handler.jobs_recalled(worker.number, info["first"], info["before"])
+        elif kind == channel.LOADED:
+            self.pid = info["pid"]
+            self.setup_in = info["setup_in"]
+            if not self._loaded.done():
+                self._loaded.set_result(None)
+        elif kind == channel.FAILED:
+            if not self._loaded.done():
+                self._loaded.set_exception(SetupFailed(info["reason"], info["trace"]))
+        elif kind == channel.CLEANED and not self._cleaned.done():
+            self._cleaned.set_result(info["trace"])
+
+    def _on_worker_death(self, worker: _Worker, cause: str, status: int | None) -> None:
+        self._drain(worker)
+        if worker.number not in self._workers:
+            return  # the handler has killed the fork server while it was told of the last answers
+        running = worker.cell[RUNNING] if worker.open else 0
+        death = WorkerDeath(running, cause)
+        if running:
+            limit = self._spec.output_limit
+            death.stdout = read_output(*self._extent(worker, STDOUT_AT), limit)
+            death.stderr = read_output(*self._extent(worker, STDERR_AT), limit)
+            death.started = worker.begun_at if worker.seen == running else worker.fed_at
+            if worker.limited[0] == running:
+                death.cause = worker.limited[1]
+                death.limited = True
+        death.expected = not running and status == 0
+        self._forget(worker)
+        self._handler.worker_died(worker.number, death)
+
+    def _extent(self, worker: _Worker, word: int) -> tuple[int, int, int]:
+        fd = worker.outputs[word - STDOUT_AT]
+        return fd, worker.cell[word], os.fstat(fd).st_size
+
+    def _on_death(self) -> None:
+        """The control channel has ended: the guard has ended everything, or is about to."""
+        process = self._process
+        assert process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_TIMEOUT)
+        cause = f"the computation's fork server ended: {_status_text(process.returncode)}"
+        for worker in list(self._workers.values()):
+            self._on_worker_death(worker, cause, None)
+        if self._control is None:
+            return
+        loading = not self._loaded.done()
+        if loading:
+            self._loaded.set_exception(SetupFailed(f"while it was set up, {cause}"))
+        if not self._cleaned.done():
+            self._cleaned.set_result("" if loading else cause)
+        self.kill()
+        if not loading:
+            self._handler.fork_server_died(cause)
+
+    def _forget(self, worker: _Worker) -> None:
+        self._workers.pop(worker.number, None)
+        self._loop.remove_reader(worker.socket)
+        worker.outbox.close()
+        worker.socket.close()
+        worker.cell.release()
+        worker.cell_map.close()
+        for fd in worker.outputs:
+            os.close(fd)
+
+    # Answers of workers
+
+    def _on_readable(self, worker: _Worker) -> None:
+        replies: list[Reply] = []
+        more = self._read(worker, replies)
+        if not more:
+            self._loop.remove_reader(worker.socket)  # death is what the fork server says, never the end of the stream
+        self._deliver(worker, replies)
+
+    def _drain(self, worker: _Worker) -> None:
+        """Read all that a dead worker had sent."""
+        replies: list[Reply] = []
+        before = -1
+        while before != (before := len(replies)) or worker.rest:
+            if not self._read(worker, replies):
+                break
+        self._deliver(worker, replies)
+
+    def _read(self, worker: _Worker, replies: list[Reply]) -> bool:
+        """One read; False when nothing more can be there."""
+        buffer = self._buffer
+        try:
+            size, ancillary, _, _ = worker.socket.recvmsg_into([buffer], channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, ConnectionResetError):
+            return False
+        if not size:
+            return False
+        data: bytes | memoryview = memoryview(buffer)[:size]
+        if worker.rest:
+            data = worker.rest + data
+        fds = channel.descriptors(ancillary) if ancillary else []
+        unpack, header = REPLY.unpack_from, REPLY.size
+        at, total = 0, len(data)
+        while total - at >= header:
+            sequence, ending, count, _, result, stdout, stderr, error, started, ended = unpack(data, at)
+            if count:
+                at += header
+                replies.append(Reply(sequence, ending, started, ended, result, stdout, stderr, error, b"", fds.pop(0)))
+                continue
+            end = at + header + result + stdout + stderr + error
+            if end > total:
+                break
+            body = bytes(data[at + header : end])
+            replies.append(Reply(sequence, ending, started, ended, result, stdout, stderr, error, body))
+            at = end
+        worker.rest = bytes(data[at:])
+        return True
+
+    def _deliver(self, worker: _Worker, replies: list[Reply]) -> None:
+        if not replies:
+            return
+        worker.open -= len(replies)
+        worker.fed_at = replies[-1].ended_at or worker.fed_at
+        if worker.cancels:
+            last = replies[-1].sequence
+            stands = worker.cancels[0]
+            worker.cancels = [sequence for sequence in worker.cancels if sequence > last]
+            if worker.cancels and worker.cancels[0] != stands:
+                self._interrupt(worker)
+        self._handler.worker_answered(worker.number, replies)
+
+    # The watch over running jobs
+
+    def _watch(self) -> None:
+        self._watching = None
+        busy = False
+        for worker in list(self._workers.values()):
+            if not worker.cell[MEMORY_AT_FORK] and worker.forked_at:
+                busy = True
+                self._look_at_start(worker)
+            elif worker.open:
+                busy = True
+                self._look_at_output(worker)
+        if busy and self._watching is None:
+            self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
+
+    def _look_at_start(self, worker: _Worker) -> None:
+        if self.setup_in == "node" and time.monotonic() - worker.forked_at > _START_TIMEOUT:
+            worker.forked_at = time.monotonic()
+            self.signal(worker.number, 0, signal.SIGKILL)
+
+    def _look_at_output(self, worker: _Worker) -> None:
+        cell = worker.cell
+        running = cell[RUNNING]
+        if not running:
+            return
+        if worker.seen != running:
+            worker.seen = running
+            worker.begun_at = time.time()
+        half = self._spec.output_limit // 2
+        for index, word in enumerate((STDOUT_AT, STDERR_AT)):
+            at = cell[word]
+            end = os.fstat(worker.outputs[index]).st_size
+            if end - at <= 2 * half:
+                continue
+            if cell[RUNNING] != running:
+                return
+            # Offsets only grow, so that this part can never belong to a later job.
+            begin = max(at + half, worker.punched[index])
+            if end - half > begin:
+                linux.punch(worker.outputs[index], begin, end - half - begin)
+                worker.punched[index] = end - half
+            if end - at > _KILL_AT * self._spec.output_limit and worker.limited[0] != running:
+                name = ("stdout", "stderr")[index]
+                limit = f"{_size(self._spec.output_limit)} are kept, {_KILL_AT} times as much ends a job"
+                worker.limited = (running, f"it wrote {_size(end - at)} to {name} ({limit})")
+                self.signal(worker.number, running, signal.SIGKILL)
+
+
+def _cause(info: dict[str, Any]) -> str:
+    status = info["status"]
+    if status is None:
+        return str(info["error"])
+    code = os.waitstatus_to_exitcode(status)
+    if code == SETUP_FAILED:
+        return "setup failed in the worker"
+    text = _status_text(code)
+    return f"{text}; it had used up to {_size(info['memory'])} of memory" if code < 0 else text
+
+
+def _status_text(code: int | None) -> str:
+    """An exit code as `subprocess` gives it, in words."""
+    if code is None:
+        return "it does not end"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    words = (signal.strsignal(-code) or "").lower()
+    return f"killed by {name} ({words})" if words else f"killed by {name}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
