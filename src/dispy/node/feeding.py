@@ -47,7 +47,7 @@ class Feeder:
                 continue
             if computation.starved_since is not None:
                 times.append(computation.starved_since + STARVE_SECONDS)
-            if computation.queue and computation.stillborn:
+            if computation.fork_after is not None:
                 times.append(computation.fork_after)
             holder = None if computation.queue else self._fullest(computation)
             if holder is not None and self._has_room(computation):
@@ -120,8 +120,10 @@ class Feeder:
     def _fork(self, running: list[Computation], now: float, actions: list[Action]) -> None:
         lacking: dict[Computation, int] = {}
         for computation in running:
+            if computation.fork_after is not None and now >= computation.fork_after:
+                computation.fork_after = None
             missing = len(computation.queue) - _starting(computation)
-            if missing > 0 and now >= computation.fork_after:
+            if missing > 0 and computation.fork_after is None:
                 lacking[computation] = missing
             else:
                 computation.starved_since = None
@@ -163,7 +165,7 @@ class Feeder:
                 computation.starved_since = None
             elif computation.starved_since is None:
                 computation.starved_since = now
-            elif now - computation.starved_since >= STARVE_SECONDS:
+            elif now >= computation.starved_since + STARVE_SECONDS:
                 computation.starved_since = None
                 ready = [each for each in richest.workers.values() if each.state is WorkerState.READY]
                 if ready:

@@ -7,7 +7,6 @@ Every way in which an attempt leaves the node goes through here, exactly once. T
 from __future__ import annotations
 
 import signal
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -407,7 +406,9 @@ class JobDesk:
         """Take jobs out of the queue or the arrivals, and let their arguments go."""
         gone = set(jobs)
         for computation in {job.computation for job in jobs}:
-            computation.queue = deque(job for job in computation.queue if job not in gone)
+            left = [job for job in computation.queue if job not in gone]
+            computation.queue.clear()
+            computation.queue.extend(left)
         for job in jobs:
             if job.computation.arriving.get(job.job) is job:
                 del job.computation.arriving[job.job]

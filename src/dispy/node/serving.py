@@ -81,7 +81,7 @@ class Computation:
     """How often its fork server died."""
     stillborn: int = 0
     """Workers in a row that died before they had answered anything."""
-    fork_after: float = 0.0
+    fork_after: float | None = None
     """No fork before this time, after a stillborn worker."""
     starved_since: float | None = None
     refused: bool = False

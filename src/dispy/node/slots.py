@@ -117,7 +117,7 @@ class Worker:
 
     def is_stalled(self, now: float) -> bool:
         """Whether it has run one job for longer than what is given ahead was meant to take."""
-        return bool(self.jobs) and now - self.progress_at >= STALL_SECONDS
+        return bool(self.jobs) and now >= self.progress_at + STALL_SECONDS
 
 
 def prefetch_depth(mean: float | None) -> int:
