@@ -1,0 +1,110 @@
+"""Clusters as the scheduler knows them: a computation, its queues, its shares of nodes, its measured duration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final
+
+import msgspec
+
+from dispy.model import ComputationId, ComputationSpec, FileSpec, ProcessId
+from dispy.scheduler.jobs import JobQueue, JobRecord
+from dispy.scheduler.nodes import Share, ShareState
+from dispy.scheduler.policy import Rooms
+
+SHORTEST_JOB: Final = 5e-6
+"""Seconds that a job takes at least: below this, measuring tells nothing."""
+MOST_AHEAD: Final = 4096
+"""Jobs per slot at most, whatever the duration."""
+MEMORY_OF_JOBS: Final = 16
+"""So many jobs of another duration move the mean half of the way."""
+
+
+class ClusterState(Enum):
+    """OPEN takes jobs; DRAINING ends those that it has; TERMINATING has cancelled them."""
+
+    OPEN = auto()
+    DRAINING = auto()
+    TERMINATING = auto()
+
+
+@dataclass(slots=True, eq=False)
+class ClusterRecord:
+    """One cluster of one client."""
+
+    computation: ComputationSpec
+    is_reentrant: bool
+    is_open_ended: bool
+    ahead: float
+    """Seconds of work that are sent ahead to a slot."""
+    state: ClusterState = ClusterState.OPEN
+    jobs: int = 0
+    """Jobs that have not ended: queued and in flight."""
+    queues: dict[str, JobQueue] = field(default_factory=dict)
+    """By the node that the jobs are pinned to; empty: any node."""
+    shares: dict[ProcessId, Share] = field(default_factory=dict)
+    asked: dict[ProcessId, None] = field(default_factory=dict)
+    """Nodes of which its owner has not yet said how much it wants."""
+    declined: dict[ProcessId, None] = field(default_factory=dict)
+    """Nodes that its owner does not want."""
+    rooms: Rooms = field(default_factory=Rooms)
+    """Shares that take more jobs, by load."""
+    idlers: dict[ProcessId, Share] = field(default_factory=dict)
+    """Shares with a CPU that has nothing to do."""
+    excesses: dict[ProcessId, Share] = field(default_factory=dict)
+    """Shares with jobs that wait for a CPU there."""
+    recalling: int = 0
+    """Jobs that nodes have been asked to give back for it."""
+    mean: float | None = None
+    """Measured seconds per job; None: no job has ended."""
+    depth: int = 1
+    """Jobs per slot that may be at a node."""
+
+    @property
+    def id(self) -> ComputationId:
+        """The client's name for it."""
+        return self.computation.id
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in its queues."""
+        return sum(queue.waiting for queue in self.queues.values())
+
+    @property
+    def wants_nodes(self) -> bool:
+        """Whether another node could be of use."""
+        return self.state is ClusterState.OPEN or (self.state is ClusterState.DRAINING and self.jobs > 0)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether every node that could run its jobs has refused for good and no other can come."""
+        return (
+            not self.is_open_ended
+            and not self.asked
+            and bool(self.shares)
+            and all(share.state is ShareState.REFUSED and share.final for share in self.shares.values())
+        )
+
+    def queue_for(self, record: JobRecord) -> JobQueue:
+        """The queue in which this job belongs."""
+        pinned = record.pinned
+        queue = self.queues.get(pinned)
+        if queue is None:
+            queue = self.queues[pinned] = JobQueue(self.id, pinned)
+        return queue
+
+    def with_files(self, files: tuple[FileSpec, ...]) -> ComputationSpec:
+        """The computation with further files."""
+        if not files:
+            return self.computation
+        return msgspec.structs.replace(self.computation, files=self.computation.files + files)
+
+    def measure(self, seconds: float, count: int) -> None:
+        """Take `count` jobs into the mean that took `seconds` together."""
+        fresh = max(seconds / count, SHORTEST_JOB)
+        if self.mean is None:
+            self.mean = fresh
+        else:
+            self.mean += (fresh - self.mean) * count / (count + MEMORY_OF_JOBS)
+        self.depth = min(MOST_AHEAD, 1 + int(self.ahead / self.mean))

@@ -1,0 +1,262 @@
+"""The scheduler's decisions as a pure object: events and the time go in, effects come out.
+
+`flow` moves jobs, `membership` nodes and clusters, `policy` chooses, `tables` holds what is known. No socket, clock,
+file or log here; the same events at the same times always have the same effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
+from dispy.scheduler import events, flow, membership
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.effects import Effects
+from dispy.scheduler.explain import explain_cluster, explain_job
+from dispy.scheduler.invariants import check_tables
+from dispy.scheduler.nodes import NodeRecord
+from dispy.scheduler.tables import Counters, Outbox, Tables
+from dispy.settings import AHEAD_SECONDS, GRACE_TIMEOUT
+from dispy.wire import messages
+
+
+@dataclass(slots=True, frozen=True)
+class ShareView:
+    """What one cluster has of one node."""
+
+    cluster: ComputationId
+    state: str
+    """wanted, opening, ready, refused or closing."""
+    cpus: int
+    in_flight: int
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class NodeView:
+    """A node as it stands."""
+
+    node: ProcessId
+    info: NodeInfo
+    address: str
+    state: str
+    """joined, free, asked, leased or refused; broken without a link, suspect when silent."""
+    in_flight: int
+    avail: AvailInfo | None
+    holder: Holder | None
+    shares: tuple[ShareView, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class ClusterView:
+    """A cluster as it stands."""
+
+    cluster: ComputationId
+    name: str
+    state: str
+    """open, draining or terminating."""
+    waiting: int
+    in_flight: int
+    mean: float | None
+    """Measured seconds per job."""
+
+
+@dataclass(slots=True, frozen=True)
+class Snapshot:
+    """Everything that a monitor shows."""
+
+    clusters: tuple[ClusterView, ...]
+    nodes: tuple[NodeView, ...]
+    counters: dict[str, int]
+
+
+class SchedulerCore:
+    """Who runs what, when.
+
+    Whatever the event, the state is then looked at as a whole: no job waits that a node could run.
+    """
+
+    def __init__(
+        self, *, holder: Holder, token: bytes, grace: float = GRACE_TIMEOUT, ahead: float = AHEAD_SECONDS
+    ) -> None:
+        """Make an empty core.
+
+        `holder` and `token` name and prove its leases; a node without a link is lost after `grace` seconds; `ahead`
+        seconds of work are sent ahead to each CPU.
+        """
+        self._tables = Tables(holder, token, grace, ahead)
+
+    @property
+    def counters(self) -> Counters:
+        """What was done and what was ignored so far."""
+        return self._tables.counters
+
+    def handle(self, event: events.Event, now: float) -> Effects:
+        """Take in what has happened at `now` (monotonic seconds) and say what is to be done.
+
+        Raises:
+            InvalidTransition: the host broke the rules (a job or a cluster submitted twice).
+        """
+        tables, out = self._tables, Outbox()
+        match event:
+            case events.NodeSaid():
+                self._node_said(out, event, now)
+            case events.JobsSubmitted():
+                flow.submit(tables, out, event.jobs)
+            case events.CancelAsked():
+                flow.cancel(tables, out, event.jobs, "cancelled before it started")
+            case events.ClusterOpened():
+                membership.open_cluster(tables, out, event)
+            case events.ClusterClosing():
+                membership.close_cluster(tables, out, event)
+            case events.NodeJoined():
+                membership.join(tables, out, event)
+            case events.NodeAllocated():
+                membership.allocate(tables, out, event)
+            case (
+                events.NodeSuspected()
+                | events.NodeRecovered()
+                | events.LinkBroken()
+                | events.LinkResumed()
+                | events.NodeLost()
+            ):
+                self._link_changed(out, event, now)
+            case _:
+                assert_never(event)
+        return self._settle(out)
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timeout` is to be called at the latest; None: no need."""
+        return min(self._tables.deadlines.values(), default=None)
+
+    def handle_timeout(self, now: float) -> Effects:
+        """Do what is due at `now`: nodes that did not come back are lost, refused computations are tried again."""
+        tables, out = self._tables, Outbox()
+        for key in [key for key, at in tables.deadlines.items() if at <= now]:
+            if tables.deadlines.pop(key, None) is None:
+                continue
+            if isinstance(key, tuple):
+                membership.try_again(tables, out, tables.clusters[key[0]].shares[key[1]])
+            else:
+                cause = f"its link broke and did not come back within {tables.grace:g} s"
+                membership.lose_node(tables, out, tables.nodes[key], cause)
+        return self._settle(out)
+
+    def knows(self, node: ProcessId) -> bool:
+        """Whether a node has joined and is not lost: its next link is `LinkResumed`, else `NodeJoined`."""
+        return node in self._tables.nodes
+
+    def explain(self, job: int) -> str:
+        """One sentence: why this job is where it is."""
+        return explain_job(self._tables, job)
+
+    def explain_cluster(self, cluster: ComputationId) -> str:
+        """One sentence: why jobs of this cluster wait; empty when none does."""
+        return explain_cluster(self._tables, cluster)
+
+    def snapshot(self) -> Snapshot:
+        """Everything that a monitor shows; it does not change afterwards."""
+        tables = self._tables
+        counters = tables.counters
+        return Snapshot(
+            tuple(_cluster_view(cluster) for cluster in tables.clusters.values()),
+            tuple(_node_view(node) for node in tables.nodes.values()),
+            {name: getattr(counters, name) for name in Counters.__slots__},
+        )
+
+    def check(self) -> None:
+        """Compute every table anew from the others.
+
+        Raises:
+            InvalidTransition: two of them differ: a bug of ours.
+        """
+        check_tables(self._tables)
+
+    def _settle(self, out: Outbox) -> Effects:
+        tables = self._tables
+        if tables.runnable or tables.restless:
+            flow.dispatch(tables, out)
+        if tables.closing:
+            membership.finish_closing(tables, out)
+        return out.close()
+
+    def _link_changed(
+        self,
+        out: Outbox,
+        event: events.NodeSuspected | events.NodeRecovered | events.LinkBroken | events.LinkResumed | events.NodeLost,
+        now: float,
+    ) -> None:
+        tables = self._tables
+        node = tables.nodes.get(event.node)
+        if node is None:
+            tables.counters.ignored += 1
+            return
+        match event:
+            case events.NodeSuspected():
+                membership.suspect(tables, node, is_suspect=True)
+            case events.NodeRecovered():
+                membership.suspect(tables, node, is_suspect=False)
+            case events.LinkBroken():
+                membership.break_link(tables, node, now)
+            case events.LinkResumed():
+                membership.resume(tables, out, node)
+            case events.NodeLost():
+                membership.lose_node(tables, out, node, event.cause)
+            case _:
+                assert_never(event)
+
+    def _node_said(self, out: Outbox, event: events.NodeSaid, now: float) -> None:
+        tables = self._tables
+        node = tables.nodes.get(event.node)
+        if node is None or node.broken_until is not None:
+            # what an earlier link brought late: the node repeats what counts when the link resumes
+            tables.counters.ignored += 1
+            return
+        match event.message:
+            case messages.JobsDone():
+                flow.take_results(tables, out, node, event.message, event.bodies)
+            case messages.JobsRecalled(jobs):
+                flow.take_recalled(tables, out, node, jobs)
+            case messages.NodeDescribed(info):
+                membership.describe(tables, node, info)
+            case messages.LoadMeasured(avail):
+                node.avail = avail
+            case messages.LeaseGranted():
+                membership.lease_granted(tables, out, node, event.message)
+            case messages.LeaseRefused(holder):
+                membership.lease_refused(tables, out, node, holder)
+            case messages.ComputationReady(computation):
+                membership.computation_ready(tables, out, node, computation)
+            case messages.ComputationRefused():
+                membership.computation_refused(tables, out, node, event.message, now)
+            case messages.ComputationClosed(computation):
+                membership.computation_closed(tables, out, node, computation)
+            case _:
+                tables.counters.ignored += 1
+
+
+def _cluster_view(cluster: ClusterRecord) -> ClusterView:
+    waiting = cluster.waiting
+    return ClusterView(
+        cluster.id,
+        cluster.computation.name,
+        cluster.state.name.lower(),
+        waiting,
+        cluster.jobs - waiting,
+        cluster.mean,
+    )
+
+
+def _node_view(node: NodeRecord) -> NodeView:
+    state = node.state.name.lower()
+    if node.broken_until is not None:
+        state = "broken"
+    elif node.is_suspect:
+        state = "suspect"
+    shares: Sequence[ShareView] = [
+        ShareView(share.cluster.id, share.state.name.lower(), share.cpus, len(share.flight), share.reason)
+        for share in node.shares.values()
+    ]
+    return NodeView(node.id, node.info, node.address, state, node.in_flight, node.avail, node.holder, tuple(shares))

@@ -1,0 +1,103 @@
+"""Why a job is where it is, and why a cluster waits, in one sentence, from the tables alone."""
+
+from __future__ import annotations
+
+from dispy.model import ComputationId, ProcessId
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.tables import Tables
+
+
+def explain_job(tables: Tables, job: int) -> str:
+    """Why this job is where it is."""
+    record = tables.jobs.get(job)
+    if record is None:
+        return f"Job {job} has ended, or was never submitted."
+    if record.node is not None:
+        return _in_flight(tables, record)
+    cluster = tables.clusters[record.cluster]
+    if record.pinned:
+        node = tables.nodes.get(ProcessId(record.pinned))
+        where = f"Job {job} may only run on node {node.label if node else record.pinned}"
+        share = cluster.shares.get(node.id) if node is not None else None
+        if share is None:
+            return f"{where}, and the cluster's owner has not said yet how much it uses of it."
+        return f"{where}, which {_why_not(share)}."
+    return f"Job {job} waits: {_why_waiting(tables, cluster)}."
+
+
+def explain_cluster(tables: Tables, id: ComputationId) -> str:
+    """Why jobs of this cluster wait; empty when none does."""
+    cluster = tables.clusters.get(id)
+    if cluster is None or not cluster.waiting:
+        return ""
+    count = cluster.waiting
+    jobs = "1 job waits" if count == 1 else f"{count} jobs wait"
+    return f"{jobs}: {_why_waiting(tables, cluster)}."
+
+
+def _in_flight(tables: Tables, record: JobRecord) -> str:
+    assert record.node is not None
+    node = tables.nodes[record.node]
+    share = node.shares[record.cluster]
+    text = f"Job {record.job} was handed to node {node.label} (attempt {record.attempt})"
+    if record.cancelled:
+        return f"{text} and is being cancelled there."
+    if node.broken_until is not None:
+        return f"{text}, whose link is broken; it is given {tables.grace:g} s to come back."
+    if node.is_suspect:
+        return f"{text}, which has been silent for a while."
+    before = list(share.flight).index(record.job)
+    if before < share.slots:
+        return f"{text} and runs there or is about to."
+    return f"{text} and waits there behind {before} others of its cluster."
+
+
+def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
+    if not cluster.shares:
+        if not tables.nodes:
+            return "no node has been found"
+        if cluster.asked:
+            return "nodes have been found and the cluster's owner has not said yet which it uses"
+        return f"{_nodes(len(tables.nodes))} found, and the cluster uses none of them"
+    ready = [share for share in cluster.shares.values() if share.is_usable]
+    others = "; ".join(
+        f"node {share.node.label} {_why_not(share)}" for share in cluster.shares.values() if not share.is_usable
+    )
+    if not ready:
+        return others
+    slots = sum(share.slots for share in ready)
+    text = f"all {slots} CPUs of {_nodes(len(ready))} have work up to the measured depth"
+    return f"{text} ({others})" if others else text
+
+
+def _why_not(share: Share) -> str:
+    """What keeps a share from being given work; the end of a sentence about its node."""
+    node = share.node
+    if share.state is ShareState.REFUSED:
+        return f"refused: {share.reason}" if share.final else f"refused for now: {share.reason}"
+    if node.broken_until is not None:
+        return "lost its link and is given some time to come back"
+    if node.state is not NodeState.LEASED:
+        return _why_not_leased(node)
+    if node.is_suspect:
+        return "has been silent for a while"
+    match share.state:
+        case ShareState.WANTED | ShareState.OPENING:
+            return "is preparing the computation (files, code, setup)"
+        case ShareState.CLOSING:
+            return "is closing the computation"
+        case _:
+            return "has all its CPUs busy" if node.info.cpus else "offers no CPU now"
+
+
+def _why_not_leased(node: NodeRecord) -> str:
+    if node.state is NodeState.REFUSED and node.holder is not None:
+        holder = node.holder
+        return f"is used by {holder.user}@{holder.host} ({holder.program}); this program stands in line"
+    return "has not answered yet whether it is free"
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"

@@ -1,0 +1,177 @@
+"""Nodes as the scheduler knows them, and their shares: what one cluster has of one node.
+
+Records and the arithmetic on them. What happens to them when is in `membership` and `flow`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from math import ceil
+from typing import TYPE_CHECKING
+
+from dispy.model import AvailInfo, ComputationId, ComputationSpec, FileSpec, Holder, NodeInfo, ProcessId
+from dispy.scheduler.jobs import JobRecord
+
+if TYPE_CHECKING:
+    from dispy.scheduler.clusters import ClusterRecord
+
+
+class NodeState(Enum):
+    """Where the lease of a node stands."""
+
+    JOINED = auto()
+    """Nothing asked on this link; it may still hold a lease of ours from before."""
+    FREE = auto()
+    """Released: no cluster uses it."""
+    ASKED = auto()
+    LEASED = auto()
+    REFUSED = auto()
+    """Somebody else holds it; we stand in line."""
+
+
+class ShareState(Enum):
+    """Where a computation stands on a node."""
+
+    WANTED = auto()
+    """Waits for the lease."""
+    OPENING = auto()
+    READY = auto()
+    REFUSED = auto()
+    CLOSING = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one cluster has of one node."""
+
+    cluster: ClusterRecord
+    node: NodeRecord
+    cpus: int
+    """CPUs that the cluster's owner allocated; 0: it is to be given back."""
+    files: tuple[FileSpec, ...] = ()
+    setup_args: bytes = b""
+    state: ShareState = ShareState.WANTED
+    flight: dict[int, JobRecord] = field(default_factory=dict)
+    """Jobs that the node has, in the order in which they were handed over."""
+    batch: list[JobRecord] = field(default_factory=list)
+    """Jobs of the running dispatch pass, not yet sent."""
+    entry: float | None = None
+    """The load under which it stands among its cluster's rooms; None: it does not."""
+    reason: str = ""
+    """Why the node refused it."""
+    final: bool = False
+    """Whether it refused for good."""
+
+    @property
+    def spec(self) -> ComputationSpec:
+        """The computation with this node's own files (a copy only when there are any)."""
+        return self.cluster.with_files(self.files)
+
+    @property
+    def slots(self) -> int:
+        """Jobs of the cluster that may run here at once."""
+        return min(self.cpus, self.node.info.cpus)
+
+    @property
+    def depth(self) -> int:
+        """Jobs per slot that may be here at once.
+
+        A node runs whatever it has on all of its CPUs, so a cluster that may use only some of them sends nothing ahead.
+        """
+        return self.cluster.depth if self.cpus >= self.node.info.cpus else 1
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be given work."""
+        return self.state is ShareState.READY and self.node.is_usable
+
+    @property
+    def idle(self) -> int:
+        """Jobs that it could start at once."""
+        if not self.is_usable:
+            return 0
+        return max(0, min(self.slots - len(self.flight), self.node.info.cpus - self.node.in_flight))
+
+    @property
+    def excess(self) -> int:
+        """Jobs that are here and cannot have a CPU yet."""
+        flight = len(self.flight)
+        return max(0, flight - self.slots, min(flight, self.node.in_flight - self.node.info.cpus))
+
+    def standing(self) -> tuple[int, float]:
+        """How many more jobs it takes, and the load of its node (1: every CPU has work up to the depth).
+
+        Jobs of all clusters weigh one part in their depth, so that short ones of one do not keep out long ones of
+        another; a cluster of long jobs fills a node with one per CPU.
+        """
+        node = self.node
+        if self.state is not ShareState.READY or not node.is_usable:
+            return 0, 0.0
+        cpus, depth, flight = node.info.cpus, self.depth, len(self.flight)
+        most = self.slots * depth
+        if len(node.shares) == 1 and not node.strays:
+            return most - flight, flight / (depth * cpus)
+        others = len(node.strays) + sum(
+            len(share.flight) / share.depth for share in node.shares.values() if share is not self
+        )
+        return min(most, ceil((cpus - others) * depth)) - flight, (others + flight / depth) / cpus
+
+
+@dataclass(slots=True, eq=False)
+class NodeRecord:
+    """A node process that has described itself. Another process on the same machine is another node."""
+
+    id: ProcessId
+    info: NodeInfo
+    address: str
+    order: int
+    """Counts joins: the tie-break between nodes of equal load."""
+    state: NodeState = NodeState.JOINED
+    is_suspect: bool = False
+    broken_until: float | None = None
+    """Without a link: when it counts as lost."""
+    shares: dict[ComputationId, Share] = field(default_factory=dict)
+    strays: dict[int, int] = field(default_factory=dict)
+    """Job → attempt: what the node still holds of jobs that are no longer its; they occupy its CPUs."""
+    recall: tuple[ComputationId, int] | None = None
+    """The recall that is under way: for which cluster, how many."""
+    is_spent: bool = False
+    """Its last recall brought nothing that could go elsewhere; not asked again before it has ended a job."""
+    holder: Holder | None = None
+    """Who else has its lease."""
+    avail: AvailInfo | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be given work."""
+        return (
+            self.state is NodeState.LEASED and self.broken_until is None and not self.is_suspect and self.info.cpus > 0
+        )
+
+    @property
+    def can_hear(self) -> bool:
+        """Whether there is a link on which it answers for its lease."""
+        return self.state is NodeState.LEASED and self.broken_until is None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any cluster wants to run jobs on it or still has something there."""
+        return any(
+            share.state is not ShareState.REFUSED or not share.final or share.flight for share in self.shares.values()
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that it has, of all clusters, and those that it is still to stop."""
+        if len(self.shares) == 1:
+            for share in self.shares.values():
+                return len(share.flight) + len(self.strays)
+        return sum(len(share.flight) for share in self.shares.values()) + len(self.strays)
+
+    @property
+    def label(self) -> str:
+        """Name and address, for people."""
+        if not self.address or self.info.name == self.address:
+            return self.info.name or self.address or self.id
+        return f"{self.info.name or self.id} ({self.address})"

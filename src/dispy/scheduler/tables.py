@@ -1,0 +1,158 @@
+"""The tables of the scheduler core, the bookkeeping that keeps them true to each other, and effects in the making."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.effects import Effects, JobEnded, JobsEnded, Notice, Send
+from dispy.scheduler.jobs import JobQueue, JobRecord
+from dispy.scheduler.nodes import NodeRecord, Share
+from dispy.wire.messages import AnyMessage
+
+
+class Outbox:
+    """Effects in the making. Jobs that end in a row become one notice."""
+
+    __slots__ = ("_effects", "ended")
+
+    def __init__(self) -> None:
+        self._effects = Effects()
+        self.ended: list[JobEnded] = []
+        """Jobs that ended since the last other notice; append here."""
+
+    def send(self, node: NodeRecord, message: AnyMessage, payload: Sequence[bytes] = ()) -> None:
+        """Say something to a node."""
+        self._effects.sends.append(Send(node.id, message, payload))
+
+    def notice(self, notice: Notice) -> None:
+        """Tell the user's side."""
+        self._flush()
+        self._effects.notices.append(notice)
+
+    def close(self) -> Effects:
+        """All of it, in order."""
+        self._flush()
+        return self._effects
+
+    def _flush(self) -> None:
+        if self.ended:
+            self._effects.notices.append(JobsEnded(self.ended))
+            self.ended = []
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was ignored, and what was done."""
+
+    submitted: int = 0
+    ended: int = 0
+    requeued: int = 0
+    """Attempts that were lost with a node and whose jobs were queued again."""
+    dropped: int = 0
+    """Results of attempts that were no longer expected."""
+    ignored: int = 0
+    """Events and messages about what is not (or no longer) known."""
+
+
+@dataclass(slots=True)
+class Tables:
+    """Everything that the core knows."""
+
+    holder: Holder
+    token: bytes
+    grace: float
+    ahead: float
+    clusters: dict[ComputationId, ClusterRecord] = field(default_factory=dict)
+    nodes: dict[ProcessId, NodeRecord] = field(default_factory=dict)
+    jobs: dict[int, JobRecord] = field(default_factory=dict)
+    """Every job that has not ended."""
+    runnable: dict[JobQueue, None] = field(default_factory=dict)
+    """Queues that are to be looked at in the next dispatch pass."""
+    restless: dict[ComputationId, None] = field(default_factory=dict)
+    """Clusters with both idle CPUs and jobs that wait for one elsewhere."""
+    deadlines: dict[ProcessId | tuple[ComputationId, ProcessId], float] = field(default_factory=dict)
+    """When a node without a link is lost, and when a share is tried again that was refused for the time being."""
+    closing: dict[ComputationId, None] = field(default_factory=dict)
+    """Clusters that take no more jobs."""
+    counters: Counters = field(default_factory=Counters)
+    joins: int = 0
+
+    def refresh(self, node: NodeRecord) -> None:
+        """The load of a node fell, or whether it can be used changed: put what is derived from that right."""
+        for share in node.shares.values():
+            room, load = share.standing()
+            if room > 0:
+                cluster = share.cluster
+                cluster.rooms.offer(share, load)
+                for pinned in ("", node.id):
+                    queue = cluster.queues.get(pinned)
+                    if queue is not None and queue.waiting:
+                        self.runnable[queue] = None
+            self.weigh(share)
+
+    def weigh(self, share: Share) -> None:
+        """Note whether a share has idle CPUs, or jobs that wait for one."""
+        cluster, node = share.cluster, share.node.id
+        if share.idle:
+            cluster.idlers[node] = share
+        else:
+            cluster.idlers.pop(node, None)
+        if share.excess:
+            cluster.excesses[node] = share
+        else:
+            cluster.excesses.pop(node, None)
+        if cluster.idlers and cluster.excesses:
+            self.restless[cluster.id] = None
+
+    def remove_share(self, share: Share) -> None:
+        """Forget a share; nothing is in flight there."""
+        cluster, node = share.cluster, share.node
+        cluster.rooms.forget(share)
+        cluster.idlers.pop(node.id, None)
+        cluster.excesses.pop(node.id, None)
+        self.deadlines.pop((cluster.id, node.id), None)
+        del cluster.shares[node.id]
+        del node.shares[cluster.id]
+        if node.shares:
+            self.refresh(node)
+
+    def requeue(self, records: Iterable[JobRecord]) -> None:
+        """Let jobs wait again that were handed to a node; they are no longer in its flight."""
+        queues: dict[JobQueue, list[JobRecord]] = {}
+        for record in records:
+            record.state = JobState.Created
+            record.node = None
+            queues.setdefault(self.clusters[record.cluster].queue_for(record), []).append(record)
+        for queue, back in queues.items():
+            queue.put_back(back)
+            self.runnable[queue] = None
+
+    def end(
+        self,
+        out: Outbox,
+        record: JobRecord,
+        state: JobState,
+        cause: str,
+        done: JobDone | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """End a job for good. If it waits, it leaves its queue; from a flight the caller has taken it."""
+        cluster = self.clusters[record.cluster]
+        if record.state is JobState.Created:
+            cluster.queue_for(record).discard()
+        record.state = state
+        del self.jobs[record.job]
+        cluster.jobs -= 1
+        self.counters.ended += 1
+        out.ended.append(JobEnded(record, state, record.node, done, body, cause))
+
+    def end_recall(self, node: NodeRecord) -> None:
+        """The recall that is under way at a node has been answered or will never be."""
+        if node.recall is not None:
+            cluster = self.clusters.get(node.recall[0])
+            if cluster is not None:
+                cluster.recalling -= node.recall[1]
+            node.recall = None
