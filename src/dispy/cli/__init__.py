@@ -20,11 +20,13 @@ __all__ = ["main", "program"]
 
 
 class _Failure(click.ClickException):
-    """An error of dispy, shown as one sentence."""
+    """An error of dispy, shown as one sentence; exit code 1."""
 
-    def __init__(self, error: DispyError) -> None:
-        super().__init__(str(error))
-        self.exit_code = 2 if isinstance(error, (SettingsError, ShippingError)) else 1
+
+class _WrongUse(_Failure):
+    """An error in what was asked for."""
+
+    exit_code = 2
 
 
 class _Commands(click.Group):
@@ -38,8 +40,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (SettingsError, ShippingError) as error:
+            raise _WrongUse(str(error)) from error
         except DispyError as error:
-            raise _Failure(error) from error
+            raise _Failure(str(error)) from error
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] PROGRAM")

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 
-import click
-
 from dispy.job import DispyJob
 
 
@@ -43,7 +41,7 @@ class TextOutput:
     def show(self, words: Sequence[str], job: DispyJob) -> None:
         """Show a job that has ended."""
         self._number += 1
-        stdout, stderr = click.get_binary_stream("stdout"), click.get_binary_stream("stderr")
+        stdout, stderr = sys.stdout.buffer, sys.stderr.buffer
         if self._headings:
             _write(stdout, f"== job {self._number}: {shlex.join(words)}  ({_ending(job)})\n".encode())
         _write(stdout, job.stdout or b"", end_line=self._headings)
@@ -99,4 +97,4 @@ class JsonOutput:
             "start_time": job.start_time,
             "end_time": job.end_time,
         }
-        _write(click.get_binary_stream("stdout"), json.dumps(shown, ensure_ascii=False).encode() + b"\n")
+        _write(sys.stdout.buffer, json.dumps(shown, ensure_ascii=False).encode() + b"\n")

@@ -32,10 +32,7 @@ def set_() -> None:
     """Read a secret from standard input and keep it in your file, in place of the one that is there."""
     from dispy.secrets import store_secret
 
-    if sys.stdin.isatty():
-        text = click.prompt("Secret", hide_input=True, err=True)
-    else:
-        text = click.get_text_stream("stdin").read()
+    text = click.prompt("Secret", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read()
     stored = store_secret(text)
     click.echo(f"kept in {stored.path}", err=True)
     _warn(stored.overridden_by)
