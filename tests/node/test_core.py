@@ -369,10 +369,10 @@ def test_newer_attempt_replaces_an_older_one(ready: Node) -> None:
 
 def test_dead_worker_ends_its_job_and_is_replaced(ready: Node) -> None:
     ready.run(1, 2, 3)
-    death = ev.WorkerDied(1, 2, "its worker was killed by SIGSEGV", b"out", b"a\nb\n", 60.0, 61.0)
+    death = ev.WorkerDied(1, 2, "killed by SIGSEGV", b"out", b"a\nb\n", 60.0, 61.0)
     effects = ready.handle(death)
     assert effects.actions == [do.ForkWorker(MAP, 3)]
-    text = b"its worker was killed by SIGSEGV\nThe last lines of its stderr:\na\nb"
+    text = b"its worker process ended: killed by SIGSEGV\nThe last lines of its stderr:\na\nb"
     expected = JobDone(1, 1, Ending.DIED, 60.0, 61.0, 0, 3, 4, len(text))
     assert effects.sends == [Send(ANNA, msg.JobsDone(3, [expected]), [b"outa\nb\n" + text])]
 

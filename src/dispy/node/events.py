@@ -115,6 +115,10 @@ class WorkerDied:
     started: float = 0.0
     """Wall clock at which the running job had started."""
     ended: float = 0.0
+    limited: bool = False
+    """A limit ended it; the cause has the figures."""
+    expected: bool = False
+    """It ended as it should: asked to, or because a job had left it unfit for another."""
 
 
 @dataclass(slots=True, frozen=True)

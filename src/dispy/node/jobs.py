@@ -211,7 +211,7 @@ class JobDesk:
             return None
         computation = lease.computations[worker.computation]
         self.feeder.remove(worker, computation)
-        if not event.running and not worker.answered and not worker.told_to_end:
+        if not (event.running or event.expected or worker.answered or worker.told_to_end):
             computation.stillborn += 1
             computation.fork_after = now + 0.1 * computation.stillborn
         running = worker.jobs.pop(event.running, None)
@@ -238,9 +238,13 @@ class JobDesk:
             lease.superseded.remove(job)
             return
         del lease.jobs[job.job]
-        ending = Ending.INTERRUPTED if job.cancelled else Ending.DIED
+        if event.limited:
+            ending, cause = Ending.LIMITED, event.cause
+        else:
+            ending = Ending.INTERRUPTED if job.cancelled else Ending.DIED
+            cause = f"its worker process ended: {event.cause}"
         stdout, stderr = clip(event.stdout), clip(event.stderr)
-        error = death_text(event.cause, event.stderr).encode()
+        error = death_text(cause, event.stderr).encode()
         started = event.started or event.ended
         sizes = (0, len(stdout), len(stderr), len(error))
         done = JobDone(job.job, job.attempt, ending, started, event.ended, *sizes)

@@ -1,0 +1,328 @@
+"""The directory of a node: one daemon's at a time, with a directory for each computation and nothing left behind.
+
+Files of users are written beneath a directory descriptor, component by component, so that no name leads outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from dispy.errors import NodeError
+from dispy.model import ComputationSpec, FileSpec
+
+_END_TIMEOUT = 10.0
+_COPY_SIZE = 8 << 20
+
+
+class Prefix:
+    """The daemon's own directory, locked while it lives."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+        self._processes: dict[int, int] = {}
+        self._directories: set[str] = set()
+
+    @classmethod
+    def claim(cls, path: Path, *, clean: bool = False) -> Prefix:
+        """Make the directory, lock it, and end what a daemon that was killed has left.
+
+        With `clean` a daemon that has it is ended first, and everything in it removed.
+
+        Raises:
+            NodeError: another daemon has it (the sentence names its pid), or it cannot be made or written.
+        """
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = path.resolve()
+            if path.stat().st_uid == os.getuid():
+                path.chmod(0o700)
+            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise NodeError(f"the node's directory {path} cannot be used: {error.strerror}") from error
+        try:
+            _take(lock, path, clean)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            prefix = cls(path, lock)
+            prefix._end_leftovers()
+            if clean:
+                prefix._wipe()
+            (path / "jobs").mkdir(exist_ok=True)
+            (path / "blobs").mkdir(exist_ok=True)
+        except OSError as error:
+            os.close(lock)
+            raise NodeError(f"the node's directory {path} cannot be used: {error.strerror}") from error
+        except NodeError:
+            os.close(lock)
+            raise
+        return prefix
+
+    def release(self) -> None:
+        """Let another daemon have it."""
+        os.ftruncate(self._lock, 0)
+        os.close(self._lock)
+
+    def add_process(self, pid: int) -> None:
+        """Write down a process that must not outlive the daemon."""
+        self._processes[pid] = start_time(pid) or 0
+        self._write_down()
+
+    def forget_process(self, pid: int) -> None:
+        """It has ended."""
+        if self._processes.pop(pid, None) is not None:
+            self._write_down()
+
+    def add_directory(self, path: Path) -> None:
+        """Write down a directory that must not outlive the daemon."""
+        self._directories.add(str(path))
+        self._write_down()
+
+    def forget_directory(self, path: Path) -> None:
+        """It has been removed, or shall stay."""
+        self._directories.discard(str(path))
+        self._write_down()
+
+    def _write_down(self) -> None:
+        text = json.dumps({"processes": self._processes, "directories": sorted(self._directories)})
+        fresh = self.path / "left.tmp"
+        # A disk that is full must not stop the node: what is not written down is missed only after a kill -9.
+        with contextlib.suppress(OSError):
+            fresh.write_text(text)
+            fresh.replace(self.path / "left")
+
+    def _end_leftovers(self) -> None:
+        try:
+            left = json.loads((self.path / "left").read_text())
+            processes = {int(pid): int(began) for pid, began in left["processes"].items()}
+            directories = [Path(name) for name in left["directories"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # nothing was left, or the machine went down while it was written
+        for pid, began in processes.items():
+            if began and start_time(pid) == began:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+        for directory in directories:
+            if self.path in directory.parents:
+                shutil.rmtree(directory, ignore_errors=True)
+        self._write_down()
+
+    def _wipe(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name == "lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _take(lock: int, path: Path, clean: bool) -> None:
+    deadline = time.monotonic() + _END_TIMEOUT
+    number = signal.SIGTERM
+    asked = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            owner = _owner(lock)
+        if not clean or owner is None:
+            who = f"process {owner}" if owner else "another process"
+            raise NodeError(
+                f"the directory {path} belongs to a dispynode that runs ({who}); end it, let --clean end it, "
+                "or give this node another directory with --dest_path_prefix"
+            )
+        if time.monotonic() > deadline:
+            number, asked = signal.SIGKILL, False
+            deadline += _END_TIMEOUT
+        if not asked:
+            asked = True
+            with contextlib.suppress(ProcessLookupError):
+                try:
+                    os.kill(owner, number)
+                except PermissionError as error:
+                    raise NodeError(f"process {owner}, which has {path}, belongs to another user") from error
+        time.sleep(0.02)
+
+
+def _owner(lock: int) -> int | None:
+    text = os.pread(lock, 32, 0).strip()
+    return int(text) if text.isdigit() else None
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in ticks since boot: with the pid it names a process for good."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+@dataclass(slots=True)
+class Workdir:
+    """The working directory of one computation."""
+
+    path: Path
+    fresh: bool
+    """Made for it alone; else it is a `dest_path` that other computations may use as well."""
+    placed: list[str] = field(default_factory=list)
+
+
+class Workdirs:
+    """Makes, fills and removes the directories of computations."""
+
+    def __init__(self, prefix: Prefix) -> None:
+        self._prefix = prefix
+        self._users: dict[Path, int] = {}
+        self._kept: set[Path] = set()
+
+    def open(self, spec: ComputationSpec) -> Workdir:
+        """Make the directory of a computation.
+
+        Raises:
+            NodeError: its `dest_path` leads outside, or the directory cannot be made (a full disk, …).
+        """
+        base = self._prefix.path
+        if spec.dest_path:
+            parts = checked_parts(spec.dest_path)
+            if parts[0] in {"blobs", "jobs", "lock", "left", "left.tmp"}:
+                raise NodeError(f"dest_path {spec.dest_path!r} is a name that the node uses itself")
+            path = base.joinpath(*parts)
+        else:
+            word = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.name).strip(".")[:40] or "jobs"
+            path = base / "jobs" / f"{word}-{re.sub(r'[^A-Za-z0-9]', '_', spec.id)[:12]}"
+            parts = path.relative_to(base).parts
+        existed = path.is_dir()
+        try:
+            root = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.close(_descend(root, parts))
+            finally:
+                os.close(root)
+        except OSError as error:
+            raise NodeError(_why(f"the directory {path} cannot be made", error)) from error
+        self._users[path] = self._users.get(path, 0) + 1
+        if not existed or not spec.dest_path:
+            self._prefix.add_directory(path)
+        return Workdir(path, fresh=not spec.dest_path)
+
+    def place(self, workdir: Workdir, file: FileSpec, source: Path) -> None:
+        """Copy a received file to its name in the directory. To be called in a thread.
+
+        Raises:
+            NodeError: the name leads outside, or it cannot be written.
+        """
+        parts = checked_parts(file.path)
+        try:
+            root = os.open(workdir.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                folder = _descend(root, parts[:-1])
+            finally:
+                os.close(root)
+            try:
+                _write(folder, parts[-1], file, source)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise NodeError(_why(f"the file {file.path} cannot be written", error)) from error
+        workdir.placed.append(file.path)
+
+    def close(self, workdir: Workdir, *, keep: bool) -> None:
+        """Remove what is not to be kept. To be called in a thread."""
+        path = workdir.path
+        self._users[path] -= 1
+        last = not self._users[path]
+        if last:
+            del self._users[path]
+        if keep:
+            self._kept.add(path)
+        if workdir.fresh and not keep:
+            shutil.rmtree(path, ignore_errors=True)
+        elif not keep and last and path not in self._kept:
+            self._remove_shared(workdir)
+        if last:
+            self._kept.discard(path)
+            self._prefix.forget_directory(path)
+
+    def _remove_shared(self, workdir: Workdir) -> None:
+        base = self._prefix.path
+        if str(workdir.path) in self._prefix._directories:
+            shutil.rmtree(workdir.path, ignore_errors=True)
+        else:
+            for name in workdir.placed:
+                with contextlib.suppress(OSError):  # a job has removed it
+                    os.unlink(workdir.path / name)
+        parent = workdir.path.parent
+        while parent != base and base in parent.parents:
+            try:
+                parent.rmdir()
+            except OSError:
+                return  # not empty: somebody else uses it
+            parent = parent.parent
+
+
+def checked_parts(name: str) -> tuple[str, ...]:
+    """The components of a relative POSIX path that stays below where it begins.
+
+    Raises:
+        NodeError: it does not.
+    """
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise NodeError(f"{name!r} is not a relative path that stays inside the computation's directory")
+    return path.parts
+
+
+def _descend(root: int, parts: tuple[str, ...]) -> int:
+    """Open (and make) a directory below `root` without following a link on the way."""
+    current = os.dup(root)
+    for part in parts:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o700, dir_fd=current)
+        try:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+        finally:
+            os.close(current)
+        current = below
+    return current
+
+
+def _write(folder: int, name: str, file: FileSpec, source: Path) -> None:
+    temporary = f".dispy-{os.getpid()}-{file.blob.name.hex()[:16]}"
+    target = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
+    )
+    try:
+        with open(source, "rb") as content, open(target, "wb", closefd=False) as output:
+            shutil.copyfileobj(content, output, _COPY_SIZE)
+        os.fchmod(target, stat.S_IMODE(file.mode) & 0o777)
+        if file.mtime > 0:
+            os.utime(target, (file.mtime, file.mtime))
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+    finally:
+        os.close(target)
+
+
+def _why(what: str, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what}: the disk of this node is full"
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return f"{what}: something that is no directory is in the way"
+    return f"{what}: {error.strerror}"
