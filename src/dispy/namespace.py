@@ -8,6 +8,7 @@ Runs in any interpreter beside user code: standard library and cloudpickle only.
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import inspect
 import io
@@ -164,6 +165,7 @@ class MethodCall:
         self.__name__ = method.__name__
 
     def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call the method; on the instance that travelled unless the arguments only fit with another before them."""
         method = self._method
         if args and isinstance(args[0], type(method.__self__)) and not _takes(method, args, kwargs):
             return method.__func__(*args, **kwargs)
@@ -176,6 +178,11 @@ def _takes(function: Callable[..., object], args: tuple[object, ...], kwargs: di
     except (TypeError, ValueError):
         return False
     return True
+
+
+def cached(function: Callable[..., object], maxsize: int | None, typed: bool) -> Callable[..., object]:
+    """Rebuild what `functools.lru_cache` made, with an empty cache."""
+    return functools.lru_cache(maxsize, typed)(function)
 
 
 class _ResultPickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -1,0 +1,215 @@
+"""The client's side of shipping: a function or program and what it depends on become bytes and a list of files.
+
+How code is pickled is in `dispy.pickling`, which of the user's modules travel in `dispy.sources`, how it is loaded in
+`dispy.namespace`. Nothing is sent or copied here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import shutil
+import sys
+import types
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from dispy import namespace, pickling
+from dispy.errors import ShippingError
+from dispy.sources import (
+    LocalFile,
+    is_own,
+    module_with_parents,
+    own_files,
+    package_files,
+    tree_files,
+)
+
+__all__ = ["LocalFile", "Shipment", "dumps_arguments", "dumps_setup_args", "loads_result", "pack"]
+
+_SYSTEM_FOLDERS: Final = ("/bin/", "/sbin/", "/usr/", "/lib/", "/lib64/", "/nix/", "/snap/")
+"""Programs from there are expected on the nodes, built for their machines; others are sent."""
+
+
+@dataclass(slots=True)
+class Shipment:
+    """What a cluster's nodes need before they can run its jobs."""
+
+    kind: str
+    """`function` or `program`."""
+    name: str
+    python: str
+    """Implementation and minor version that functions need, as `cpython-3.11`; empty for programs."""
+    code: bytes | None = None
+    program: str = ""
+    """Relative to the computation's directory, or absolute when the nodes have it."""
+    files: list[LocalFile] = field(default_factory=list)
+    context: pickling.Context = field(default_factory=pickling.Context)
+
+
+def pack(
+    computation: Callable[..., object] | str | os.PathLike[str],
+    depends: Sequence[object] = (),
+    *,
+    setup: Callable[..., object] | None = None,
+    cleanup: Callable[..., object] | None = None,
+) -> Shipment:
+    """Collect what a computation needs.
+
+    Args:
+        computation: anything callable, or the path of a program (looked for on `$PATH` too). A program is sent as a
+            file, except from the system's folders, where the nodes have their own.
+        depends: paths of files and folders, functions, classes, modules, packages, instances (their class).
+        setup: run on each node before its first job.
+        cleanup: run on each node after the last one.
+
+    Raises:
+        ShippingError: something does not exist, cannot be read or cannot be pickled; the message names it.
+    """
+    files: dict[str, LocalFile] = {}
+    names: dict[str, object] = {}
+    for item in depends:
+        _add_dependency(item, files, names)
+    if isinstance(computation, str | os.PathLike):
+        return _pack_program(Path(computation), files, names)
+    if not callable(computation):
+        raise ShippingError(f"a computation is a function or the path of a program, not {computation!r}")
+    name = _name(computation)
+    compute = namespace.MethodCall(computation) if isinstance(computation, types.MethodType) else computation
+    roots = {"compute": compute, "setup": setup, "cleanup": cleanup}
+    code, context = pickling.dumps_code(roots, names)
+    for file in own_files(sorted(context.modules | _modules_of_main())):
+        files.setdefault(file.dest, file)
+    _check(files.values())
+    python = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
+    return Shipment("function", name, python, code, files=list(files.values()), context=context)
+
+
+def _name(computation: object) -> str:
+    while isinstance(computation, functools.partial):
+        computation = computation.func
+    return str(getattr(computation, "__name__", type(computation).__name__))
+
+
+def _modules_of_main() -> set[str]:
+    """Own modules that the client's program has imported from: arguments may be made of them."""
+    found = set()
+    for value in list(vars(sys.modules[pickling.MAIN]).values()):
+        if isinstance(value, types.ModuleType):
+            found.add(value.__name__)
+        else:
+            kind = value if isinstance(value, type | types.FunctionType) else type(value)
+            found.add(str(getattr(kind, "__module__", "")))
+    return {name for name in found if is_own(name)}
+
+
+def _pack_program(path: Path, files: dict[str, LocalFile], names: dict[str, object]) -> Shipment:
+    if names:
+        what = ", ".join(sorted(names))
+        raise ShippingError(f"{what}: a program cannot use functions or classes; its depends are files")
+    found = path if path.is_file() else None
+    if found is None:
+        on_path = shutil.which(os.fspath(path))
+        if on_path is None:
+            raise ShippingError(f"program {str(path)!r} is neither a file here nor a command on $PATH")
+        found = Path(on_path)
+    found = found.absolute()
+    if str(found).startswith(_SYSTEM_FOLDERS):
+        program = str(found)
+    else:
+        file = LocalFile(found, _destination(found))
+        files[file.dest] = file
+        program = file.dest
+    _check(files.values())
+    return Shipment("program", found.name, "", program=program, files=list(files.values()))
+
+
+def _add_dependency(item: object, files: dict[str, LocalFile], names: dict[str, object]) -> None:
+    added: Iterable[LocalFile] = ()
+    if isinstance(item, str | os.PathLike):
+        path = Path(item).absolute()
+        added = tree_files(path, _destination(path)) if path.is_dir() else [LocalFile(path, _destination(path))]
+    elif isinstance(item, types.ModuleType):
+        added = package_files(item) if hasattr(item, "__path__") else module_with_parents(item)
+    elif isinstance(item, functools.partial):
+        _add_dependency(item.func, files, names)
+    elif isinstance(item, types.MethodType):
+        names[type(item.__self__).__name__] = type(item.__self__)
+    elif isinstance(item, type) or hasattr(item, "__name__"):
+        names[str(getattr(item, "__name__", ""))] = item
+    elif type(item).__module__ == "builtins":
+        raise ShippingError(
+            f"depends: {item!r} is neither a file, function, class, module, package nor an instance of a class"
+        )
+    else:
+        names[type(item).__name__] = type(item)
+    for file in added:
+        files[file.dest] = file
+
+
+def _destination(path: Path) -> str:
+    """Below the working directory a file keeps its place, else only its name."""
+    try:
+        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def _check(files: Iterable[LocalFile]) -> None:
+    for file in files:
+        try:
+            with open(file.path, "rb"):
+                pass
+        except OSError as error:
+            raise ShippingError(f"{file.path} cannot be sent to the nodes: {error.strerror}") from error
+
+
+def dumps_arguments(shipment: Shipment, args: tuple[object, ...], kwargs: dict[str, object]) -> bytes:
+    """Pickle the arguments of a job.
+
+    Raises:
+        ShippingError: one of them cannot be pickled; the message names the part.
+    """
+    if shipment.kind == "program":
+        return pickle.dumps((tuple(map(str, args)), {}), 5)
+    large = pickling.is_large(chain(args, kwargs.values()))
+    try:
+        return pickling.dumps_value(shipment.context.shipped, (args, kwargs), large)
+    except Exception as error:
+        raise _refusal(args, kwargs) from error
+
+
+def dumps_setup_args(shipment: Shipment, args: tuple[object, ...]) -> bytes:
+    """Pickle the arguments of setup and cleanup.
+
+    Raises:
+        ShippingError: one of them cannot be pickled; the message names the part.
+    """
+    if not args:
+        return b""
+    try:
+        return pickling.dumps_value(shipment.context.shipped, tuple(args), pickling.is_large(iter(args)))
+    except Exception as error:
+        raise _refusal(args, {}) from error
+
+
+def _refusal(args: tuple[object, ...], kwargs: dict[str, object]) -> ShippingError:
+    named = {f"argument {number}": value for number, value in enumerate(args, 1)}
+    named |= {f"argument {name!r}": value for name, value in kwargs.items()}
+    for called, value in named.items():
+        if not pickling.can_pickle(value):
+            return ShippingError(namespace.find_culprit(value, called, pickling.dumps_nowhere))
+    return ShippingError("the arguments cannot be pickled together")
+
+
+def loads_result(data: bytes | memoryview) -> object:
+    """Unpickle the result of a job.
+
+    Raises:
+        Exception: what unpickling raises, for instance when a class of the result is not known here.
+    """
+    return pickle.loads(data)
