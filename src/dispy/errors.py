@@ -14,6 +14,7 @@
         LinkLost                      an authenticated link ended
       TransferError                   a blob could not be fetched, or its content is not what was promised
       NodeError                       the node cannot do what is asked: a port in use, a directory that is taken, a full disk
+        PortInUse                     another process listens there already
       InvalidTransition               a core was asked for an impossible change: a bug of ours
 
 A failing job is not an exception: it is an outcome, and `DispyJob` shows it.
@@ -61,6 +62,13 @@ class LinkError(DispyError):
 class ConnectFailed(LinkError):
     """Nobody answered, or the connection ended before it was authenticated; trying again can help."""
 
+    def __init__(self, message: str, *, refused: bool = False, reason: str = "") -> None:
+        super().__init__(message)
+        self.refused = refused
+        """The machine answers, and nothing listens at that port: the process is not there."""
+        self.reason = reason
+        """One word for counting."""
+
 
 class AuthenticationRejected(LinkError):
     """Secret, certificate, group or protocol differ; trying again cannot help."""
@@ -76,6 +84,14 @@ class TransferError(DispyError):
 
 class NodeError(DispyError):
     """A node cannot start or cannot do what it is asked."""
+
+
+class PortInUse(NodeError):
+    """Another process listens at that port already."""
+
+    def __init__(self, message: str, port: int) -> None:
+        super().__init__(message)
+        self.port = port
 
 
 class InvalidTransition(DispyError):

@@ -1,0 +1,411 @@
+"""A link: one authenticated connection to another process, on asyncio. Drives a `Session`; decides nothing itself.
+
+How links come to be is in `dispy.wire.dialler` and `dispy.wire.listener`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+from dispy.errors import ConnectFailed, LocalProtocolError
+from dispy.model import ProcessId, Role
+from dispy.secrets import Credentials
+from dispy.settings import GRACE_TIMEOUT, HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
+from dispy.wire.frames import Buffer
+from dispy.wire.handshake import Channel, HandshakeRejected, Identity, ProvenPeer, Refusal
+from dispy.wire.messages import AnyMessage
+from dispy.wire.session import (
+    Ended,
+    Established,
+    Intervals,
+    Received,
+    Recovered,
+    Refused,
+    Session,
+    Suspected,
+)
+from dispy.wire.tls import certified_roles, verifies
+
+NOTSENT_LOWAT: Final = 128 << 10
+"""Bytes that may wait in the kernel: what is sent next (a heartbeat) is not long behind a file."""
+SHUTDOWN_TIMEOUT: Final = 5.0
+"""Seconds that a closed link has for sending what is queued."""
+KEEPALIVE_IDLE: Final = 30
+KEEPALIVE_INTERVAL: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end of a link, as it has proved to be."""
+
+    process: ProcessId
+    role: Role
+    name: str
+    address: str
+    port: int
+    capabilities: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Who this process is on its links, and how long silence may last (seconds)."""
+
+    process: ProcessId
+    role: Role
+    name: str
+    credentials: Credentials
+    group: str = ""
+    heartbeat_interval: float = HEARTBEAT_INTERVAL
+    suspect_timeout: float = SUSPECT_TIMEOUT
+    grace_timeout: float = GRACE_TIMEOUT
+
+    @property
+    def identity(self) -> Identity:
+        """For the handshake."""
+        return Identity(self.process, self.role, self.name, self.credentials, self.group)
+
+    @property
+    def intervals(self) -> Intervals:
+        """For the session."""
+        return Intervals(self.heartbeat_interval, self.suspect_timeout, self.grace_timeout, HANDSHAKE_TIMEOUT)
+
+
+class LinkHandler(Protocol):
+    """Who is told what happens to links. Called in the loop's thread; must not block."""
+
+    def link_opened(self, link: Link) -> None:
+        """Both sides have proved themselves."""
+
+    def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
+        """All that one read brought, in order. Message and payload may be kept."""
+
+    def link_suspected(self, link: Link) -> None:
+        """Nothing has been heard for the suspect timeout."""
+
+    def link_recovered(self, link: Link) -> None:
+        """A suspected peer was heard again."""
+
+    def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
+        """The link ended, once for each opened link; not after its own `close()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approach:
+    """What is known of a connection before its handshake."""
+
+    dialled: bool
+    address: str
+    port: int
+    certificate_hash: bytes = b""
+    """Of this process if it listens; a dialler takes what it sees."""
+    accept: frozenset[Role] = frozenset(Role)
+    opening: Callable[[Link], None] | None = None
+    """Called right before the handler hears that the link is open."""
+
+    @property
+    def where(self) -> str:
+        """For sentences. The port of a dialler means nothing to people."""
+        if not self.dialled:
+            return self.address
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class Link(asyncio.BufferedProtocol):
+    """A connection to another process. What is sent in one turn of the loop is written at once, at its end."""
+
+    peer: Peer
+
+    def __init__(self, settings: LinkSettings, handler: LinkHandler, approach: Approach) -> None:
+        self.settings = settings
+        self.dialled = approach.dialled
+        self.is_open = False
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._approach = approach
+        self._handler = handler
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._session: Session | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._flush_asked = False
+        self._was_open = False
+        self._failure = ""
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+        """Done after `link_opened`, or fails with ConnectFailed or HandshakeRejected."""
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        """`lost`, `goodbye` (of the other side) or `closed` (by this side), for a link that was open."""
+        self._gone = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed" if self._was_open else "new"
+        return f"<Link {'to' if self.dialled else 'from'} {self.where} {state}>"
+
+    @property
+    def where(self) -> str:
+        """The other side's address, for sentences."""
+        return self._approach.where
+
+    # For users of links.
+
+    def send(self, message: AnyMessage, payload: Sequence[Buffer] = ()) -> None:
+        """Queue a message; after the end of the link it goes nowhere.
+
+        Large parts of the payload are not copied: they must not change any more.
+        """
+        if not self.is_open:
+            return
+        assert self._session is not None
+        self._session.send(message, payload)
+        if not self._flush_asked:
+            self._flush_asked = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write now what is queued.
+
+        Raises:
+            LocalProtocolError: a message is too long for a frame; the link is aborted.
+        """
+        self._flush_asked = False
+        session, transport = self._session, self._transport
+        if session is None or transport is None:
+            return
+        try:
+            buffers = session.data_to_send(self._loop.time())
+        except LocalProtocolError as error:
+            self.abort(str(error))
+            raise
+        if buffers and not transport.is_closing():
+            for buffer in buffers:
+                self.bytes_sent += len(buffer)
+            transport.writelines(buffers)
+
+    def close(self, reason: str) -> None:
+        """Say goodbye, send what is queued, close. The handler hears nothing of it."""
+        if not self.is_open:
+            return
+        assert self._session is not None
+        self._session.say_goodbye(reason)
+        self.flush()
+        self._finish("closed")
+        self._close_transport()
+
+    def abort(self, cause: str) -> None:
+        """Break the connection; the handler hears `link_lost` with this cause in the next turn of the loop."""
+        if self.is_open:
+            self._stop_session()
+            self._loop.call_soon(self._lose, cause, False)
+        elif not self.opened.done():
+            self.opened.cancel()
+        self._abort_transport()
+
+    def replace(self, cause: str) -> None:
+        """Like `abort`, but the handler hears of it before this returns."""
+        if self.is_open:
+            self._stop_session()
+            self._abort_transport()
+            self._lose(cause, False)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone and everything that could be sent was."""
+        if self._transport is not None:
+            await self._gone.wait()
+
+    # For the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """TLS is up; begin the handshake."""
+        self._transport = cast("asyncio.Transport", transport)
+        tls = cast("ssl.SSLObject", transport.get_extra_info("ssl_object"))
+        approach, settings = self._approach, self.settings
+        verified = verifies(settings.credentials)
+        shown = tls.getpeercert(True) if approach.dialled else None
+        channel = Channel(
+            where=approach.where,
+            certificate_hash=hashlib.sha256(shown).digest() if shown else approach.certificate_hash,
+            verified=verified,
+            certified=certified_roles(tls.getpeercert()) if verified else None,
+            accept=approach.accept,
+        )
+        self._session = Session(
+            settings.identity,
+            channel,
+            dialled=approach.dialled,
+            nonce=os.urandom(32),
+            now=self._loop.time(),
+            intervals=settings.intervals,
+        )
+        self.flush()
+        self._arm()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the loop puts what arrives."""
+        assert self._session is not None
+        return self._session.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The loop has put bytes there."""
+        assert self._session is not None
+        self.bytes_received += nbytes
+        self._session.buffer_updated(nbytes, self._loop.time())
+        self._process()
+
+    def eof_received(self) -> bool:
+        """The other side closed."""
+        assert self._session is not None
+        self._session.receive_eof()
+        self._process()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._gone.set()
+        if self._session is not None:
+            if isinstance(exc, ssl.SSLError) and not self._was_open and not self.opened.done():
+                self._refused_by_tls(exc)
+            self._session.receive_eof(_why(exc))
+            self._process()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.opened.done():
+            self.opened.set_exception(ConnectFailed(self._sentence("the connection broke"), reason="eof"))
+
+    # Inside.
+
+    def _process(self) -> None:
+        session = self._session
+        assert session is not None
+        for event in session.events_received():
+            match event:
+                case Received(frames):
+                    # A handler that closes the link in the middle does not want the rest.
+                    if self.is_open:
+                        self._handler.messages_arrived(self, frames)
+                case Established(peer):
+                    self._open(peer)
+                case Suspected():
+                    if self.is_open:
+                        self._handler.link_suspected(self)
+                case Recovered():
+                    if self.is_open:
+                        self._handler.link_recovered(self)
+                case Refused(reason, cause):
+                    self.flush()
+                    self._close_transport()
+                    if not self.opened.done():
+                        self.opened.set_exception(HandshakeRejected(reason, cause))
+                case Ended():
+                    self._end(event)
+        if not self._flush_asked:
+            self.flush()
+
+    def _open(self, peer: ProvenPeer) -> None:
+        approach = self._approach
+        self.peer = Peer(peer.process, peer.role, peer.name, approach.address, approach.port, peer.capabilities)
+        self.is_open = self._was_open = True
+        # What proves this side goes out before anything that the handler may do.
+        self.flush()
+        self._arm()
+        if approach.opening is not None:
+            approach.opening(self)
+        self._handler.link_opened(self)
+        if not self.opened.done():
+            self.opened.set_result(None)
+
+    def _end(self, event: Ended) -> None:
+        goodbye = event.reason == "goodbye"
+        if goodbye:
+            self._close_transport()
+        else:
+            self._abort_transport()
+        if self.is_open:
+            self._lose(event.cause, goodbye)
+        elif not self.opened.done():
+            self.opened.set_exception(ConnectFailed(self._sentence(event.cause), reason=event.reason))
+
+    def _lose(self, cause: str, goodbye: bool) -> None:
+        self._finish("goodbye" if goodbye else "lost")
+        self._handler.link_lost(self, cause, goodbye)
+
+    def _finish(self, how: str) -> None:
+        self.is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.ended.done():
+            self.ended.set_result(how)
+
+    def _stop_session(self) -> None:
+        assert self._session is not None
+        self.is_open = False
+        self._session.ended = True
+
+    def _refused_by_tls(self, error: ssl.SSLError) -> None:
+        """TLS 1.3 tells a dialler after its handshake that its certificate is not wanted."""
+        text = str(error).lower()
+        if "certificate" in text or "unknown ca" in text:
+            self.opened.set_exception(
+                HandshakeRejected(
+                    Refusal.CERTIFICATE.value,
+                    self._sentence(f"the other side does not accept this side's certificate: {_why(error)}"),
+                )
+            )
+
+    def _sentence(self, cause: str) -> str:
+        return f"{self.where}: {cause}"
+
+    def _arm(self) -> None:
+        assert self._session is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self._session.next_deadline()
+        self._timer = None if deadline is None else self._loop.call_at(deadline, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        assert self._session is not None
+        self._session.handle_timeout(self._loop.time())
+        self._process()
+        self._arm()
+
+    def _close_transport(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _abort_transport(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def tune(sock: socket.socket) -> None:
+    """Socket options of links: small messages at once, little waiting in the kernel, dead peers noticed."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_NOTSENT_LOWAT", NOTSENT_LOWAT),
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            # An optimisation; a kernel that knows the name may still refuse the value.
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _why(error: Exception | None) -> str:
+    if error is None:
+        return ""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,216 @@
+"""Makes links by dialling: once (`dial`), or again and again (`Dialler`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import random
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
+from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_MOST
+from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
+from dispy.wire.tls import dialler_context
+
+_SHORT_LIFE: Final = 1.0
+"""A link that lived shorter (seconds) does not end the waiting between dials: something is wrong with it."""
+
+
+async def dial(host: str, port: int, *, settings: LinkSettings, handler: LinkHandler) -> Link:
+    """Open a link to a name or address. `handler.link_opened` is called before this returns.
+
+    Raises:
+        ConnectFailed: nobody is there (`refused`: its machine says so), or it is no process of dispy.
+        AuthenticationRejected: secret, certificate, group, role or protocol do not fit.
+    """
+    return await _dial(host, port, settings, handler, None)
+
+
+class Dialler:
+    """Keeps a link to one address: dials, and dials again when the link is lost without a goodbye.
+
+    Waits 0.1 to 2 s (with jitter) between attempts, and not at all after the loss of a link that worked. Ends by
+    `stop()`, by a goodbye or by this side's `Link.close()` (`on_closed`), and by AuthenticationRejected.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        settings: LinkSettings,
+        handler: LinkHandler,
+        on_failure: Callable[[Dialler, LinkError], None],
+        on_closed: Callable[[Dialler], None] | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.link: Link | None = None
+        """The open link, also while the handler hears that it opened."""
+        self._settings = settings
+        self._handler = handler
+        self._on_failure = on_failure
+        self._on_closed = on_closed
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to dial."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"dial {self.host}:{self.port}")
+
+    def stop(self, reason: str = "closing") -> None:
+        """Do not dial any more, and close the link. Nobody is told."""
+        if self._task is not None:
+            self._task.cancel()
+        if self.link is not None:
+            self.link.close(reason)
+            self.link = None
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait = REDIAL_FIRST
+        while True:
+            try:
+                link = await _dial(self.host, self.port, self._settings, self._handler, self._opening)
+            except LinkError as error:
+                self._on_failure(self, error)
+                if isinstance(error, AuthenticationRejected):
+                    return
+            else:
+                opened_at = loop.time()
+                how = await link.ended
+                self.link = None
+                if how != "lost":
+                    if self._on_closed is not None:
+                        self._on_closed(self)
+                    return
+                if loop.time() - opened_at > _SHORT_LIFE:
+                    wait = REDIAL_FIRST
+                    continue
+            await asyncio.sleep(wait * random.uniform(0.75, 1.25))
+            wait = min(2 * wait, REDIAL_MOST)
+
+    def _opening(self, link: Link) -> None:
+        self.link = link
+
+
+async def _dial(
+    host: str,
+    port: int,
+    settings: LinkSettings,
+    handler: LinkHandler,
+    opening: Callable[[Link], None] | None,
+) -> Link:
+    try:
+        context = dialler_context(settings.credentials)
+    except SettingsError as error:
+        raise AuthenticationRejected(str(error)) from error
+    failures: list[ConnectFailed] = []
+    for family, address in await _resolve(host, port):
+        approach = Approach(dialled=True, address=address[0], port=port, opening=opening)
+        _check_empty_secret(settings, approach)
+        try:
+            sock = await _connect(family, address, approach.where)
+            return await _authenticate(sock, context, Link(settings, handler, approach))
+        except ConnectFailed as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    raise ConnectFailed(
+        f"{host}:{port}: " + "; ".join(str(failure) for failure in failures),
+        refused=all(failure.refused for failure in failures),
+    )
+
+
+async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    try:
+        # An address needs neither a thread nor a name server.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else None
+            raise ConnectFailed(
+                f"{host!r} is no address, and no machine of that name is known ({why or error})",
+                reason="name",
+            ) from error
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def _connect(family: socket.AddressFamily, address: tuple[Any, ...], where: str) -> socket.socket:
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConnectFailed(f"{where} cannot be dialled: {error.strerror}") from error
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(sock.close)
+        try:
+            tune(sock)
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                await asyncio.get_running_loop().sock_connect(sock, address)
+        except ConnectionRefusedError as error:
+            raise ConnectFailed(
+                f"nothing listens at {where} (connection refused)", refused=True, reason="refused"
+            ) from error
+        except TimeoutError as error:
+            raise ConnectFailed(f"{where} did not answer within {HANDSHAKE_TIMEOUT:g} s", reason="timeout") from error
+        except OSError as error:
+            raise ConnectFailed(f"{where} cannot be reached: {error.strerror or error}") from error
+        on_error.pop_all()
+    return sock
+
+
+async def _authenticate(sock: socket.socket, context: ssl.SSLContext, link: Link) -> Link:
+    where = link.where
+    try:
+        await asyncio.get_running_loop().create_connection(
+            lambda: link,
+            sock=sock,
+            ssl=context,
+            server_hostname="",
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+            ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+        )
+        await link.opened
+    except ssl.SSLCertVerificationError as error:
+        raise AuthenticationRejected(
+            f"{where} shows a certificate that this side does not accept ({error.verify_message}); "
+            "give both sides certificates of one authority with --certfile and --cafile"
+        ) from error
+    except ssl.SSLError as error:
+        if "certificate" in str(error).lower():
+            raise AuthenticationRejected(f"{where} does not accept this side's certificate ({error.reason})") from error
+        raise ConnectFailed(
+            f"what listens at {where} is no process of dispy: it does not speak TLS 1.3 ({error.reason})",
+            reason="tls",
+        ) from error
+    except OSError as error:
+        raise ConnectFailed(
+            f"{where} broke the connection while TLS was set up ({error.strerror or error})", reason="eof"
+        ) from error
+    except asyncio.CancelledError:
+        link.abort("dialling was stopped")
+        raise
+    return link
+
+
+def _check_empty_secret(settings: LinkSettings, approach: Approach) -> None:
+    credentials = settings.credentials
+    if credentials.empty and not credentials.insecure and not is_loopback(approach.address):
+        raise AuthenticationRejected(
+            f"an empty secret is good for links on one machine only, and {approach.where} is another one; "
+            "give both a secret (or, on a network that you trust, --insecure)"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether connections with this address cannot leave the machine."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,249 @@
+"""Accepts links. Strangers get little: few connections, few seconds, few bytes; each refusal is counted and told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from dispy.errors import ConnectFailed, NodeError, PortInUse
+from dispy.model import ProcessId, Role
+from dispy.settings import HANDSHAKE_TIMEOUT
+from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
+from dispy.wire.dialler import is_loopback
+from dispy.wire.handshake import HandshakeRejected
+from dispy.wire.tls import ListenerTls, listener_tls
+
+UNAUTHENTICATED_LIMIT: Final = 64
+UNAUTHENTICATED_PER_ADDRESS: Final = 8
+_BACKLOG: Final = 128
+_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_EXHAUSTED_PAUSE: Final = 0.1
+_PORT_TRIES: Final = 20
+
+
+class Listener:
+    """Listens at one TCP port of some addresses. Links that it opened outlive it.
+
+    A second link from the same process in the same role replaces the first, which is reported lost before the new
+    one is reported open: its dialler knows that the old one is dead.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        tls: ListenerTls,
+        settings: LinkSettings,
+        handler: LinkHandler,
+        accept: frozenset[Role],
+        on_refused: Callable[[str, str], None],
+    ) -> None:
+        self.hosts = tuple(str(sock.getsockname()[0]) for sock in sockets)
+        self.port = int(sockets[0].getsockname()[1])
+        self.refused: Counter[str] = Counter()
+        """Reasons (one word each) and how often links were refused for them."""
+        self._sockets = sockets
+        self._tls = tls
+        self._settings = settings
+        self._handler = handler
+        self._accept = accept
+        self._on_refused = on_refused
+        self._strangers: Counter[str] = Counter()
+        self._links: dict[tuple[ProcessId, Role], Link] = {}
+        loop = asyncio.get_running_loop()
+        self._accepting = [loop.create_task(self._accept_at(sock), name="accept links") for sock in sockets]
+        self._admitting: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def start(
+        cls,
+        hosts: Sequence[str],
+        port: int,
+        *,
+        settings: LinkSettings,
+        handler: LinkHandler,
+        accept: frozenset[Role],
+        on_refused: Callable[[str, str], None],
+    ) -> Listener:
+        """Listen at these addresses; port 0 takes one that is free at all of them.
+
+        `on_refused(address, sentence)` hears of every connection that did not become a link.
+
+        Raises:
+            PortInUse: another process listens there; the sentence names it if it can be found.
+            NodeError: an address is not one of this machine, or the port is not allowed.
+            SettingsError: a certificate file cannot be used.
+        """
+        tls = listener_tls(settings.credentials)
+        return cls(_listen(hosts, port), tls, settings, handler, accept, on_refused)
+
+    async def close(self) -> None:
+        """Stop to listen and drop connections that are not authenticated; open links stay."""
+        tasks = [*self._accepting, *self._admitting]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for sock in self._sockets:
+            sock.close()
+
+    async def _accept_at(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(sock)
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self.refused["exhausted"] += 1
+                    await asyncio.sleep(_EXHAUSTED_PAUSE)
+                continue
+            self._arrived(connection, address)
+
+    def _arrived(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
+        host = str(address[0])
+        credentials = self._settings.credentials
+        if self._strangers.total() >= UNAUTHENTICATED_LIMIT:
+            reason, sentence = "busy", "too many connections that have not proved themselves are open"
+        elif self._strangers[host] >= UNAUTHENTICATED_PER_ADDRESS:
+            reason, sentence = "busy", "too many connections from there have not proved themselves"
+        elif credentials.empty and not credentials.insecure and not is_loopback(host):
+            reason, sentence = "empty", "this side has an empty secret, which is good on its own machine only"
+        else:
+            self._strangers[host] += 1
+            task = asyncio.get_running_loop().create_task(self._admit(connection, host, int(address[1])))
+            self._admitting.add(task)
+            task.add_done_callback(partial(self._admitted, host))
+            return
+        connection.close()
+        self._refuse(host, reason, sentence)
+
+    def _admitted(self, host: str, task: asyncio.Task[None]) -> None:
+        self._admitting.discard(task)
+        self._strangers[host] -= 1
+        if not self._strangers[host]:
+            del self._strangers[host]
+        if not task.cancelled():
+            # What is no refusal is a bug: let the loop tell.
+            task.result()
+
+    async def _admit(self, connection: socket.socket, host: str, port: int) -> None:
+        approach = Approach(
+            dialled=False,
+            address=host,
+            port=port,
+            certificate_hash=self._tls.certificate_hash,
+            accept=self._accept,
+            opening=self._opening,
+        )
+        link = Link(self._settings, self._handler, approach)
+        try:
+            tune(connection)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: link,
+                connection,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+            )
+            await link.opened
+        except HandshakeRejected as error:
+            self._refuse(host, error.reason, str(error))
+        except ConnectFailed as error:
+            self._refuse(host, error.reason, str(error))
+        except ssl.SSLCertVerificationError as error:
+            self._refuse(host, "certificate", f"its certificate could not be verified: {error.verify_message}")
+        except ssl.SSLError as error:
+            self._refuse_tls(host, error)
+        except TimeoutError:
+            self._refuse(host, "timeout", f"TLS was not set up within {HANDSHAKE_TIMEOUT:g} s")
+        except OSError as error:
+            self._refuse(host, "eof", f"it broke the connection: {error.strerror or error}")
+        finally:
+            if not link.opened.done():
+                link.abort("not admitted")
+                connection.close()
+
+    def _refuse_tls(self, host: str, error: ssl.SSLError) -> None:
+        why = (error.reason or str(error)).replace("_", " ").lower()
+        if "certificate" in why:
+            self._refuse(host, "certificate", f"it shows no certificate that could be verified ({why})")
+        else:
+            self._refuse(host, "tls", f"what it sent is no TLS 1.3 ({why})")
+
+    def _refuse(self, host: str, reason: str, sentence: str) -> None:
+        self.refused[reason] += 1
+        self._on_refused(host, sentence)
+
+    def _opening(self, link: Link) -> None:
+        key = (link.peer.process, link.peer.role)
+        old = self._links.get(key)
+        self._links[key] = link
+        link.ended.add_done_callback(partial(self._forget, key, link))
+        if old is not None:
+            old.replace("the other side dialled again")
+
+    def _forget(self, key: tuple[ProcessId, Role], link: Link, ended: asyncio.Future[str]) -> None:
+        if self._links.get(key) is link:
+            del self._links[key]
+
+
+def _listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    for left in reversed(range(_PORT_TRIES)):
+        with contextlib.ExitStack() as on_error:
+            sockets: list[socket.socket] = []
+            try:
+                for host in hosts:
+                    chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
+                    sockets.append(_bind(host, chosen))
+                    on_error.callback(sockets[-1].close)
+            except PortInUse:
+                # A port that was free at the first address is taken at another one.
+                if port or not left:
+                    raise
+                continue
+            on_error.pop_all()
+            return sockets
+    raise NodeError("no free TCP port was found")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise NodeError(f"{host!r} is no address of this machine to listen at: {error.strerror}") from error
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"TCP port {port} of {host} is in use{_owner(port)}; choose another one or end that process",
+                port,
+            ) from error
+        raise NodeError(f"cannot listen at {host}, TCP port {port}: {error.strerror}") from error
+    return sock
+
+
+def _owner(port: int) -> str:
+    """Who listens at a port, as far as this user may know."""
+    # Only needed for a sentence that ends the program; costs 25 ms.
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                with contextlib.suppress(psutil.Error):
+                    return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+                return f" by process {connection.pid}"
+    return ""
