@@ -141,6 +141,15 @@ def test_describes_itself_on_every_link(node: Node) -> None:
     assert node.handle(ev.LinkOpened(ANNA)) == Effects([], [Send(ANNA, msg.NodeDescribed(node.info))])
 
 
+def test_describes_who_holds_it(node: Node) -> None:
+    node.lease(holder=HOLDER)
+    (send,) = node.handle(ev.LinkOpened(BERT)).sends
+    assert isinstance(send.message, msg.NodeDescribed)
+    holder = send.message.info.holder
+    assert holder is not None
+    assert holder.user == HOLDER.user
+
+
 def test_free_node_is_leased(node: Node) -> None:
     assert node.lease() == Effects([], [Send(ANNA, msg.LeaseGranted([], []))])
 

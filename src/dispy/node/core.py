@@ -188,7 +188,8 @@ class NodeCore:
         if event.peer in self.links:
             self._drop_link(event.peer, goodbye=False, now=now, effects=effects)
         self.links.add(event.peer)
-        effects.sends.append(Send(event.peer, msg.NodeDescribed(self.info)))
+        holder = None if self.lease is None else self.lease.holder
+        effects.sends.append(Send(event.peer, msg.NodeDescribed(msgspec.structs.replace(self.info, holder=holder))))
 
     def _on_link_lost(self, event: ev.LinkLost, now: float, effects: Effects) -> None:
         if event.peer in self.links:
