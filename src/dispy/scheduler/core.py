@@ -6,7 +6,7 @@ file or log here; the same events at the same times always have the same effects
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -144,9 +144,15 @@ class SchedulerCore:
                 membership.lose_node(tables, out, tables.nodes[key], cause)
         return self._settle(out)
 
-    def knows(self, node: ProcessId) -> bool:
-        """Whether a node has joined and is not lost: its next link is `LinkResumed`, else `NodeJoined`."""
-        return node in self._tables.nodes
+    @property
+    def nodes(self) -> Collection[ProcessId]:
+        """Nodes that have joined and are not lost: only their next link is a `LinkResumed`."""
+        return self._tables.nodes.keys()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no node has."""
+        return sum(cluster.waiting for cluster in self._tables.clusters.values())
 
     def explain(self, job: int) -> str:
         """One sentence: why this job is where it is."""
@@ -155,6 +161,12 @@ class SchedulerCore:
     def explain_cluster(self, cluster: ComputationId) -> str:
         """One sentence: why jobs of this cluster wait; empty when none does."""
         return explain_cluster(self._tables, cluster)
+
+    def why_waiting(self) -> str | None:
+        """Why clusters have jobs waiting although nothing of theirs runs; None when there is no such cluster."""
+        stuck = (cluster for cluster in self._tables.clusters.values() if cluster.waiting == cluster.jobs > 0)
+        sentences = [explain_cluster(self._tables, cluster.id) for cluster in stuck]
+        return " ".join(dict.fromkeys(sentences)) or None
 
     def snapshot(self) -> Snapshot:
         """Everything that a monitor shows; it does not change afterwards."""
@@ -176,10 +188,10 @@ class SchedulerCore:
 
     def _settle(self, out: Outbox) -> Effects:
         tables = self._tables
-        if tables.runnable or tables.restless:
-            flow.dispatch(tables, out)
         if tables.closing:
             membership.finish_closing(tables, out)
+        if tables.runnable or tables.restless:
+            flow.dispatch(tables, out)
         return out.close()
 
     def _link_changed(
@@ -210,15 +222,17 @@ class SchedulerCore:
     def _node_said(self, out: Outbox, event: events.NodeSaid, now: float) -> None:
         tables = self._tables
         node = tables.nodes.get(event.node)
-        if node is None or node.broken_until is not None:
-            # what an earlier link brought late: the node repeats what counts when the link resumes
+        # results may come late, as their bodies are fetched first; everything else the node repeats on its next link
+        if node is None or (node.broken_until is not None and type(event.message) is not messages.JobsDone):
             tables.counters.ignored += 1
             return
         match event.message:
             case messages.JobsDone():
                 flow.take_results(tables, out, node, event.message, event.bodies)
+                membership.release_if_unused(tables, out, node)
             case messages.JobsRecalled(jobs):
                 flow.take_recalled(tables, out, node, jobs)
+                membership.release_if_unused(tables, out, node)
             case messages.NodeDescribed(info):
                 membership.describe(tables, node, info)
             case messages.LoadMeasured(avail):

@@ -129,7 +129,6 @@ def _place(cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:
 
 def _hand_over(queue: JobQueue, share: Share, count: int) -> None:
     flight, batch, node, take = share.flight, share.batch, share.node.id, queue.take
-    strays = share.node.strays
     for _ in range(count):
         record = take()
         record.attempt += 1
@@ -137,10 +136,6 @@ def _hand_over(queue: JobQueue, share: Share, count: int) -> None:
         record.node = node
         flight[record.job] = record
         batch.append(record)
-    if strays:
-        # the node stops an older attempt silently when a newer one of the same job arrives
-        for record in batch:
-            strays.pop(record.job, None)
 
 
 def _send_batch(share: Share, out: Outbox) -> None:
@@ -178,7 +173,7 @@ def take_results(tables: Tables, out: Outbox, node: NodeRecord, message: JobsDon
     for done, body in zip(message.jobs, bodies, strict=True):
         record = jobs.get(done.job)
         if record is None or record.attempt != done.attempt or record.node != id:
-            _drop_result(tables, node, done)
+            tables.counters.dropped += 1
             continue
         if share is None or share.cluster.id != record.cluster:
             _account(tables, share, seconds, count, over)
@@ -212,12 +207,6 @@ def _account(tables: Tables, share: Share | None, seconds: float, count: int, ov
             share.cluster.measure(seconds, count)
 
 
-def _drop_result(tables: Tables, node: NodeRecord, done: JobDone) -> None:
-    tables.counters.dropped += 1
-    if node.strays.get(done.job) == done.attempt:
-        del node.strays[done.job]
-
-
 def _sentence(done: JobDone, body: bytes) -> str:
     """What people read first of a job that did not finish: for an exception its last line, else the first line."""
     start = done.result_size + done.stdout_size + done.stderr_size
@@ -238,8 +227,6 @@ def take_recalled(tables: Tables, out: Outbox, node: NodeRecord, attempts: Itera
         record = tables.jobs.get(held.job)
         if record is None or record.attempt != held.attempt or record.node != node.id:
             tables.counters.ignored += 1
-            if node.strays.get(held.job) == held.attempt:
-                del node.strays[held.job]
             continue
         del node.shares[record.cluster].flight[held.job]
         if record.cancelled:

@@ -76,7 +76,7 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
             out.notice(ClusterEnded(id))
             for node_id in cluster.asked:
                 if (node := tables.nodes.get(node_id)) is not None:
-                    _release_if_unused(tables, out, node)
+                    release_if_unused(tables, out, node)
 
 
 def _ask_allocation(out: Outbox, cluster: ClusterRecord, node: NodeRecord) -> None:
@@ -97,7 +97,7 @@ def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
     tables.nodes[node.id] = node
     for cluster in tables.clusters.values():
         _ask_allocation(out, cluster, node)
-    _release_if_unused(tables, out, node)
+    release_if_unused(tables, out, node)
 
 
 def describe(tables: Tables, node: NodeRecord, info: NodeInfo) -> None:
@@ -120,7 +120,7 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
             share.cpus = 0
             _close_share(tables, out, share, "the cluster does not use it any more")
         _end_hopeless(tables, out, cluster)
-        _release_if_unused(tables, out, node)
+        release_if_unused(tables, out, node)
         return
     cluster.declined.pop(node.id, None)
     if share is None:
@@ -174,14 +174,13 @@ def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseG
             flying.add(job)
             if record.cancelled:
                 cancelled.append(job)
-    node.strays = dict(sorted(held))
     # a job has one number in all its attempts: an old result of one that is here again must not end it
-    cancelled += [job for job in node.strays if job not in flying]
+    cancelled += sorted({job for job, _ in held} - flying)
     if cancelled:
         out.send(node, CancelJobs(cancelled))
     _match_computations(tables, out, node, set(message.computations))
     tables.refresh(node)
-    _release_if_unused(tables, out, node)
+    release_if_unused(tables, out, node)
 
 
 def _never_received(tables: Tables, out: Outbox, share: Share, missing: list[JobRecord]) -> None:
@@ -254,13 +253,14 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
     out.notice(NodeRefused(message.computation, node.id, message.reason, message.trace))
     tables.refresh(node)
     _end_hopeless(tables, out, share.cluster)
-    _release_if_unused(tables, out, node)
+    release_if_unused(tables, out, node)
 
 
 def try_again(tables: Tables, out: Outbox, share: Share) -> None:
     """Ask a node again that could not open a computation for a while."""
-    share.state = ShareState.WANTED
-    _want(tables, out, share)
+    if share.cpus:
+        share.state = ShareState.WANTED
+        _want(tables, out, share)
 
 
 def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: ComputationId) -> None:
@@ -294,10 +294,10 @@ def _close_share(tables: Tables, out: Outbox, share: Share, cause: str) -> None:
 def _drop_share(tables: Tables, out: Outbox, share: Share) -> None:
     tables.remove_share(share)
     _end_hopeless(tables, out, share.cluster)
-    _release_if_unused(tables, out, share.node)
+    release_if_unused(tables, out, share.node)
 
 
-def _release_if_unused(tables: Tables, out: Outbox, node: NodeRecord) -> None:
+def release_if_unused(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     """Give up a lease, or a place in the line, that no cluster needs.
 
     A node that has just joined is released too: it may hold a lease of ours from before it was lost.
@@ -307,7 +307,7 @@ def _release_if_unused(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     if any(node.id in cluster.asked for cluster in tables.clusters.values()):
         return
     if node.broken_until is None:
-        node.state, node.holder, node.strays = NodeState.FREE, None, {}
+        node.state, node.holder = NodeState.FREE, None
         tables.end_recall(node)
         out.send(node, ReleaseLease())
 
@@ -334,7 +334,7 @@ def resume(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     node.state, node.holder = NodeState.JOINED, None
     tables.refresh(node)
     _ask_lease(tables, out, node)
-    _release_if_unused(tables, out, node)
+    release_if_unused(tables, out, node)
 
 
 def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None:
@@ -342,7 +342,6 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
     tables.end_recall(node)
     tables.deadlines.pop(node.id, None)
     node.state = NodeState.FREE
-    node.strays = {}
     _lose_flights(tables, out, node, f"node {node.label} was lost ({cause})")
     del tables.nodes[node.id]
     clusters = list(tables.clusters.values())

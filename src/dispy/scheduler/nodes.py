@@ -110,11 +110,9 @@ class Share:
             return 0, 0.0
         cpus, depth, flight = node.info.cpus, self.depth, len(self.flight)
         most = self.slots * depth
-        if len(node.shares) == 1 and not node.strays:
+        if len(node.shares) == 1:
             return most - flight, flight / (depth * cpus)
-        others = len(node.strays) + sum(
-            len(share.flight) / share.depth for share in node.shares.values() if share is not self
-        )
+        others = sum(len(share.flight) / share.depth for share in node.shares.values() if share is not self)
         return min(most, ceil((cpus - others) * depth)) - flight, (others + flight / depth) / cpus
 
 
@@ -132,8 +130,6 @@ class NodeRecord:
     broken_until: float | None = None
     """Without a link: when it counts as lost."""
     shares: dict[ComputationId, Share] = field(default_factory=dict)
-    strays: dict[int, int] = field(default_factory=dict)
-    """Job → attempt: what the node still holds of jobs that are no longer its; they occupy its CPUs."""
     recall: tuple[ComputationId, int] | None = None
     """The recall that is under way: for which cluster, how many."""
     is_spent: bool = False
@@ -163,11 +159,8 @@ class NodeRecord:
 
     @property
     def in_flight(self) -> int:
-        """Jobs that it has, of all clusters, and those that it is still to stop."""
-        if len(self.shares) == 1:
-            for share in self.shares.values():
-                return len(share.flight) + len(self.strays)
-        return sum(len(share.flight) for share in self.shares.values()) + len(self.strays)
+        """Jobs that it has, of all clusters."""
+        return sum([len(share.flight) for share in self.shares.values()])
 
     @property
     def label(self) -> str:
