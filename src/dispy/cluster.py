@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from dispy.errors import ClosedError, SettingsError, ShippingError
+from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import DispyJob
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import release, remember, service_for, stop_if_unused
@@ -28,7 +28,7 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService, ServiceSettings
 from dispy.secrets import find_credentials
 from dispy.settings import INLINE_SIZE, base_port, names, variable
-from dispy.shipping import Arguments, Shipment, pack
+from dispy.shipping import Shipment, dumps_arguments, pack
 
 _record_numbers = iter(range(1, 1 << 62))
 
@@ -137,13 +137,14 @@ class JobCluster:
         )
         cleanup_function = cleanup if callable(cleanup) else None
         shipment = pack(computation, depends or (), setup=_called("setup", setup), cleanup=cleanup_function)
-        self._arguments = Arguments(shipment)
+        self._shipment = shipment
         self._portal = portal()
         self.service: SchedulerService = service_for(self._portal, settings)
         spec = self._portal.call(self._make_spec(shipment, dest_path or "", keep_files=cleanup is False))
         ledger = ClusterLedger(
             self._portal,
             spec,
+            shipment,
             items,
             local=local,
             may_embed=local or ([item.host for item in items] == ["*"] and variable("DISPY_LOCAL") != "never"),
@@ -165,10 +166,8 @@ class JobCluster:
     async def _make_spec(self, shipment: Shipment, dest_path: str, *, keep_files: bool) -> ComputationSpec:
         try:
             files = await self.service.offer_files([(file.path, file.dest) for file in shipment.files])
-        except OSError as error:
-            raise ShippingError(
-                f"depends: {error.filename or error} cannot be read: {error.strerror or error}"
-            ) from error
+        except TransferError as error:
+            raise ShippingError(f"depends: {error}") from error
         sources = self.service.links.sources
         return ComputationSpec(
             id=ComputationId(secrets.token_hex(16)),
@@ -230,7 +229,7 @@ class JobCluster:
             self._check_open()
         if kwargs:
             _refuse_unknown_options(kwargs)
-        data = self._arguments.dumps(args, kwargs)
+        data = dumps_arguments(self._shipment, args, kwargs)
         job = DispyJob(job_id)
         blob = None
         if len(data) > INLINE_SIZE:
@@ -320,13 +319,6 @@ class JobCluster:
         """Close the cluster, and the scheduler of this process when no other cluster uses it."""
         self.close()
         stop_if_unused(self.service)
-
-    def never(self) -> str | None:
-        """Why this cluster's jobs can never run, or None when they can or may."""
-        return self._portal.call(self._never())
-
-    async def _never(self) -> str | None:
-        return self.service.core.never(self._id)
 
     def forget(self) -> None:
         """Mark this object closed, as its process forked and only the parent owns the jobs."""

@@ -6,7 +6,6 @@ they say otherwise; the order for each job is: fields set, waiters wake, `job_st
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from dispy.portal import Portal
 from dispy.scheduler.effects import JobEnded, JobRequeued, NodeRefused
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import Allocation
+from dispy.shipping import Shipment, dumps_setup_args
 
 CONSTRUCTION_MARGIN = 0.020
 """Seconds after the constructor's return before the first callback runs: callbacks use the `cluster` variable."""
@@ -36,6 +36,7 @@ class ClusterLedger:
         self,
         portal: Portal,
         spec: ComputationSpec,
+        shipment: Shipment,
         items: Sequence[NodeAllocate],
         *,
         local: bool,
@@ -61,6 +62,7 @@ class ClusterLedger:
         self.over = threading.Event()
         self._portal = portal
         self._items = items
+        self._shipment = shipment
         self._local = local
         self._text = spec.kind == "function"
         self._submitted = 0
@@ -126,7 +128,7 @@ class ClusterLedger:
                 )
             if cpus > 0:
                 most = cpus if view.info.oversubscribe else min(cpus, view.info.cpus)
-                return Allocation(most, tuple(item.depends), pickle.dumps(item.setup_args) if item.setup_args else b"")
+                return Allocation(most, tuple(item.depends), dumps_setup_args(self._shipment, item.setup_args))
         return Allocation(0)
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:

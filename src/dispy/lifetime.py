@@ -45,9 +45,6 @@ class Closable(Protocol):
     def forget(self) -> None:
         """Mark it closed: it belongs to another process."""
 
-    def never(self) -> str | None:
-        """Why its jobs can never run, or None."""
-
 
 _services: dict[ServiceSettings, SchedulerService] = {}
 _clusters: set[Closable] = set()
@@ -125,12 +122,7 @@ def _wait_visibly(cluster: Closable) -> None:
         cluster.pending,
         cluster.name,
     )
-    while not cluster.wait(1.0):
-        reason = cluster.never()
-        if reason is not None:
-            logger.error("%d jobs of %s can never run and are given up: %s", cluster.pending, cluster.name, reason)
-            cluster.finish(terminate=True)
-            return
+    cluster.wait()
 
 
 def _after_fork_in_child() -> None:

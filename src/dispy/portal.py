@@ -111,9 +111,9 @@ class Portal:
     def abandon(self) -> None:
         """In a forked child: let go of the parent's sockets without a word to those at their other ends."""
         nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in list(self._selector.get_map()):
+        for key in list(self._selector.get_map().values()):
             # Not close(): objects that own the number would close it again when they are collected.
-            os.dup2(nothing, descriptor, inheritable=False)
+            os.dup2(nothing, key.fd, inheritable=False)
         os.close(nothing)
 
     @property

@@ -5,7 +5,7 @@ into events of the core. Bodies of results that travel as blobs are fetched here
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,13 +24,15 @@ from dispy.scheduler.events import (
     NodeSaid,
     NodeSuspected,
 )
+from dispy.settings import REDIAL_MOST
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
-from dispy.wire.link import Dialler, Link, LinkSettings, Listener
+from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
 from dispy.wire.messages import AckResults, AnyMessage, JobsDone, NodeDescribed
 
 DIALS_OF_FOUND_NODE = 5
 """Failed dials of a discovered node before it has to be discovered again."""
+SECOND_LINK = "there is another link between us"
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +71,7 @@ class NodeLinks:
 
     def __init__(
         self,
+        loop: asyncio.AbstractEventLoop,
         settings: LinkSettings,
         *,
         base_port: int,
@@ -89,6 +92,7 @@ class NodeLinks:
         self._asker: Asker | None = None
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = loop
 
     async def start_discovery(self) -> None:
         """Begin to ask for nodes and to hear their announcements."""
@@ -109,7 +113,7 @@ class NodeLinks:
             return
         try:
             self._listener = await Listener.start(
-                listen_hosts(self.interfaces),
+                listen_hosts(self.settings.credentials, interfaces=self.interfaces),
                 self.base_port,
                 settings=self.settings,
                 handler=self,
@@ -143,7 +147,14 @@ class NodeLinks:
         if target is not None:
             target.named = target.named or named
             return
-        dialler = Dialler(host, port, settings=settings or self.settings, handler=self, on_failure=self._failed)
+        dialler = Dialler(
+            host,
+            port,
+            settings=settings or self.settings,
+            handler=self,
+            on_failure=self._failed,
+            on_closed=self._closed,
+        )
         self._targets[key] = _Target(dialler, named, local=settings is not None)
         dialler.start()
 
@@ -224,12 +235,12 @@ class NodeLinks:
                 process, link.peer.address, link.peer.port, exchange, link, dialler, local=local
             )
             return
-        if reached.link is not None and link.dialled:
-            self._drop_second(link, target)
-            return
-        if reached.link is not None:  # it dialled us again: its side of the old link is dead
+        if reached.link is not None:
+            if better_link(reached.link, link) is not link:
+                link.close(SECOND_LINK)
+                return
             old, reached.link = reached.link, None
-            old.close("replaced by a new link")
+            old.close(SECOND_LINK)
             self._on_event(LinkBroken(process))
         reached.link = link
         if target is not None:
@@ -237,11 +248,6 @@ class NodeLinks:
         reached.exchange.link_replaced(link)
         if reached.info is not None:
             self._on_event(LinkResumed(process))
-
-    def _drop_second(self, link: Link, target: _Target | None) -> None:
-        link.close("there is a link between us already")
-        if target is not None and not target.named:
-            self._forget(target.dialler)
 
     def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
         """Everything that one read brought."""
@@ -307,6 +313,24 @@ class NodeLinks:
         ):
             self._forget(dialler)
 
+    def _closed(self, dialler: Dialler) -> None:
+        """A goodbye. A node that the user named may be started again; another is found again."""
+        target = self._targets.get((dialler.host, dialler.port))
+        if target is None:
+            return
+        if target.named and not target.local:
+            self._loop.call_later(REDIAL_MOST, self._revive, target)
+        else:
+            self._forget(dialler)
+
+    def _revive(self, target: _Target) -> None:
+        if self._targets.get((target.dialler.host, target.dialler.port)) is not target:
+            return
+        if target.process in self.nodes:  # there is another link to the same node
+            self._loop.call_later(REDIAL_MOST, self._revive, target)
+        else:
+            target.dialler.start()
+
     def forget_node(self, node: ProcessId) -> None:
         """The core has given the node up (grace is over); if it comes back it is a new one."""
         reached = self.nodes.pop(node, None)
@@ -357,8 +381,8 @@ class NodeLinks:
         if jobs:
             self._on_event(NodeSaid(reached.process, message, bodies))
 
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

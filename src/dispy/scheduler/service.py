@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -132,6 +132,7 @@ class SchedulerService:
         self.owners: dict[ComputationId, ClusterOwner] = {}
         self.core = SchedulerCore(holder=_holder(), token=secrets.token_bytes(32), **_grace(settings))
         self.links = NodeLinks(
+            portal.loop,
             _link_settings(self.process, settings),
             base_port=settings.base_port,
             interfaces=settings.interfaces,
@@ -413,7 +414,7 @@ class SchedulerService:
         """Make files fetchable by nodes: local path and path below the computation's directory.
 
         Raises:
-            OSError: a file cannot be read.
+            TransferError: a file cannot be read.
         """
         offered = []
         for path, destination in files:
@@ -473,8 +474,8 @@ class SchedulerService:
         handle = self.portal.loop.call_later(seconds, run)
         self._calls.add(handle)
 
-    def _spawn(self, coroutine: object) -> None:
-        task = self.portal.loop.create_task(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self.portal.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
 
