@@ -10,6 +10,7 @@ import hashlib
 import os
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from dispy.wire.tls import certified_roles, verifies
 
 NOTSENT_LOWAT: Final = 128 << 10
 """Bytes that may wait in the kernel: what is sent next (a heartbeat) is not long behind a file."""
+WRITE_SIZE: Final = 256 << 10
+"""Bytes that are given to the loop at once."""
 SHUTDOWN_TIMEOUT: Final = 5.0
 """Seconds that a closed link has for sending what is queued."""
 KEEPALIVE_IDLE: Final = 30
@@ -137,7 +140,8 @@ class Link(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._flush_asked = False
         self._was_open = False
-        self._failure = ""
+        self._unwritten: deque[memoryview] = deque()
+        self._writing_paused = False
         self.opened: asyncio.Future[None] = self._loop.create_future()
         """Done after `link_opened`, or fails with ConnectFailed or HandshakeRejected."""
         self.ended: asyncio.Future[str] = self._loop.create_future()
@@ -183,10 +187,9 @@ class Link(asyncio.BufferedProtocol):
         except LocalProtocolError as error:
             self.abort(str(error))
             raise
-        if buffers and not transport.is_closing():
-            for buffer in buffers:
-                self.bytes_sent += len(buffer)
-            transport.writelines(buffers)
+        if buffers:
+            self._unwritten.extend(buffers)
+            self._write()
 
     def close(self, reason: str) -> None:
         """Say goodbye, send what is queued, close. The handler hears nothing of it."""
@@ -196,7 +199,8 @@ class Link(asyncio.BufferedProtocol):
         self._session.say_goodbye(reason)
         self.flush()
         self._finish("closed")
-        self._close_transport()
+        # The other side closes when it has read everything up to the goodbye.
+        self._timer = self._loop.call_later(SHUTDOWN_TIMEOUT, self._abort_transport)
 
     def abort(self, cause: str) -> None:
         """Break the connection; the handler hears `link_lost` with this cause in the next turn of the loop."""
@@ -265,9 +269,19 @@ class Link(asyncio.BufferedProtocol):
         self._process()
         return False
 
+    def pause_writing(self) -> None:
+        """The loop holds enough that is not written yet."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """It has been written."""
+        self._writing_paused = False
+        self._write()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._gone.set()
+        self._unwritten.clear()
         if self._session is not None:
             if isinstance(exc, ssl.SSLError) and not self._was_open and not self.opened.done():
                 self._refused_by_tls(exc)
@@ -279,6 +293,26 @@ class Link(asyncio.BufferedProtocol):
             self.opened.set_exception(ConnectFailed(self._sentence("the connection broke"), reason="eof"))
 
     # Inside.
+
+    def _write(self) -> None:
+        """Hand over as much as the loop wants: what it holds is copied by its TLS layer, what waits here is not."""
+        transport, unwritten = self._transport, self._unwritten
+        assert transport is not None
+        while unwritten and not self._writing_paused:
+            if transport.is_closing():
+                unwritten.clear()
+                return
+            batch: list[memoryview] = []
+            room = WRITE_SIZE
+            while unwritten and room:
+                buffer = unwritten.popleft()
+                if len(buffer) > room:
+                    unwritten.appendleft(buffer[room:])
+                    buffer = buffer[:room]
+                batch.append(buffer)
+                room -= len(buffer)
+            self.bytes_sent += WRITE_SIZE - room
+            transport.writelines(batch)
 
     def _process(self) -> None:
         session = self._session

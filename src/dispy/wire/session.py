@@ -1,7 +1,8 @@
 """One authenticated connection as a value: handshake, then messages, heartbeats, suspicion, loss, goodbye. Pure.
 
-The host feeds bytes and time (monotonic seconds) in, and takes events and bytes out; see `dispy.wire.link` for it.
-Any byte received is a sign of life. Once the session has ended it ignores everything.
+The host (`dispy.wire.connection`) feeds bytes and time (monotonic seconds) in, and takes events and bytes out.
+Any byte received is a sign of life. A side that leaves says goodbye and waits until the other side has closed, so
+that nothing of what it sent before is lost to a reset. Once the session has ended it ignores everything.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Session:
     ) -> None:
         self.established = False
         self.ended = False
+        self._leaving = False
         self._dialled = dialled
         self._intervals = Intervals() if intervals is None else intervals
         self._handshake = Handshake(identity, channel, dialled, nonce)
@@ -125,14 +127,14 @@ class Session:
         """
         if not self.established:
             raise LocalProtocolError(f"{type(message).__name__} cannot be sent before the handshake is done")
-        if not self.ended:
+        if not self.ended and not self._leaving:
             self._queue.append((message, payload))
 
     def say_goodbye(self, reason: str) -> None:
-        """Queue a goodbye and end; what was queued before it goes out."""
-        if self.established and not self.ended:
+        """Queue a goodbye, the last message. From now on nothing arrives but the end: `Ended`."""
+        if self.established and not self.ended and not self._leaving:
             self._queue.append((Goodbye(reason), ()))
-        self.ended = True
+            self._leaving = True
 
     def data_to_send(self, now: float) -> list[memoryview]:
         """What to write now; the parts of payloads that are large are not copied."""
@@ -204,7 +206,7 @@ class Session:
 
     def handle_timeout(self, now: float) -> None:
         """The time that `next_deadline` gave last has come (or passed long ago: then this process stood still)."""
-        if self.ended:
+        if self.ended or self._leaving:
             return
         intervals = self._intervals
         if not self.established:
@@ -226,7 +228,7 @@ class Session:
 
     def _deadline(self) -> float | None:
         intervals = self._intervals
-        if self.ended:
+        if self.ended or self._leaving:
             return None
         if not self.established:
             return self._started_at + intervals.handshake
@@ -252,7 +254,7 @@ class Session:
                 goodbye = message
                 break
             wanted.append(frame)
-        if wanted:
+        if wanted and not self._leaving:
             self._events.append(Received(wanted))
         if goodbye is not None:
             self._end("goodbye", goodbye.reason)
