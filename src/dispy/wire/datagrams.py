@@ -193,7 +193,7 @@ def decode(data: bytes, identity: DiscoveryIdentity) -> Datagram:
             _refuse("a question must be padded")
         if kind is Kind.REFUSAL:
             refusal = msgspec.msgpack.decode(data[_HEADER.size :], type=_RefusalBody)
-            return RefusedDiscovery(nonce, clean_name(refusal.reason)[:16], clean_name(refusal.name))
+            return RefusedDiscovery(nonce, clean_name(refusal.reason, 16), clean_name(refusal.name))
         if protocol != PROTOCOL:
             if kind is Kind.ANSWER:
                 _refuse("an answer in another protocol")
@@ -203,9 +203,9 @@ def decode(data: bytes, identity: DiscoveryIdentity) -> Datagram:
         raise DatagramError(f"a datagram was ignored: {error}") from error
 
 
-def clean_name(text: str) -> str:
-    """A name from elsewhere as it may be shown: printable characters only, at most 64."""
-    return "".join(character if character.isprintable() else "?" for character in text[:NAME_LIMIT])
+def clean_name(text: str, limit: int = NAME_LIMIT) -> str:
+    """A text from elsewhere as it may be shown: printable characters only, at most `limit`."""
+    return "".join(character if character.isprintable() else "?" for character in text[:limit])
 
 
 class RateLimit:

@@ -47,6 +47,11 @@ class Download:
         return self.received == self.size
 
     @property
+    def requests(self) -> int:
+        """How many requests have not been answered."""
+        return len(self._asked)
+
+    @property
     def chunk_size(self) -> int:
         """Bytes that one request asks for now."""
         return LARGE_CHUNK if self._rate * LARGE_CHUNK_TIME >= LARGE_CHUNK else SMALL_CHUNK

@@ -1,0 +1,361 @@
+"""Moving blobs over a link: whoever needs one asks for chunks, and the other side reads and sends them.
+
+One `BlobExchange` per link does both directions. Files are read, written and hashed in threads, never in the loop.
+What to ask for is decided in `dispy.wire.transfer`; where blobs come from and go to is in `blobsources` and
+`blobstore`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Generic, Protocol, TypeVar
+
+from dispy.errors import TransferError
+from dispy.model import BlobRef, Role
+from dispy.wire.blobsources import BlobSources, FileSource, SourceError
+from dispy.wire.blobstore import (
+    BlobStore,
+    MemfdSink,
+    MemorySink,
+    Piece,
+    Sink,
+    blob_text,
+    write_error,
+)
+from dispy.wire.datagrams import clean_name
+from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, NeedChunk
+from dispy.wire.transfer import LARGE_CHUNK, Download
+
+__all__ = ["BlobExchange", "BlobLink", "BlobSources", "BlobStore"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+INLINE_FINISH: Final = 256 << 10
+"""Blobs in memory up to this size are joined and hashed without a thread."""
+READS_LIMIT: Final = 4096
+"""Requests of one peer that may wait for the disk."""
+REASON_LIMIT: Final = 500
+_READS_AT_ONCE: Final = 16
+
+
+class BlobPeer(Protocol):
+    """What an exchange must know of the other side."""
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+
+    @property
+    def role(self) -> Role:
+        """What it is on this link."""
+
+
+class BlobLink(Protocol):
+    """What an exchange needs of a link."""
+
+    @property
+    def peer(self) -> BlobPeer:
+        """The other side."""
+
+    def send(self, message: AnyMessage, payload: Sequence[bytes | memoryview] = ()) -> None:
+        """Queue a message; after a loss it does nothing."""
+
+
+class BlobExchange:
+    """Fetches blobs over a link and serves those that this process offers.
+
+    When the link breaks, fetches wait for `link_replaced` and go on where they were, or for `close`.
+    `on_fetched` hears the name of a blob that the other side has got whole; nothing is withdrawn here.
+    """
+
+    def __init__(
+        self, link: BlobLink, sources: BlobSources, *, on_fetched: Callable[[bytes], None] | None = None
+    ) -> None:
+        self._link = link
+        self._sources = sources
+        self._on_fetched = on_fetched
+        self._loop = asyncio.get_running_loop()
+        self._fetches: dict[bytes, _Fetch[object]] = {}
+        self._unwanted: Counter[bytes] = Counter()
+        self._reads: list[NeedChunk] = []
+        self._reading = False
+        self._closed = ""
+
+    def message_arrived(self, message: AnyMessage, payload: bytes | memoryview) -> bool:
+        """Deal with a message if it is about blobs; False when it is not."""
+        match message:
+            case Chunk(name, offset):
+                if fetch := self._asked_by(name):
+                    fetch.arrived(offset, payload)
+            case NeedChunk():
+                self._serve(message)
+            case BlobGone(name, reason):
+                if fetch := self._asked_by(name):
+                    why = clean_name(reason, REASON_LIMIT) or "no reason given"
+                    fetch.gone(f"{self._link.peer.name} cannot give {blob_text(fetch.ref)}: {why}")
+            case BlobFetched(name):
+                if self._on_fetched is not None:
+                    self._on_fetched(name)
+            case _:
+                return False
+        return True
+
+    async def fetch_bytes(self, ref: BlobRef) -> bytes:
+        """The content in memory.
+
+        Raises:
+            TransferError: the other side does not have it, it is not what its name says, or the exchange was closed.
+        """
+        return await self._fetch(ref, MemorySink(ref))
+
+    async def fetch_memfd(self, ref: BlobRef) -> int:
+        """A sealed memfd with the content; the descriptor belongs to the caller. Raises as `fetch_bytes`."""
+        return await self._fetch(ref, MemfdSink(ref))
+
+    async def fetch_file(self, ref: BlobRef, store: BlobStore) -> Path:
+        """The file in the store, fetched unless it is there; fetches of one content into one store are shared.
+
+        Raises:
+            TransferError: as `fetch_bytes`, or the store cannot keep it.
+        """
+        while True:
+            path = await store.path_of(ref)
+            if path is not None:
+                return path
+            arriving = store.arriving.get(ref.name)
+            if arriving is None:
+                break
+            # Whatever becomes of it, we look again: another link may fail where ours does not.
+            await asyncio.wait([arriving])
+        ended = store.arriving[ref.name] = self._loop.create_future()
+        try:
+            return await self._fetch(ref, await store.sink(ref), str(store.directory))
+        finally:
+            del store.arriving[ref.name]
+            ended.set_result(None)
+
+    def link_replaced(self, link: BlobLink) -> None:
+        """Go on over another link to the same process: what was outstanding is asked for again."""
+        self._link = link
+        self._unwanted.clear()
+        self._reads.clear()
+        for fetch in self._fetches.values():
+            fetch.restart(link)
+
+    def close(self, cause: str) -> None:
+        """End all fetches with TransferError(cause) and serve no more. May be called twice."""
+        self._closed = self._closed or cause or "the link was closed"
+        self._reads.clear()
+        for fetch in self._fetches.values():
+            fetch.fail(TransferError(self._closed))
+
+    def _asked_by(self, name: bytes) -> _Fetch[object] | None:
+        """The fetch that an answer is for. Answers come in the order of requests, those of an ended fetch first."""
+        if name in self._unwanted:
+            self._unwanted[name] -= 1
+            if not self._unwanted[name]:
+                del self._unwanted[name]
+            return None
+        return self._fetches.get(name)
+
+    async def _fetch(self, ref: BlobRef, sink: Sink[T], place: str = "memory") -> T:
+        while (other := self._fetches.get(ref.name)) is not None:
+            await asyncio.wait([other.released])
+        if self._closed:
+            raise TransferError(self._closed)
+        fetch = _Fetch(self._link, ref, sink, self._loop)
+        self._fetches[ref.name] = fetch
+        try:
+            fetch.pump()
+            await fetch.arrived_whole
+            result = await fetch.finish()
+        except OSError as error:
+            fetch.abandon()
+            raise write_error(ref, error, place) from error
+        except BaseException:
+            fetch.abandon()
+            raise
+        finally:
+            del self._fetches[ref.name]
+            if fetch.answers_due:
+                self._unwanted[ref.name] = fetch.answers_due
+            fetch.released.set_result(None)
+        self._link.send(BlobFetched(ref.name))
+        return result
+
+    # ---- serving ----
+
+    def _serve(self, need: NeedChunk) -> None:
+        if self._closed:
+            return
+        try:
+            # A node may ask another node only for what it knows by its hash.
+            source = self._sources.find(need.name, hashed_only=self._link.peer.role is Role.PEER)
+            if not (0 < need.size <= LARGE_CHUNK and need.offset >= 0 and need.offset + need.size <= source.ref.size):
+                raise SourceError("the request goes beyond its end or is too large")
+            if isinstance(source, FileSource):
+                if len(self._reads) >= READS_LIMIT:
+                    raise SourceError("too much is asked for at once")
+                self._reads.append(need)
+                self._read_more()
+                return
+            content = source.read(need.offset, need.size)
+        except SourceError as error:
+            self._link.send(BlobGone(need.name, str(error)))
+        else:
+            self._link.send(Chunk(need.name, need.offset), (content,))
+
+    def _read_more(self) -> None:
+        if self._reading or not self._reads:
+            return
+        self._reading = True
+        link = self._link
+        batch, self._reads = self._reads[:_READS_AT_ONCE], self._reads[_READS_AT_ONCE:]
+        reading = self._loop.run_in_executor(None, self._read, batch)
+        reading.add_done_callback(lambda done: self._read_done(link, done))
+
+    def _read(self, batch: list[NeedChunk]) -> list[tuple[NeedChunk, bytes | str]]:
+        """In a thread: the contents, or why there are none."""
+        answers: list[tuple[NeedChunk, bytes | str]] = []
+        descriptors: dict[bytes, int] = {}
+        try:
+            for need in batch:
+                try:
+                    source = self._sources.find(need.name)
+                    if not isinstance(source, FileSource):
+                        raise SourceError("it is not offered here any more")
+                    if need.name not in descriptors:
+                        descriptors[need.name] = source.open()
+                    answers.append((need, source.read(descriptors[need.name], need.offset, need.size)))
+                except SourceError as error:
+                    answers.append((need, str(error)))
+        finally:
+            for fd in descriptors.values():
+                os.close(fd)
+        return answers
+
+    def _read_done(self, link: BlobLink, done: asyncio.Future[list[tuple[NeedChunk, bytes | str]]]) -> None:
+        self._reading = False
+        if self._closed:
+            return
+        # Answers of a link that was replaced are not sent: the new one asks again.
+        for need, answer in done.result() if link is self._link else ():
+            if isinstance(answer, str):
+                link.send(BlobGone(need.name, answer))
+            else:
+                link.send(Chunk(need.name, need.offset), (answer,))
+        self._read_more()
+
+
+class _Fetch(Generic[T_co]):
+    """One blob on its way in: asks, and hands what arrives to the sink, one thread at a time."""
+
+    def __init__(self, link: BlobLink, ref: BlobRef, sink: Sink[T_co], loop: asyncio.AbstractEventLoop) -> None:
+        self.ref = ref
+        self.arrived_whole: asyncio.Future[None] = loop.create_future()
+        """Done when all is in the sink."""
+        self.released: asyncio.Future[None] = loop.create_future()
+        """Done when another fetch of the same blob may begin."""
+        self._link = link
+        self._sink = sink
+        self._loop = loop
+        self._download = Download(ref.size)
+        self._pieces: list[Piece] = []
+        self._backlog = 0
+        self._refused = 0
+        self._in_thread = False
+        self._abandoned = False
+
+    def pump(self) -> None:
+        """Ask for what the window allows; notice the end."""
+        if self.arrived_whole.done():
+            return
+        if self._download.is_complete and not self._backlog:
+            self.arrived_whole.set_result(None)
+            return
+        for offset, size in self._download.next_requests(self._loop.time(), self._backlog):
+            self._link.send(NeedChunk(self.ref.name, offset, size))
+
+    def arrived(self, offset: int, payload: bytes | memoryview) -> None:
+        """Take a chunk."""
+        kept = self._download.arrived(offset, len(payload), self._loop.time())
+        if not kept or self.arrived_whole.done():
+            return
+        piece = (offset, payload if kept == len(payload) else payload[:kept])
+        if self._sink.in_memory:
+            self._sink.write([piece])
+        else:
+            self._pieces.append(piece)
+            self._backlog += kept
+            self._write_more()
+        self.pump()
+
+    def gone(self, cause: str) -> None:
+        """Take a refusal of one request."""
+        self._refused += 1
+        self.fail(TransferError(cause))
+
+    @property
+    def answers_due(self) -> int:
+        """How many requests have neither been answered nor refused."""
+        return self._download.requests - self._refused
+
+    def restart(self, link: BlobLink) -> None:
+        """Ask again, over another link."""
+        self._link = link
+        self._refused = 0
+        self._download.restart()
+        self.pump()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more is waited for."""
+        if not self.arrived_whole.done():
+            self.arrived_whole.set_exception(error)
+
+    async def finish(self) -> T_co:
+        """What the sink makes of it."""
+        if self._sink.in_memory and self.ref.size <= INLINE_FINISH:
+            return self._sink.finish()
+        self._in_thread = True
+        finishing = self._loop.run_in_executor(None, self._sink.finish)
+        finishing.add_done_callback(self._thread_done)
+        # The thread cannot be stopped: when we are cancelled, the sink is discarded after it.
+        return await asyncio.shield(finishing)
+
+    def abandon(self) -> None:
+        """Leave nothing behind, as soon as no thread works on it."""
+        self._abandoned = True
+        if self.arrived_whole.done() and not self.arrived_whole.cancelled():
+            self.arrived_whole.exception()  # else asyncio complains that nobody has looked at it
+        if not self._in_thread:
+            self._sink.discard()
+
+    def _write_more(self) -> None:
+        if self._in_thread or not self._pieces:
+            return
+        self._in_thread = True
+        pieces, self._pieces = self._pieces, []
+        writing = self._loop.run_in_executor(None, self._sink.write, pieces)
+        writing.add_done_callback(self._thread_done)
+        writing.add_done_callback(lambda done: self._written(pieces, done))
+
+    def _written(self, pieces: list[Piece], done: asyncio.Future[None]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if self._abandoned or done.cancelled():
+            return
+        if isinstance(error, Exception):
+            self.fail(error)
+            return
+        self._backlog -= sum(len(content) for _, content in pieces)
+        self._write_more()
+        self.pump()
+
+    def _thread_done(self, _done: object) -> None:
+        self._in_thread = False
+        if self._abandoned:
+            self._sink.discard()

@@ -1,0 +1,182 @@
+"""What this process offers to others by name: bytes in memory, memfds, and files.
+
+Nothing is sent from here; `dispy.wire.blobs` does that. A file is offered as it is now: when it has changed by the
+time it is asked for, it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dispy.errors import TransferError
+from dispy.model import BlobRef
+
+_NAME_SIZE: Final = 32
+# A file that was written just now can be written again without a change of its mtime: its hash is not remembered.
+_SETTLED_NS: Final = 2_000_000_000
+
+
+class SourceError(TransferError):
+    """What was asked for cannot be given; the text says why, to the other side."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """By what a file is recognized as unchanged."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """The identity of the file with this status."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySource:
+    """An offered content that is in memory, as bytes or as a memfd (read without waiting)."""
+
+    ref: BlobRef
+    data: memoryview | None = None
+    fd: int = -1
+
+    def read(self, offset: int, size: int) -> bytes | memoryview:
+        """The bytes asked for; never fewer."""
+        if self.data is not None:
+            return self.data[offset : offset + size]
+        return _pread(self.fd, offset, size)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """An offered content that is in a file; to be read in a thread."""
+
+    ref: BlobRef
+    path: Path
+    identity: FileIdentity
+
+    def open(self) -> int:
+        """A descriptor for reading.
+
+        Raises:
+            SourceError: it cannot be read, or is not the file that was offered.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceError(f"{self.path} cannot be read: {error.strerror}") from error
+        if FileIdentity.of(os.fstat(fd)) != self.identity:
+            os.close(fd)
+            raise SourceError(f"{self.path} has changed since it was offered")
+        return fd
+
+    def read(self, fd: int, offset: int, size: int) -> bytes:
+        """The bytes asked for, from a descriptor of `open`."""
+        return _pread(fd, offset, size)
+
+
+class BlobSources:
+    """The contents that this process offers; one table for all its links.
+
+    `offer_bytes` may be called from any thread; all else belongs to the thread of the loop.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[bytes, MemorySource | FileSource] = {}
+        self._digests: dict[FileIdentity, bytes] = {}
+
+    def offer_bytes(self, data: bytes, *, hashed: bool = False) -> BlobRef:
+        """Offer bytes; they are kept until they are withdrawn.
+
+        With `hashed` the name is the SHA-256, which takes some 1 ms per MB here and now; else it is random.
+        """
+        name = hashlib.sha256(data).digest() if hashed else os.urandom(_NAME_SIZE)
+        ref = BlobRef(name, len(data), hashed)
+        self._sources[name] = MemorySource(ref, data=memoryview(data))
+        return ref
+
+    def offer_fd(self, fd: int, size: int) -> BlobRef:
+        """Offer the first `size` bytes of a memfd. The descriptor is ours now: `withdraw` closes it."""
+        ref = BlobRef(os.urandom(_NAME_SIZE), size, False)
+        self._sources[ref.name] = MemorySource(ref, fd=fd)
+        return ref
+
+    async def offer_file(self, path: Path) -> BlobRef:
+        """Offer a file by its SHA-256, which is remembered as long as inode, size and mtime stay.
+
+        Raises:
+            TransferError: it cannot be read, or changes while it is read.
+        """
+        ref, identity = await asyncio.to_thread(self._describe, path)
+        self._sources[ref.name] = FileSource(ref, path, identity)
+        return ref
+
+    def offer_stored(self, ref: BlobRef, path: Path) -> None:
+        """Offer a file that is known to have this content, as those in a `BlobStore`.
+
+        Raises:
+            TransferError: it is not there.
+        """
+        try:
+            self._sources[ref.name] = FileSource(ref, path, FileIdentity.of(os.stat(path)))
+        except OSError as error:
+            raise TransferError(f"{path} cannot be offered: {error.strerror}") from error
+
+    def withdraw(self, name: bytes) -> None:
+        """Offer it no more and let go of its memory; what is not offered is ignored."""
+        source = self._sources.pop(name, None)
+        if isinstance(source, MemorySource) and source.fd >= 0:
+            os.close(source.fd)
+
+    def find(self, name: bytes, *, hashed_only: bool = False) -> MemorySource | FileSource:
+        """The source with this name.
+
+        Raises:
+            SourceError: there is none (or, with `hashed_only`, none that is named by its hash).
+        """
+        source = self._sources.get(name)
+        if source is None or (hashed_only and not source.ref.hashed):
+            raise SourceError("it is not offered here")
+        return source
+
+    def close(self) -> None:
+        """Withdraw everything."""
+        for name in list(self._sources):
+            self.withdraw(name)
+
+    def _describe(self, path: Path) -> tuple[BlobRef, FileIdentity]:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                identity = FileIdentity.of(os.fstat(file.fileno()))
+                digest = self._digests.get(identity)
+                if digest is None:
+                    digest = hashlib.file_digest(file, "sha256").digest()
+                    if FileIdentity.of(os.fstat(file.fileno())) != identity:
+                        raise TransferError(f"{path} changed while it was read; submit again when it is complete")
+                    if time.time_ns() - identity.mtime_ns > _SETTLED_NS:
+                        self._digests[identity] = digest
+        except OSError as error:
+            raise TransferError(f"{path} cannot be read: {error.strerror}") from error
+        return BlobRef(digest, identity.size), identity
+
+
+def _pread(fd: int, offset: int, size: int) -> bytes:
+    try:
+        data = os.pread(fd, size, offset)
+        while len(data) < size:
+            more = os.pread(fd, size - len(data), offset + len(data))
+            if not more:
+                raise SourceError("it has become shorter")
+            data += more
+    except OSError as error:
+        raise SourceError(f"it cannot be read: {error.strerror}") from error
+    return data

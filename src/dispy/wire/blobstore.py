@@ -1,0 +1,255 @@
+"""Where fetched blobs go: memory, a sealed memfd, or a directory of files named by the hash of their content.
+
+A sink takes pieces in any order and hashes those that come in order while it writes them. All of its methods that
+touch more than a little are called in a thread, one at a time; `dispy.wire.blobs` sees to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from dispy.errors import TransferError
+from dispy.model import BlobRef
+
+Piece = tuple[int, bytes | memoryview]
+"""Offset and content."""
+T_co = TypeVar("T_co", covariant=True)
+
+_PART_SUFFIX: Final = ".part"
+_HASH_BLOCK: Final = 1 << 20
+
+
+class Sink(Protocol[T_co]):
+    """Takes the pieces of one blob."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether `write` only keeps what it is given, so that it needs no thread."""
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Take pieces; raises OSError."""
+
+    def finish(self) -> T_co:
+        """All pieces are here: check them and give what was asked for. Raises TransferError and OSError."""
+
+    def discard(self) -> None:
+        """It is not wanted any more, finished or not: leave nothing behind but what has its place in a store."""
+
+
+class MemorySink:
+    """Collects a blob as bytes."""
+
+    in_memory = True
+
+    def __init__(self, ref: BlobRef) -> None:
+        self._ref = ref
+        self._pieces: list[Piece] = []
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """See `Sink`."""
+        self._pieces.extend(pieces)
+
+    def finish(self) -> bytes:
+        """See `Sink`."""
+        self._pieces.sort(key=lambda piece: piece[0])
+        data = b"".join(content for _, content in self._pieces)
+        if self._ref.hashed:
+            check_digest(self._ref, hashlib.sha256(data).digest())
+        return data
+
+    def discard(self) -> None:
+        """See `Sink`."""
+        self._pieces.clear()
+
+
+class DescriptorSink:
+    """Writes a blob through a descriptor, which is opened by the first of its methods that is called in a thread."""
+
+    in_memory = False
+
+    def __init__(self, ref: BlobRef, open_file: Callable[[], int]) -> None:
+        self.fd = -1
+        self._ref = ref
+        self._open_file = open_file
+        self._digest = hashlib.sha256()
+        self._hashed = 0
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """See `Sink`."""
+        self.open()
+        for offset, content in pieces:
+            if self._ref.hashed and offset == self._hashed:
+                self._digest.update(content)
+                self._hashed += len(content)
+            rest, at = memoryview(content), offset
+            while rest:
+                written = os.pwrite(self.fd, rest, at)
+                rest, at = rest[written:], at + written
+
+    def open(self) -> None:
+        """Open the file unless it is open."""
+        if self.fd < 0:
+            self.fd = self._open_file()
+
+    def check(self) -> None:
+        """Compare content and name; what came out of order is read again for that. Raises TransferError."""
+        if not self._ref.hashed:
+            return
+        while self._hashed < self._ref.size:
+            block = os.pread(self.fd, min(_HASH_BLOCK, self._ref.size - self._hashed), self._hashed)
+            if not block:
+                raise TransferError(f"{blob_text(self._ref)} was cut while it was written")
+            self._digest.update(block)
+            self._hashed += len(block)
+        check_digest(self._ref, self._digest.digest())
+
+    def discard(self) -> None:
+        """See `Sink`."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class MemfdSink(DescriptorSink):
+    """Collects a blob in a memfd that nobody can change afterwards."""
+
+    def __init__(self, ref: BlobRef) -> None:
+        super().__init__(ref, _anonymous_file)
+
+    def finish(self) -> int:
+        """See `Sink`; the descriptor belongs to the caller."""
+        self.open()
+        self.check()
+        if hasattr(fcntl, "F_ADD_SEALS"):
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        return self.fd
+
+
+class FileSink(DescriptorSink):
+    """Writes a blob into a temporary file and renames it when it is complete and right."""
+
+    def __init__(self, ref: BlobRef, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART_SUFFIX}")
+        super().__init__(ref, self._create)
+
+    def finish(self) -> Path:
+        """See `Sink`."""
+        self.open()
+        self.check()
+        os.replace(self._temporary, self._path)
+        super().discard()
+        return self._path
+
+    def discard(self) -> None:
+        """See `Sink`."""
+        super().discard()
+        self._temporary.unlink(missing_ok=True)
+
+    def _create(self) -> int:
+        return os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+class BlobStore:
+    """A directory of blobs, each in a file named by the hexadecimal digits of its SHA-256.
+
+    It belongs to one process; `arriving` lets several exchanges of that process share the fetch of one blob.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.arriving: dict[bytes, asyncio.Future[None]] = {}
+        self._prepared = False
+
+    async def path_of(self, ref: BlobRef) -> Path | None:
+        """The file with this content, or None when it is not here.
+
+        Raises:
+            TransferError: the directory cannot be used.
+        """
+        return await asyncio.to_thread(self._existing, ref)
+
+    async def sink(self, ref: BlobRef) -> FileSink:
+        """A place for a blob that is to come.
+
+        Raises:
+            TransferError: it does not fit on the disk, or is not named by its hash.
+        """
+        await asyncio.to_thread(self._check_room, ref)
+        return FileSink(ref, self._path(ref))
+
+    def _check_room(self, ref: BlobRef) -> None:
+        self._prepare()
+        try:
+            status = os.statvfs(self.directory)
+            if status.f_bavail * status.f_frsize < ref.size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise write_error(ref, error, str(self.directory)) from error
+
+    def _existing(self, ref: BlobRef) -> Path | None:
+        self._prepare()
+        path = self._path(ref)
+        try:
+            return path if path.stat().st_size == ref.size else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise TransferError(f"{path} cannot be read: {error.strerror}") from error
+
+    def _prepare(self) -> None:
+        """Make the directory; remove what an earlier process left unfinished."""
+        if self._prepared:
+            return
+        self._prepared = True
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left in self.directory.glob(f".*{_PART_SUFFIX}"):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            self._prepared = False
+            raise TransferError(f"files cannot be kept in {self.directory}: {error.strerror}") from error
+
+    def _path(self, ref: BlobRef) -> Path:
+        if not ref.hashed or len(ref.name) != 32:
+            raise TransferError(f"{blob_text(ref)} is not named by its hash, so it cannot be kept as a file")
+        return self.directory / ref.name.hex()
+
+
+def blob_text(ref: BlobRef) -> str:
+    """A blob as people read it: the first digits of its name, and its size."""
+    size = f"{ref.size / 1e6:.1f} MB" if ref.size >= 100_000 else f"{ref.size} bytes"
+    return f"blob {ref.name.hex()[:12]} ({size})"
+
+
+def check_digest(ref: BlobRef, digest: bytes) -> None:
+    """Raises TransferError when a content is not what its name promises."""
+    if digest != ref.name:
+        raise TransferError(
+            f"{blob_text(ref)} arrived with another content (its SHA-256 begins with {digest.hex()[:12]})"
+        )
+
+
+def write_error(ref: BlobRef, error: OSError, place: str) -> TransferError:
+    """What to say when a blob cannot be written."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return TransferError(f"{blob_text(ref)} does not fit: the disk of {place} is full; make room there")
+    return TransferError(f"{blob_text(ref)} cannot be written to {place}: {error.strerror}")
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("dispy-blob", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd, name = tempfile.mkstemp()
+    os.unlink(name)
+    return fd

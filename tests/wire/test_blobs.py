@@ -1,0 +1,458 @@
+"""Blobs over a pair of links in memory: all kinds of sources and destinations, breaks, refusals, and full disks."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from dispy.errors import TransferError
+from dispy.model import BlobRef, Role
+from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
+from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, Heartbeat, NeedChunk
+from dispy.wire.transfer import LARGE_CHUNK, SMALL_CHUNK
+
+DATA = os.urandom(3 * LARGE_CHUNK + 12345)
+
+
+@dataclass
+class FakePeer:
+    name: str
+    role: Role
+
+
+@dataclass
+class FakeLink:
+    """Hands what is sent to the exchange at the other end, in a later turn of the loop."""
+
+    peer: FakePeer
+    is_open: bool = True
+    target: BlobExchange | None = None
+    sent: list[AnyMessage] = field(default_factory=list)
+    drop_after: int = -1
+    """Chunks that get through before the link breaks; -1: all."""
+    broken: asyncio.Event = field(default_factory=asyncio.Event)
+    damage: bool = False
+
+    def send(self, message: AnyMessage, payload: Sequence[bytes | memoryview] = ()) -> None:
+        if not self.is_open:
+            return
+        self.sent.append(message)
+        if isinstance(message, Chunk):
+            if self.drop_after == 0:
+                self.is_open = False
+                self.broken.set()
+                return
+            self.drop_after -= 1
+        content = b"".join(payload)
+        if self.damage and content:
+            content = bytes([content[0] ^ 1]) + content[1:]
+        asyncio.get_running_loop().call_soon(self._deliver, message, content)
+
+    def _deliver(self, message: AnyMessage, content: bytes) -> None:
+        if self.is_open and self.target is not None:
+            assert self.target.message_arrived(message, content)
+
+
+class Pair:
+    """A side that offers and a side that fetches."""
+
+    def __init__(self, role: Role = Role.SCHEDULER) -> None:
+        self.sources = BlobSources()
+        self.fetched: list[bytes] = []
+        self.to_giver, self.to_taker = self._links(role)
+        self.giver = BlobExchange(self.to_taker, self.sources, on_fetched=self.fetched.append)
+        self.taker = BlobExchange(self.to_giver, BlobSources())
+        self._connect()
+
+    def replace_links(self) -> None:
+        self.to_giver.is_open = self.to_taker.is_open = False
+        self.to_giver, self.to_taker = self._links(Role.SCHEDULER)
+        self._connect()
+        self.giver.link_replaced(self.to_taker)
+        self.taker.link_replaced(self.to_giver)
+
+    @staticmethod
+    def _links(role: Role) -> tuple[FakeLink, FakeLink]:
+        return FakeLink(FakePeer("giver", Role.NODE)), FakeLink(FakePeer("taker", role))
+
+    def _connect(self) -> None:
+        self.to_giver.target = self.giver
+        self.to_taker.target = self.taker
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(30):
+            await test()
+
+    asyncio.run(main())
+
+
+def content(fd: int) -> bytes:
+    try:
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL_CHUNK, SMALL_CHUNK + 1, len(DATA)])
+@pytest.mark.parametrize("hashed", [True, False])
+def test_bytes_to_bytes_and_memfd(size: int, hashed: bool) -> None:
+    async def test() -> None:
+        pair = Pair()
+        ref = pair.sources.offer_bytes(DATA[:size], hashed=hashed)
+        assert await pair.taker.fetch_bytes(ref) == DATA[:size]
+        fd = await pair.taker.fetch_memfd(ref)
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"x", 0)
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+        assert content(fd) == DATA[:size]
+        await asyncio.sleep(0)
+        assert pair.fetched == [ref.name, ref.name]
+
+    run(test)
+
+
+def test_memfd_to_bytes_and_withdrawal() -> None:
+    async def test() -> None:
+        pair = Pair()
+        fd = os.memfd_create("test")
+        os.write(fd, DATA)
+        ref = pair.sources.offer_fd(fd, len(DATA))
+        assert await pair.taker.fetch_bytes(ref) == DATA
+        pair.sources.withdraw(ref.name)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        with pytest.raises(TransferError, match=r"giver cannot give blob .* not offered here"):
+            await pair.taker.fetch_bytes(ref)
+
+    run(test)
+
+
+def test_file_to_store_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        pair = Pair()
+        source = tmp_path / "data"
+        source.write_bytes(DATA)
+        ref = await pair.sources.offer_file(source)
+        assert ref == BlobRef(hashlib.sha256(DATA).digest(), len(DATA))
+        store = BlobStore(tmp_path / "store")
+        assert await store.path_of(ref) is None
+        path = await pair.taker.fetch_file(ref, store)
+        assert path == tmp_path / "store" / ref.name.hex()
+        assert path.read_bytes() == DATA
+        sent = len(pair.to_giver.sent)
+        assert await pair.taker.fetch_file(ref, store) == await store.path_of(ref) == path
+        assert len(pair.to_giver.sent) == sent
+        assert os.listdir(store.directory) == [path.name]
+
+    run(test)
+
+
+def test_stored_file_is_offered_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        pair = Pair(Role.PEER)
+        (tmp_path / "stored").write_bytes(DATA)
+        ref = BlobRef(hashlib.sha256(DATA).digest(), len(DATA))
+        pair.sources.offer_stored(ref, tmp_path / "stored")
+        assert await pair.taker.fetch_bytes(ref) == DATA
+        with pytest.raises(TransferError, match="cannot be offered"):
+            pair.sources.offer_stored(ref, tmp_path / "missing")
+
+    run(test)
+
+
+def test_peers_get_only_what_has_a_hash() -> None:
+    async def test() -> None:
+        pair = Pair(Role.PEER)
+        open_ref = pair.sources.offer_bytes(b"open", hashed=True)
+        assert await pair.taker.fetch_bytes(open_ref) == b"open"
+        with pytest.raises(TransferError, match="not offered"):
+            await pair.taker.fetch_bytes(pair.sources.offer_bytes(b"private"))
+
+    run(test)
+
+
+def test_hash_of_a_file_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    real = hashlib.file_digest
+
+    def file_digest(file: io.FileIO, name: str) -> object:
+        calls.append(file)
+        return real(file, name)
+
+    monkeypatch.setattr("dispy.wire.blobsources.hashlib.file_digest", file_digest)
+
+    async def test() -> None:
+        sources = BlobSources()
+        path = tmp_path / "data"
+        path.write_bytes(b"one")
+        os.utime(path, (1000, 1000))
+        first = await sources.offer_file(path)
+        assert await sources.offer_file(path) == first
+        assert len(calls) == 1
+        path.write_bytes(b"two")
+        assert await sources.offer_file(path) != first
+        assert len(calls) == 2
+
+    run(test)
+
+
+def test_file_that_changed_or_vanished_is_gone(tmp_path: Path) -> None:
+    async def test() -> None:
+        pair = Pair()
+        path = tmp_path / "data"
+        path.write_bytes(DATA)
+        ref = await pair.sources.offer_file(path)
+        path.write_bytes(b"shorter")
+        with pytest.raises(TransferError, match="has changed since it was offered"):
+            await pair.taker.fetch_bytes(ref)
+        path.unlink()
+        with pytest.raises(TransferError, match="cannot be read: No such file"):
+            await pair.taker.fetch_bytes(ref)
+        with pytest.raises(TransferError, match="cannot be read: No such file"):
+            await pair.sources.offer_file(path)
+
+    run(test)
+
+
+def test_concurrent_fetches_into_one_store_share_the_transfer(tmp_path: Path) -> None:
+    async def test() -> None:
+        one, two = Pair(), Pair()
+        store = BlobStore(tmp_path)
+        ref = one.sources.offer_bytes(DATA, hashed=True)
+        two.sources.offer_bytes(DATA, hashed=True)
+        paths = await asyncio.gather(
+            one.taker.fetch_file(ref, store),
+            two.taker.fetch_file(ref, store),
+            one.taker.fetch_file(ref, store),
+        )
+        assert len(set(paths)) == 1
+        assert two.to_giver.sent == [] or one.to_giver.sent == []
+
+    run(test)
+
+
+def test_when_the_sharing_link_fails_another_one_takes_over(tmp_path: Path) -> None:
+    async def test() -> None:
+        one, two = Pair(), Pair()
+        store = BlobStore(tmp_path)
+        ref = one.sources.offer_bytes(DATA, hashed=True)
+        two.sources.offer_bytes(DATA, hashed=True)
+        one.to_taker.drop_after = 2
+        first = asyncio.create_task(one.taker.fetch_file(ref, store))
+        await one.to_taker.broken.wait()
+        second = asyncio.create_task(two.taker.fetch_file(ref, store))
+        one.taker.close("the node is gone")
+        with pytest.raises(TransferError, match="the node is gone"):
+            await first
+        assert (await second).read_bytes() == DATA
+        assert len(os.listdir(tmp_path)) == 1
+
+    run(test)
+
+
+def test_concurrent_fetches_of_one_blob_over_one_link() -> None:
+    async def test() -> None:
+        pair = Pair()
+        ref = pair.sources.offer_bytes(DATA, hashed=True)
+        one, two, fd = await asyncio.gather(
+            pair.taker.fetch_bytes(ref), pair.taker.fetch_bytes(ref), pair.taker.fetch_memfd(ref)
+        )
+        assert one == two == DATA
+        assert content(fd) == DATA
+
+    run(test)
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 3, 5])
+def test_a_broken_link_is_resumed_where_it_was(tmp_path: Path, chunks: int) -> None:
+    async def test() -> None:
+        pair = Pair()
+        path = tmp_path / "data"
+        path.write_bytes(DATA)
+        ref = await pair.sources.offer_file(path)
+        pair.to_taker.drop_after = chunks
+        fetch = asyncio.create_task(pair.taker.fetch_file(ref, BlobStore(tmp_path / "store")))
+        await pair.to_taker.broken.wait()
+        pair.replace_links()
+        assert (await fetch).read_bytes() == DATA
+        asked = sum(message.size for message in pair.to_giver.sent if isinstance(message, NeedChunk))
+        assert asked <= len(DATA)
+        if chunks > 1:
+            assert asked < len(DATA)
+
+    run(test)
+
+
+def test_damaged_content_is_refused_by_name(tmp_path: Path) -> None:
+    async def test() -> None:
+        pair = Pair()
+        pair.to_taker.damage = True
+        ref = pair.sources.offer_bytes(DATA, hashed=True)
+        with pytest.raises(TransferError, match=f"{ref.name.hex()[:12]}.*another content"):
+            await pair.taker.fetch_bytes(ref)
+        with pytest.raises(TransferError, match="another content"):
+            await pair.taker.fetch_memfd(ref)
+        with pytest.raises(TransferError, match="another content"):
+            await pair.taker.fetch_file(ref, BlobStore(tmp_path))
+        assert os.listdir(tmp_path) == []
+
+    run(test)
+
+
+def test_chunks_out_of_order_are_put_together(tmp_path: Path) -> None:
+    async def test() -> None:
+        link = FakeLink(FakePeer("giver", Role.NODE))
+        taker = BlobExchange(link, BlobSources())
+        data = DATA[: 4 * SMALL_CHUNK]
+        ref = BlobRef(hashlib.sha256(data).digest(), len(data))
+        store = BlobStore(tmp_path)
+        fetch = asyncio.create_task(taker.fetch_file(ref, store))
+        while len(link.sent) < 4:  # noqa: ASYNC110 - the fake link has no events
+            await asyncio.sleep(0)
+        for need in reversed(link.sent[:4]):
+            assert isinstance(need, NeedChunk)
+            taker.message_arrived(Chunk(ref.name, need.offset), data[need.offset : need.offset + need.size])
+        assert (await fetch).read_bytes() == data
+
+    run(test)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 0), (0, 11), (10, 1), (-1, 2), (0, LARGE_CHUNK + 1), (2**62, 1)])
+def test_requests_out_of_bounds_are_refused(offset: int, size: int) -> None:
+    async def test() -> None:
+        pair = Pair()
+        ref = pair.sources.offer_bytes(b"0123456789")
+        pair.to_taker.target = None
+        assert pair.giver.message_arrived(NeedChunk(ref.name, offset, size), b"")
+        assert isinstance(pair.to_taker.sent[0], BlobGone)
+
+    run(test)
+
+
+def test_answers_to_a_fetch_that_has_ended_do_not_reach_the_next_one() -> None:
+    async def test() -> None:
+        pair = Pair()
+        ref = pair.sources.offer_bytes(DATA, hashed=True)
+        pair.sources.withdraw(ref.name)
+        with pytest.raises(TransferError, match="not offered"):
+            await pair.taker.fetch_bytes(ref)
+        pair.sources.offer_bytes(DATA, hashed=True)
+        for _ in range(3):
+            fetch = asyncio.create_task(pair.taker.fetch_bytes(ref))
+            await asyncio.sleep(0)
+            fetch.cancel()
+            assert await pair.taker.fetch_bytes(ref) == DATA
+
+    run(test)
+
+
+def test_other_messages_are_not_ours_and_late_ones_do_nothing() -> None:
+    async def test() -> None:
+        pair = Pair()
+        assert not pair.taker.message_arrived(Heartbeat(), b"")
+        assert pair.taker.message_arrived(Chunk(b"unknown", 0), b"late")
+        assert pair.taker.message_arrived(BlobGone(b"unknown", "late"), b"")
+        assert pair.taker.message_arrived(BlobFetched(b"unknown"), b"")
+
+    run(test)
+
+
+def test_reasons_from_elsewhere_are_fit_for_a_terminal() -> None:
+    async def test() -> None:
+        link = FakeLink(FakePeer("giver", Role.NODE))
+        taker = BlobExchange(link, BlobSources())
+        ref = BlobRef(b"n" * 32, 10, False)
+        fetch = asyncio.create_task(taker.fetch_bytes(ref))
+        await asyncio.sleep(0)
+        taker.message_arrived(BlobGone(ref.name, "\x1b[2Jgone"), b"")
+        with pytest.raises(TransferError) as caught:
+            await fetch
+        assert "\x1b" not in str(caught.value)
+
+    run(test)
+
+
+def test_a_closed_exchange_fetches_and_serves_nothing() -> None:
+    async def test() -> None:
+        pair = Pair()
+        ref = pair.sources.offer_bytes(DATA)
+        pair.taker.close("closing")
+        with pytest.raises(TransferError, match="closing"):
+            await pair.taker.fetch_bytes(ref)
+        pair.giver.close("closing")
+        pair.giver.message_arrived(NeedChunk(ref.name, 0, 1), b"")
+        assert pair.to_taker.sent == []
+
+    run(test)
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pwrite(_fd: int, _data: object, _offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def test() -> None:
+        pair = Pair()
+        store = BlobStore(tmp_path / "store")
+        ref = pair.sources.offer_bytes(DATA, hashed=True)
+        huge = BlobRef(ref.name, 1 << 60)
+        with pytest.raises(TransferError, match=r"disk of .*store is full"):
+            await pair.taker.fetch_file(huge, store)
+        assert pair.to_giver.sent == []
+        monkeypatch.setattr("dispy.wire.blobstore.os.pwrite", pwrite)
+        with pytest.raises(TransferError, match=r"disk of .*store is full; make room there"):
+            await pair.taker.fetch_file(ref, store)
+        assert os.listdir(store.directory) == []
+        monkeypatch.undo()
+        assert (await pair.taker.fetch_file(ref, store)).read_bytes() == DATA
+
+    run(test)
+
+
+def test_a_cancelled_fetch_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
+    async def test() -> None:
+        pair = Pair()
+        store = BlobStore(tmp_path / "store")
+        ref = pair.sources.offer_bytes(DATA, hashed=True)
+        pair.to_taker.drop_after = 3
+        fetch = asyncio.create_task(pair.taker.fetch_file(ref, store))
+        await pair.to_taker.broken.wait()
+        fetch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetch
+        pair.replace_links()
+        assert (await pair.taker.fetch_file(ref, store)).read_bytes() == DATA
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await asyncio.sleep(0)
+        assert len(os.listdir(store.directory)) == 1
+
+    run(test)
+
+
+def test_a_store_removes_what_was_left_unfinished_and_refuses_random_names(tmp_path: Path) -> None:
+    async def test() -> None:
+        (tmp_path / ".abc.1234.part").write_bytes(b"left")
+        store = BlobStore(tmp_path)
+        ref = BlobRef(b"n" * 32, 3)
+        assert await store.path_of(ref) is None
+        assert os.listdir(tmp_path) == []
+        (tmp_path / ref.name.hex()).write_bytes(b"wrong size")
+        assert await store.path_of(ref) is None
+        for wrong in (BlobRef(b"n" * 32, 3, False), BlobRef(b"../../etc", 3)):
+            with pytest.raises(TransferError, match="not named by its hash"):
+                await store.path_of(wrong)
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(TransferError, match="files cannot be kept in"):
+            await BlobStore(tmp_path / "file").path_of(ref)
+
+    run(test)
