@@ -249,6 +249,16 @@ def test_release_ends_what_runs(ready: Node) -> None:
     assert ready.said(msg.ReleaseLease()).actions == [do.CancelInWorker(MAP, 1, 2)]
 
 
+def test_numbers_of_results_go_on_from_lease_to_lease(ready: Node) -> None:
+    ready.said(msg.ReleaseLease())
+    ready.handle(ev.ComputationCleaned(MAP))
+    ready.said(msg.AskLease(b"A", HOLDER))
+    ready.open()
+    ready.run(1)
+    ready.forked(3)
+    assert ready.handle(ev.WorkerAnswered(3, [Answer(1)])).sends == [done(3, 1)]
+
+
 def test_stranger_gets_its_jobs_back(node: Node) -> None:
     node.handle(ev.LinkOpened(ANNA))
     assert node.run(1, 2).sends == [recalled(1, 2)]

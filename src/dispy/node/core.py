@@ -70,6 +70,8 @@ class NodeCore:
     orphans: dict[bytes, Orphan] = field(default_factory=dict)
     desk: JobDesk = field(init=False)
     exiting: _Exiting | None = None
+    last_sequence: int = 0
+    """Number of the last batch of results of all leases that are over."""
     ended: bool = False
     """Exit has been decided; nothing follows."""
 
@@ -241,6 +243,8 @@ class NodeCore:
         orphan = self.orphans.pop(waiter.token, None)
         if orphan is not None:
             lease.results = orphan.results
+        # numbers go on from lease to lease: a late acknowledgement must not mean a batch of the next one
+        lease.results.sequence = max(lease.results.sequence, self.last_sequence)
         self._tell_granted(lease, effects)
 
     def _tell_granted(self, lease: Lease, effects: Effects) -> None:
@@ -476,6 +480,7 @@ class NodeCore:
 
     def _free(self, lease: Lease, now: float, effects: Effects) -> None:
         self.lease = None
+        self.last_sequence = max(self.last_sequence, lease.results.sequence)
         if lease.released:
             self._withdraw(lease.results.acknowledge(lease.results.sequence), effects)
         elif lease.results.batches:
