@@ -46,17 +46,3 @@ def sample(directory: Path) -> AvailInfo:
     swap = psutil.swap_memory()
     free_swap = 100.0 - swap.percent if swap.total else 0.0
     return AvailInfo(100.0 - psutil.cpu_percent(), psutil.virtual_memory().available, disk, free_swap)
-
-
-def listener_of(port: int) -> int | None:
-    """Process id of whoever listens on this TCP port; None if that cannot be seen."""
-    import psutil
-
-    try:
-        connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
-        return None
-    for each in connections:
-        if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port:
-            return int(each.pid) if each.pid else None
-    return None

@@ -69,8 +69,10 @@ class Prefix:
             raise
         return prefix
 
-    def release(self) -> None:
-        """Let another daemon have it."""
+    def release(self, *, remove: bool = False) -> None:
+        """Let another daemon have it, or remove it with all that is in it."""
+        if remove:
+            shutil.rmtree(self.path, ignore_errors=True)
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
@@ -160,6 +162,16 @@ def _take(lock: int, path: Path, clean: bool) -> None:
 def _owner(lock: int) -> int | None:
     text = os.pread(lock, 32, 0).strip()
     return int(text) if text.isdigit() else None
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the directories below `parent` whose daemon is gone, and end what it left."""
+    if not parent.is_dir():
+        return
+    for path in parent.iterdir():
+        # One that a living daemon has is refused, which is what we want to know.
+        with contextlib.suppress(NodeError):
+            Prefix.claim(path).release(remove=True)
 
 
 def start_time(pid: int) -> int | None:

@@ -1,0 +1,438 @@
+"""The `dispynode` command: options, one line that says what was started, signals, exit codes.
+
+Exit codes: 0 the node was told to end, 1 it could not start or go on (one sentence says why), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from dispy import settings
+from dispy.errors import DispyError, SettingsError
+from dispy.node import vitals
+from dispy.node.service import NodeService, NodeSettings
+from dispy.node.workdir import remove_abandoned
+from dispy.secrets import Credentials, credentials_from_key, find_credentials
+
+logger = logging.getLogger("dispy.node")
+
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_LINE_LIMIT: Final = 64 << 10
+_NOT_SAVED: Final = {"config", "save_config", "embedded", "secret", "clean"}
+"""The secret stays out of files that others may read; `clean` is for one start."""
+
+
+def _read_config(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Let a file's values stand where neither the command line nor a variable says otherwise."""
+    if value is None:
+        return None
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with open(value, encoding="utf-8") as file:
+            parser.read_file(file)
+    except OSError as error:
+        raise click.BadParameter(f"{value} cannot be read: {error.strerror}") from error
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value} is no file of options: {error}") from error
+    known = {parameter.name: parameter for parameter in context.command.params}
+    defaults: dict[str, Any] = {}
+    for key, text in parser.defaults().items():
+        name = {"dispy_port": "base_port"}.get(key, key).replace("-", "_")
+        parameter = known.get(name)
+        if parameter is None or name in {"config", "save_config", "embedded"}:
+            raise click.BadParameter(f"{value}: {key!r} is no option of dispynode")
+        if text.strip():
+            defaults[name] = settings.names(text) if parameter.multiple else text
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return value
+
+
+def _comma_separated(_context: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part for each in value for part in settings.names(each))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    *("-c", "--cpus"),
+    type=int,
+    default=0,
+    envvar="DISPY_CPUS",
+    metavar="N",
+    help="CPUs for jobs: 0 all, N that many, -N all but N.",
+)
+@click.option(
+    *("-i", "--host"),
+    multiple=True,
+    envvar="DISPY_HOST",
+    metavar="HOST",
+    callback=_comma_separated,
+    help="Address or name to listen on (repeatable; default: all, or what DISPY_INTERFACES says).",
+)
+@click.option(
+    *("-p", "--dispy_port", "--dispy-port", "base_port"),
+    type=click.IntRange(1, 65533),
+    envvar="DISPY_PORT",
+    metavar="PORT",
+    help=f"Base port (default {settings.BASE_PORT}); the node listens on the next one, UDP and TCP.",
+)
+@click.option("--name", envvar="DISPY_NAME", metavar="NAME", help="Name that clients show (default: host name).")
+@click.option(
+    *("-s", "--secret"),
+    envvar="DISPY_SECRET",
+    metavar="SECRET",
+    help="The secret that clients must know. Other users may see it in `ps`: a file is better.",
+)
+@click.option(
+    "--secret-file", "--secret_file", envvar="DISPY_SECRET_FILE", metavar="FILE", help="File with the secret."
+)
+@click.option("--certfile", envvar="DISPY_CERTFILE", metavar="FILE", help="Certificate of this node (PEM).")
+@click.option("--keyfile", envvar="DISPY_KEYFILE", metavar="FILE", help="Private key of the certificate (PEM).")
+@click.option(
+    "--cafile", envvar="DISPY_CAFILE", metavar="FILE", help="Authority that clients' certificates come from (PEM)."
+)
+@click.option(
+    "--group",
+    envvar="DISPY_GROUP",
+    default="",
+    metavar="NAME",
+    help="Separates environments on one network: clients and nodes of other groups do not meet.",
+)
+@click.option(
+    "--join",
+    multiple=True,
+    envvar="DISPY_JOIN",
+    metavar="HOST[:PORT]",
+    callback=_comma_separated,
+    help="Dial this client or scheduler (base port if none is given), again and again (repeatable).",
+)
+@click.option(
+    *("--dest_path_prefix", "--dest-path-prefix"),
+    envvar="DISPY_DEST_PATH_PREFIX",
+    metavar="DIR",
+    help="Directory for files of jobs (default: in the user's cache directory).",
+)
+@click.option(
+    "--clean",
+    is_flag=True,
+    envvar="DISPY_CLEAN",
+    help="End the node that uses the directory, if any, and wipe the directory first.",
+)
+@click.option(
+    "--daemon",
+    is_flag=True,
+    envvar="DISPY_DAEMON",
+    help="Go on when the terminal is closed (the standard input is never read).",
+)
+@click.option("--oversubscribe", is_flag=True, help="Allow --cpus to be more than this machine has.")
+@click.option("--insecure", is_flag=True, envvar="DISPY_INSECURE", help="Allow an empty secret beyond this machine.")
+@click.option("-d", "--debug", is_flag=True, envvar="DISPY_DEBUG", help="Log everything that happens.")
+@click.option(
+    "--config",
+    envvar="DISPY_CONFIG",
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="INI file whose section [DEFAULT] has long option names; the command line and variables go before it.",
+)
+@click.option("--save_config", "--save-config", metavar="FILE", help="Write the options to this file and end.")
+@click.option("--embedded", type=int, hidden=True)
+@click.version_option(settings.VERSION, prog_name="dispynode")
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> None:
+    """Offer the CPUs of this machine to programs that use dispy.
+
+    The node waits for clients that know its secret, runs their functions and programs, and is free again when they
+    are done. SIGINT (Ctrl-C) finishes the jobs that are here first, SIGTERM ends at once. Every option can be given
+    by an environment variable as well (DISPY_CPUS, DISPY_HOST, ...).
+    """
+    _set_up_logging(debug=options["debug"])
+    try:
+        if options["embedded"] is not None:
+            context.exit(_run_embedded(options["embedded"]))
+        if options["save_config"]:
+            _save_config(options["save_config"], options)
+            return
+        credentials = find_credentials(
+            secret=options["secret"],
+            secret_file=options["secret_file"],
+            certfile=options["certfile"],
+            keyfile=options["keyfile"],
+            cafile=options["cafile"],
+            insecure=options["insecure"],
+        )
+        node_settings = _node_settings(options, credentials)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    _hide_secret(options["secret"])
+    context.exit(_run(node_settings, daemon=options["daemon"]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ends the process."""
+    command.main(args=None if arguments is None else list(arguments), prog_name="dispynode")
+
+
+# ---- options ----
+
+
+def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> NodeSettings:
+    base_port = settings.base_port(options["base_port"])
+    prefix = options["dest_path_prefix"]
+    return NodeSettings(
+        name=options["name"] or socket.gethostname(),
+        cpus=vitals.offered_cpus(options["cpus"], oversubscribe=options["oversubscribe"]),
+        prefix=Path(prefix).expanduser() if prefix else settings.default_prefix(),
+        credentials=credentials,
+        group=options["group"],
+        hosts=options["host"],
+        interfaces=settings.names(settings.variable("DISPY_INTERFACES")),
+        base_port=base_port,
+        insist_on_port=_was_typed("base_port"),
+        joins=tuple(_address(each, base_port) for each in options["join"]),
+        clean=options["clean"],
+        oversubscribe=options["oversubscribe"],
+    )
+
+
+def _was_typed(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def _address(text: str, base_port: int) -> tuple[str, int]:
+    """HOST, HOST:PORT, an IPv6 address, or [IPv6]:PORT."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if not host or (port and not (port.isdigit() and 0 < int(port) < 65536)):
+        raise SettingsError(f"--join {text!r}: give HOST or HOST:PORT")
+    return host, int(port) if port else base_port
+
+
+def _save_config(path: str, options: Mapping[str, Any]) -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    for name, value in options.items():
+        if name in _NOT_SAVED or value is None or value == ():
+            continue
+        key = "dispy_port" if name == "base_port" else name
+        parser["DEFAULT"][key] = ", ".join(value) if isinstance(value, tuple) else str(value)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            parser.write(file)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror}") from error
+    click.echo(f"the options are in {path}; use them with --config {path}")
+
+
+def _set_up_logging(*, debug: bool) -> None:
+    word = settings.variable("DISPY_LOGLEVEL") or "info"
+    if word.lower() not in _LEVELS:
+        raise click.UsageError(f"DISPY_LOGLEVEL={word!r}: use one of {', '.join(_LEVELS)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger("dispy")
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.propagate = False
+    root.setLevel(logging.DEBUG if debug else word.upper())
+
+
+def _hide_secret(secret: str | None) -> None:
+    """Overwrite the secret in this process's arguments, which every user of the machine can list."""
+    if not secret or not sys.platform.startswith("linux") or not any(secret in each for each in sys.argv[1:]):
+        return
+    # Nothing depends on it: where the memory cannot be written the help has told what is visible.
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/stat", "rb") as file:
+            numbers = file.read().rpartition(b")")[2].split()
+        start, end = int(numbers[45]), int(numbers[46])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            arguments = memory.read(end - start)
+            hidden = arguments.replace(secret.encode(), b"*" * len(secret.encode()))
+            memory.seek(start)
+            memory.write(hidden)
+
+
+# ---- running ----
+
+
+def _run(node_settings: NodeSettings, *, daemon: bool) -> int:
+    try:
+        return asyncio.run(_serve(node_settings, daemon=daemon))
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    except (DispyError, OSError) as error:
+        logger.error("dispynode cannot run: %s", error)
+        return 1
+
+
+async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
+    service = NodeService(node_settings)
+    await service.start()
+    _take_signals(service, daemon=daemon)
+    if os.geteuid() == 0:
+        logger.warning("running as root: jobs of clients run as root as well; a user of its own is better")
+    if service.port_notice:
+        logger.warning("%s", service.port_notice)
+    logger.info("%s", _ready_line(service))
+    _tell_systemd("READY=1")
+    return await _until_ended(service)
+
+
+async def _until_ended(service: NodeService) -> int:
+    try:
+        reason = await service.ended
+    finally:
+        _tell_systemd("STOPPING=1")
+        await service.close()
+    logger.info("ended: %s", reason)
+    return 1 if reason.startswith("cannot ") else 0
+
+
+def _take_signals(service: NodeService, *, daemon: bool) -> None:
+    loop = asyncio.get_running_loop()
+    interrupts = 0
+
+    def interrupted() -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts == 1:
+            logger.info("ending after the jobs that are here (again: ending now)")
+        service.ask_exit(at_once=interrupts > 1)
+
+    def terminated() -> None:
+        logger.info("ending now")
+        service.ask_exit(at_once=True)
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    loop.add_signal_handler(signal.SIGTERM, terminated)
+    loop.add_signal_handler(signal.SIGHUP, (lambda: None) if daemon else terminated)
+
+
+def _ready_line(service: NodeService) -> str:
+    """What a sysadmin wants to know, in one line."""
+    node = service.settings
+    where = ", ".join(f"{_shown(host)}:{service.port}" for host in service.hosts)
+    interfaces = ", ".join(node.interfaces) or "all"
+    parts = [
+        f"{node.name} is ready at {where}",
+        f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}",
+        f"secret: {node.credentials.source}",
+        f"interfaces: {interfaces}",
+    ]
+    if node.group:
+        parts.append(f"group: {node.group}")
+    if node.joins:
+        parts.append("joining " + ", ".join(f"{_shown(host)}:{port}" for host, port in node.joins))
+    parts.append(f"files in {node.prefix}")
+    return "; ".join(parts)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _tell_systemd(state: str) -> None:
+    """The notification protocol of service managers, where one listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    # A manager that does not listen must not stop the node.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())
+
+
+# ---- the node that a program starts for itself ----
+
+
+def _run_embedded(fd: int) -> int:
+    # What this node has to say is for the program that it belongs to; only what goes wrong is for the terminal.
+    if not logger.isEnabledFor(logging.DEBUG):
+        logging.getLogger("dispy").setLevel(logging.WARNING)
+    with socket.socket(fileno=fd) as tie:
+        tie.set_inheritable(False)
+        return asyncio.run(_serve_embedded(tie))
+
+
+async def _serve_embedded(tie: socket.socket) -> int:
+    tie.setblocking(False)
+    loop = asyncio.get_running_loop()
+    try:
+        service = NodeService(_embedded_settings(await _read_line(tie)))
+        await service.start()
+    except (DispyError, OSError, ValueError, KeyError, TypeError) as error:
+        # The program may be gone already, and then nobody wants to know.
+        with contextlib.suppress(OSError):
+            await loop.sock_sendall(tie, json.dumps({"error": str(error)}).encode() + b"\n")
+        return 1
+    _take_signals(service, daemon=True)
+    with contextlib.suppress(OSError):
+        await loop.sock_sendall(tie, json.dumps({"port": service.port, "process": service.process}).encode() + b"\n")
+
+    def tied() -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                gone = not tie.recv(_LINE_LIMIT)
+            except ConnectionResetError:
+                gone = True
+            if gone:
+                loop.remove_reader(tie)
+                service.ask_exit(at_once=False)
+
+    loop.add_reader(tie, tied)
+    try:
+        return await _until_ended(service)
+    finally:
+        loop.remove_reader(tie)
+
+
+def _embedded_settings(line: bytes) -> NodeSettings:
+    given = json.loads(line)
+    # One directory per node: a program may have several, and they come and go.
+    parent = settings.default_prefix().with_name("embedded")
+    remove_abandoned(parent)
+    return NodeSettings(
+        name=str(given["name"]),
+        cpus=vitals.offered_cpus(int(given["cpus"]), oversubscribe=False),
+        prefix=parent / str(os.getpid()),
+        credentials=credentials_from_key(bytes.fromhex(given["key"])),
+        group=str(given["group"]),
+        hosts=("127.0.0.1",),
+        ephemeral=True,
+        clean=True,
+        remove_prefix=True,
+    )
+
+
+async def _read_line(tie: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = await asyncio.get_running_loop().sock_recv(tie, 4096)
+        if not piece or len(data) > _LINE_LIMIT:
+            raise ValueError("no settings came over the inherited socket")
+        data += piece
+    return data
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""One computation on a node: its files, its fork server, and their end.
+
+What is in here takes time and can fail; the core is told how it went by the events that `post` takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from dispy.errors import NodeError, TransferError
+from dispy.model import BlobRef, ComputationId, ComputationSpec
+from dispy.node import events as ev
+from dispy.node.environments import Environments
+from dispy.node.workdir import Prefix, Workdir, Workdirs
+from dispy.node.workers import ForkServer, ForkServerSpec, Reply, SetupFailed, WorkerDeath
+from dispy.secrets import SECRET_VARIABLES
+from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
+
+CLEANUP_TIMEOUT: Final = 60.0
+"""Seconds that a cleanup function may take; a node must not stay locked by one that hangs."""
+
+
+@dataclass(slots=True)
+class NodePlaces:
+    """What all computations of a node share."""
+
+    prefix: Prefix
+    workdirs: Workdirs
+    store: BlobStore
+    sources: BlobSources
+    environments: Environments
+    names: dict[str, str]
+    """What jobs may know of the node (dispy_node_name, …)."""
+    post: Callable[[ev.Event], None]
+    wall: Callable[[], float]
+
+
+class HostedComputation:
+    """Prepares a computation, stands between its fork server and the core, and clears it away."""
+
+    def __init__(self, spec: ComputationSpec, setup_args: bytes, exchange: BlobExchange, places: NodePlaces) -> None:
+        self.spec = spec
+        self.server: ForkServer | None = None
+        self._setup_args = setup_args
+        self._exchange = exchange
+        self._places = places
+        self._python = ""
+        self._code: bytes | None = None
+        self._workdir: Workdir | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cleaning: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> ComputationId:
+        """The client's name for it."""
+        return self.spec.id
+
+    def prepare(self) -> None:
+        """Begin to fetch and set up; ComputationPrepared or ComputationFailed is posted."""
+        self._task = asyncio.get_running_loop().create_task(self._prepare(), name=f"prepare {self.spec.name}")
+
+    def restart(self) -> None:
+        """Begin to start the fork server again; posts as `prepare`."""
+        self._task = asyncio.get_running_loop().create_task(self._told(self._start()), name="restart")
+
+    def clean(self, *, run_cleanup: bool) -> None:
+        """Begin to clear it away; ComputationCleaned is posted."""
+        self._cleaning = asyncio.get_running_loop().create_task(self._clean(run_cleanup), name="clean")
+
+    async def end(self) -> None:
+        """Clear it away now: no cleanup function, no event."""
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._cleaning
+        await self._stop_preparing()
+        await self._remove()
+
+    async def _prepare(self) -> None:
+        await self._told(self._fetch_and_start())
+
+    async def _told(self, work: object) -> None:
+        """Await the work and post how it went."""
+        post = self._places.post
+        try:
+            await work  # type: ignore[misc]  # a coroutine of ours
+        except SetupFailed as error:
+            post(ev.ComputationFailed(self.id, error.reason, error.trace))
+        except NodeError as error:
+            post(ev.ComputationFailed(self.id, str(error)))
+        except TransferError as error:
+            post(ev.ComputationFailed(self.id, str(error), final=False))
+        except OSError as error:
+            post(ev.ComputationFailed(self.id, f"the node cannot prepare it: {error}", final=False))
+        else:
+            post(ev.ComputationPrepared(self.id))
+
+    async def _fetch_and_start(self) -> None:
+        places, spec = self._places, self.spec
+        self._python = await places.environments.find(spec.python)
+        self._workdir = places.workdirs.open(spec)
+        for file in spec.files:
+            source = await self._exchange.fetch_file(file.blob, places.store)
+            await asyncio.to_thread(places.workdirs.place, self._workdir, file, source)
+        if spec.code is not None:
+            self._code = await self._exchange.fetch_bytes(spec.code)
+        await self._start()
+
+    async def _start(self) -> None:
+        assert self._workdir is not None
+        path = self._workdir.path
+        spec = self.spec
+        env = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
+        server = ForkServer(
+            ForkServerSpec(
+                python=self._python,
+                cwd=path,
+                env=env,
+                kind=spec.kind,
+                name=spec.name,
+                code=self._code,
+                program=spec.program,
+                setup_args=self._setup_args,
+                job_names={**self._places.names, "dispy_job_path": str(path)},
+                output_limit=spec.output_limit,
+            ),
+            self,
+        )
+        await server.start()
+        self.server = server
+        self._places.prefix.add_process(server.pid)
+
+    async def _clean(self, run_cleanup: bool) -> None:
+        await self._stop_preparing()
+        trace = ""
+        if run_cleanup and self.server is not None:
+            try:
+                async with asyncio.timeout(CLEANUP_TIMEOUT):
+                    trace = await self.server.cleanup()
+            except TimeoutError:
+                trace = f"cleanup did not end within {CLEANUP_TIMEOUT:.0f} s and was killed"
+        await self._remove()
+        self._places.post(ev.ComputationCleaned(self.id, trace))
+
+    async def _stop_preparing(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _remove(self) -> None:
+        server, self.server = self.server, None
+        if server is not None:
+            server.kill()
+            await server.wait_ended()
+            self._places.prefix.forget_process(server.pid)
+        workdir, self._workdir = self._workdir, None
+        if workdir is not None:
+            await asyncio.to_thread(self._places.workdirs.close, workdir, keep=self.spec.keep_files)
+
+    # ---- what the fork server tells (see ForkServerHandler) ----
+
+    def worker_forked(self, worker: int, pid: int) -> None:
+        """A worker stands."""
+        self._places.post(ev.WorkerForked(worker, pid))
+
+    def worker_answered(self, worker: int, replies: list[Reply]) -> None:
+        """Replies as one read brought them; large bodies become blobs that the scheduler fetches."""
+        blobs: dict[int, BlobRef] = {}
+        for reply in replies:
+            if reply.fd is not None:
+                size = reply.result_size + reply.stdout_size + reply.stderr_size + reply.error_size
+                blobs[reply.sequence] = self._places.sources.offer_fd(reply.fd, size)
+        self._places.post(ev.WorkerAnswered(worker, replies, blobs))
+
+    def worker_died(self, worker: int, death: WorkerDeath) -> None:
+        """A worker is gone."""
+        self._places.post(
+            ev.WorkerDied(
+                worker,
+                death.running,
+                death.cause,
+                death.stdout,
+                death.stderr,
+                death.started,
+                self._places.wall(),
+                death.limited,
+                death.expected,
+            )
+        )
+
+    def jobs_recalled(self, worker: int, first: int, before: int) -> None:
+        """A worker gave jobs back."""
+        self._places.post(ev.WorkerRecalled(worker, first, before))
+
+    def fork_server_died(self, cause: str) -> None:
+        """The fork server is gone."""
+        if self.server is not None:
+            self._places.prefix.forget_process(self.server.pid)
+            self.server = None
+        self._places.post(ev.ForkServerDied(self.id, cause))
