@@ -227,7 +227,7 @@ def _own_code(value: object) -> Iterator[types.FunctionType]:
         yield from _own_code(value.__func__)
         yield from _own_code(type(value.__self__))
     elif isinstance(value, _CACHED):
-        yield from _own_code(value.__wrapped__)  # type: ignore[attr-defined]
+        yield from _own_code(value.__wrapped__)
     elif isinstance(value, types.FunctionType):
         yield value
     elif isinstance(value, type):
@@ -320,9 +320,9 @@ class _CheckedPickler(pickle.Pickler):
         self._shipped = shipped
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, type | types.FunctionType | _CACHED) and value.__module__ == MAIN:
-            if self._shipped.get(value.__qualname__) is not value:
-                raise _UnknownError
+        is_main_code = isinstance(value, type | types.FunctionType | _CACHED) and value.__module__ == MAIN
+        if is_main_code and self._shipped.get(value.__qualname__) is not value:
+            raise _UnknownError
         return NotImplemented
 
 

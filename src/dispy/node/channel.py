@@ -2,7 +2,7 @@
 
 The fork server and its workers run beside user code, in any interpreter: only the standard library here, no pickle.
 
-Control channel (daemon ↔ fork server): `CONTROL` header (kind, flags unused, length of JSON, length of payload), JSON, payload.
+Control channel (daemon ↔ fork server): `CONTROL` header (kind, unused, sizes of JSON and payload), JSON, payload.
 
   daemon → fork server                                      fork server → daemon
     LOAD    {spec…} + pickled namespace                       LOADED  {pid, threads, setup_in}
@@ -12,8 +12,8 @@ Control channel (daemon ↔ fork server): `CONTROL` header (kind, flags unused, 
     SIGNAL  {worker, sequence, signal}                        DIED    {worker, status, memory, error}
     CLEANUP {}                                                CLEANED {trace}
 
-  `sequence` 0 in SIGNAL means the worker itself, whatever it runs. DIED has a `status` as `waitpid` gives it, or null and an
-  `error` when the fork failed. RECALLED names the jobs first <= sequence < before; they will not start.
+  `sequence` 0 in SIGNAL means the worker itself, whatever it runs. DIED has a `status` as `waitpid` gives it, or
+  null and an `error` when the fork failed. RECALLED names the jobs first <= sequence < before; they will not start.
 
 Job channel (daemon ↔ worker): daemon → worker is `JOB` + arguments; one descriptor rides along when `fds` is 1
 (then the arguments are the content of that sealed memfd and `size` is 0).
@@ -53,14 +53,16 @@ FLAG_RETIRE: Final = 1
 
 CELL_SIZE: Final = 4096
 RUNNING: Final = 0
-"""Sequence of the job that has been claimed and whose result is not yet with the kernel; 0 = none. Written by the worker."""
+"""Sequence of the job that was claimed and whose result is not yet with the kernel; 0 = none. Written by the worker."""
 CANCEL: Final = 1
 """Sequence of the job to interrupt. Written by the daemon before it asks for SIGINT."""
 CLAIMED: Final = 2
 """Highest sequence that was claimed. Written by the worker under the claim lock."""
 DROP_FIRST: Final = 3
 DROP_BEFORE: Final = 4
-"""Jobs with DROP_FIRST <= sequence < DROP_BEFORE are recalled: the worker drops them. Written by the fork server under the claim lock."""
+"""Jobs with DROP_FIRST <= sequence < DROP_BEFORE are recalled: the worker drops them.
+
+Written by the fork server under the claim lock."""
 STDOUT_AT: Final = 5
 STDERR_AT: Final = 6
 """Where in the memfds the output of the running job begins. Written by the worker."""

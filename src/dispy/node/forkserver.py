@@ -22,14 +22,13 @@ import threading
 import time
 import traceback
 import warnings
+from _multiprocessing import SemLock  # type: ignore[import-not-found]
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from _multiprocessing import SemLock
-
 from dispy import namespace
-from dispy.node import channel, jobside, linux, worker
+from dispy.node import calls, channel, jobside, linux, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, CLAIMED, DROP_BEFORE, DROP_FIRST, LOW_FD, RUNNING
 
 FRESH: Final = -1
@@ -60,7 +59,7 @@ def main(fd: int, state: int) -> NoReturn:
 
     Args:
         fd: inherited stream socket: the control channel.
-        state: FRESH, or a descriptor whose content is the LOAD message of a fork server that found itself unfit to fork.
+        state: FRESH, or a descriptor with the LOAD message of a fork server that found itself unfit to fork.
     """
     control = socket.socket(fileno=_raise(fd))
     os.close(fd)
@@ -157,7 +156,10 @@ class _Server:
         os._exit(0)
 
     def _receive(self) -> bool:
-        data, ancillary, _, _ = self._control.recvmsg(_BUFFER_SIZE, channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(_BUFFER_SIZE, channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # the daemon was gone before it had read everything
+            return False
         self._reader.fds.extend(channel.descriptors(ancillary))
         for kind, info, payload in self._reader.feed(data):
             self._handlers[kind](info, payload)
@@ -180,12 +182,12 @@ class _Server:
         self._spec = spec
         try:
             self._load(payload)
-        except worker.SetupRefused as error:
+        except calls.SetupRefusedError as error:
             self._send(channel.FAILED, reason=str(error), trace="")
             return
         except BaseException as error:
             reason = f"{self._doing} failed: {type(error).__name__}: {error}"
-            self._send(channel.FAILED, reason=reason, trace=worker.user_trace(error, __file__))
+            self._send(channel.FAILED, reason=reason, trace=calls.user_trace(error, __file__))
             return
         threads = threading.active_count() - 1
         if self._setup_in == "node" and (threads or _cuda_started()):
@@ -213,7 +215,7 @@ class _Server:
         self._setup_args = tuple(pickle.loads(arguments)) if arguments else ()
         if self._setup_in == "node":
             self._doing = "setup"
-            worker.run_setup(self._computation, self._setup_args)
+            calls.run_setup(self._computation, self._setup_args)
 
     def _start_again(self, payload: bytes) -> NoReturn:
         """After a setup that left threads: exec afresh, without setup.
@@ -237,7 +239,7 @@ class _Server:
             try:
                 computation.cleanup(*self._setup_args)
             except BaseException as error:
-                trace = worker.user_trace(error, __file__)
+                trace = calls.user_trace(error, __file__)
         self._send(channel.CLEANED, trace=trace)
 
     # Workers

@@ -5,6 +5,7 @@ Functions find them as globals, programs as environment variables.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ LOGGER_NAME: Final = "dispynode"
 def console_logger(fd: int) -> logging.Logger:
     """A logger that writes to the node's console, not to the job's output."""
     logger = logging.getLogger(LOGGER_NAME)
-    handler = logging.StreamHandler(open(fd, "w", encoding="utf-8", errors="backslashreplace", closefd=False))
+    stream = io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s job: %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

@@ -20,6 +20,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _KEEP_SIZE_AND_PUNCH_HOLE: Final = 1 | 2
 _LINE_BUFFERED: Final = 1
 
+_LOOK_ONLY: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
 flush_c_output = _libc.fflush
 """`flush_c_output(None)` writes out what C code has printed."""
 
@@ -51,6 +53,11 @@ def punch(fd: int, offset: int, size: int) -> None:
     if _libc.fallocate(fd, _KEEP_SIZE_AND_PUNCH_HOLE, offset, size):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def has_children() -> bool:
+    """Whether this process has any child, dead or alive; not by `os.waitid`, whose exception costs 1 µs per job."""
+    return _libc.waitid(0, 0, None, _LOOK_ONLY) == 0  # type: ignore[no-any-return]
 
 
 def children() -> list[int]:

@@ -6,7 +6,6 @@ makes clear for every job whether it was answered, running, or not started.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import mmap
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +27,10 @@ import dispy
 from dispy.errors import DispyError
 from dispy.node import channel, linux
 from dispy.node.channel import CANCEL, CELL_SIZE, MEMORY_AT_FORK, REPLY, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.deaths import cause_of_death, exit_words, size_words
 from dispy.node.forkserver import FRESH
-from dispy.node.worker import SETUP_FAILED, read_output
+from dispy.node.hygiene import read_output
+from dispy.node.outbox import Outbox
 
 _BOOT: Final = (
     "import sys; sys.path[:0] = sys.argv[3:]; from dispy.node.forkserver import main; "
@@ -49,7 +49,7 @@ _KILL_AT: Final = 10
 _BUFFER_SIZE: Final = 1 << 20
 
 
-class SetupFailed(DispyError):
+class SetupFailed(DispyError):  # noqa: N818 - named like the other errors of the tree
     """A computation could not be loaded, or its setup failed."""
 
     def __init__(self, reason: str, trace: str = "") -> None:
@@ -105,7 +105,7 @@ class WorkerDeath:
     """For people: `exit code 3`, `killed by SIGSEGV (segmentation fault)`, …"""
     stdout: bytes = b""
     stderr: bytes = b""
-    """What the running job had written."""
+    """What the running job had written, or the worker itself before its first one."""
     started: float = 0.0
     """Wall clock at which the job was seen running, or at which the worker was fed it; 0 without one."""
     limited: bool = False
@@ -117,68 +117,20 @@ class WorkerDeath:
 class ForkServerHandler(Protocol):
     """Who is told; every method is called on the event loop."""
 
-    def worker_forked(self, worker: int, pid: int) -> None: ...
-    def worker_answered(self, worker: int, replies: list[Reply]) -> None: ...
-    def worker_died(self, worker: int, death: WorkerDeath) -> None: ...
-    def jobs_recalled(self, worker: int, first: int, before: int) -> None: ...
-    def fork_server_died(self, cause: str) -> None: ...
+    def worker_forked(self, worker: int, pid: int) -> None:
+        """It runs and takes jobs."""
 
+    def worker_answered(self, worker: int, replies: list[Reply]) -> None:
+        """All that one read brought, in order."""
 
-class _Outbox:
-    """What a non-blocking socket has not taken yet, with the descriptors that ride along."""
+    def worker_died(self, worker: int, death: WorkerDeath) -> None:
+        """It is gone, with everything that it had started."""
 
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        self._socket = sock
-        self._loop = loop
-        self._waiting: deque[tuple[memoryview, list[int]]] = deque()
+    def jobs_recalled(self, worker: int, first: int, before: int) -> None:
+        """The jobs first <= sequence < before have not started and will not."""
 
-    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Write now what fits; the descriptors stay the caller's."""
-        if self._waiting:
-            self._waiting.append((memoryview(data), [os.dup(fd) for fd in fds]))
-            return
-        rest = memoryview(data)
-        try:
-            sent = _send(self._socket, rest, fds)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # the other side is gone; that is told by the one who watches it
-        if sent < len(data):
-            self._waiting.append((rest[sent:], [os.dup(fd) for fd in fds] if not sent else []))
-            self._loop.add_writer(self._socket, self._write)
-
-    def _write(self) -> None:
-        while self._waiting:
-            data, fds = self._waiting[0]
-            try:
-                sent = _send(self._socket, data, fds)
-            except BlockingIOError:
-                return
-            except OSError:
-                self.close()
-                return
-            for fd in fds:
-                os.close(fd)
-            if sent < len(data):
-                self._waiting[0] = (data[sent:], [])
-            else:
-                self._waiting.popleft()
-        self._loop.remove_writer(self._socket)
-
-    def close(self) -> None:
-        if self._waiting:
-            self._loop.remove_writer(self._socket)
-        for _, fds in self._waiting:
-            for fd in fds:
-                os.close(fd)
-        self._waiting.clear()
-
-
-def _send(sock: socket.socket, data: memoryview, fds: Sequence[int]) -> int:
-    if not fds:
-        return sock.send(data)
-    return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())])
+    def fork_server_died(self, cause: str) -> None:
+        """It is gone, with everything below it; `worker_died` was called for each worker before."""
 
 
 class _Worker:
@@ -189,6 +141,7 @@ class _Worker:
         "cancels",
         "cell",
         "cell_map",
+        "early",
         "expected",
         "fed",
         "fed_at",
@@ -205,7 +158,7 @@ class _Worker:
         "socket",
     )
 
-    def __init__(self, number: int, sock: socket.socket, outbox: _Outbox) -> None:
+    def __init__(self, number: int, sock: socket.socket, outbox: Outbox) -> None:
         self.number = number
         self.socket = sock
         self.outbox = outbox
@@ -220,6 +173,8 @@ class _Worker:
         self.open = 0
         """Jobs that it was given and that are neither answered nor recalled."""
         self.rest = b""
+        self.early: list[Reply] = []
+        """Answers that came before the fork server reported the fork."""
         self.seen = 0
         """Sequence that the watch saw running, since `begun_at`."""
         self.begun_at = 0.0
@@ -276,7 +231,7 @@ class ForkServer:
         self.pid = self._process.pid
         ours.setblocking(False)
         self._control = ours
-        self._outbox = _Outbox(ours, self._loop)
+        self._outbox = Outbox(ours, self._loop)
         self._loop.add_reader(ours, self._on_control)
         code = self._spec.code or b""
         info = {
@@ -397,7 +352,7 @@ class ForkServer:
             return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        new = _Worker(worker, ours, _Outbox(ours, self._loop))
+        new = _Worker(worker, ours, Outbox(ours, self._loop))
         cell = os.memfd_create("dispy-cell", os.MFD_CLOEXEC)
         os.ftruncate(cell, CELL_SIZE)
         new.cell_map = mmap.mmap(cell, CELL_SIZE)
@@ -509,6 +464,7 @@ class ForkServer:
                 if self._watching is None:
                     self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
                 self._handler.worker_forked(worker.number, worker.pid)
+                self._deliver(worker, worker.early)
         elif kind == channel.DIED:
             worker = self._workers.get(info["worker"])
             if worker is not None:
@@ -536,10 +492,10 @@ class ForkServer:
             return  # the handler has killed the fork server while it was told of the last answers
         running = worker.cell[RUNNING] if worker.open else 0
         death = WorkerDeath(running, cause)
+        limit = self._spec.output_limit
+        death.stdout = read_output(*self._extent(worker, STDOUT_AT), limit)
+        death.stderr = read_output(*self._extent(worker, STDERR_AT), limit)
         if running:
-            limit = self._spec.output_limit
-            death.stdout = read_output(*self._extent(worker, STDOUT_AT), limit)
-            death.stderr = read_output(*self._extent(worker, STDERR_AT), limit)
             death.started = worker.begun_at if worker.seen == running else worker.fed_at
             if worker.limited[0] == running:
                 death.cause = worker.limited[1]
@@ -558,7 +514,7 @@ class ForkServer:
         assert process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_TIMEOUT)
-        cause = f"the computation's fork server ended: {_status_text(process.returncode)}"
+        cause = f"the computation's fork server ended: {exit_words(process.returncode)}"
         for worker in list(self._workers.values()):
             self._on_worker_death(worker, cause, None)
         if self._control is None:
@@ -631,6 +587,9 @@ class ForkServer:
         return True
 
     def _deliver(self, worker: _Worker, replies: list[Reply]) -> None:
+        if not worker.pid:
+            worker.early = worker.early + replies
+            return
         if not replies:
             return
         worker.open -= len(replies)
@@ -686,39 +645,12 @@ class ForkServer:
                 worker.punched[index] = end - half
             if end - at > _KILL_AT * self._spec.output_limit and worker.limited[0] != running:
                 name = ("stdout", "stderr")[index]
-                limit = f"{_size(self._spec.output_limit)} are kept, {_KILL_AT} times as much ends a job"
-                worker.limited = (running, f"it wrote {_size(end - at)} to {name} ({limit})")
+                limit = f"{size_words(self._spec.output_limit)} are kept, {_KILL_AT} times as much ends a job"
+                worker.limited = (running, f"it wrote {size_words(end - at)} to {name} ({limit})")
                 self.signal(worker.number, running, signal.SIGKILL)
 
 
 def _cause(info: dict[str, Any]) -> str:
-    status = info["status"]
-    if status is None:
+    if info["status"] is None:
         return str(info["error"])
-    code = os.waitstatus_to_exitcode(status)
-    if code == SETUP_FAILED:
-        return "setup failed in the worker"
-    text = _status_text(code)
-    return f"{text}; it had used up to {_size(info['memory'])} of memory" if code < 0 else text
-
-
-def _status_text(code: int | None) -> str:
-    """An exit code as `subprocess` gives it, in words."""
-    if code is None:
-        return "it does not end"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    words = (signal.strsignal(-code) or "").lower()
-    return f"killed by {name} ({words})" if words else f"killed by {name}"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    return cause_of_death(info["status"], info["memory"])

@@ -1,0 +1,131 @@
+"""What a job is for a worker: a call of the computation's function, or a run of its program.
+
+Also how a failure is told: a traceback of the user's frames, or one sentence. Standard library and cloudpickle only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+from dispy import namespace
+from dispy.node.channel import CANCEL
+
+_ERROR_SIZE: Final = 64 << 10
+
+
+class SetupRefusedError(Exception):
+    """The setup function returned something that does not mean success."""
+
+
+class Cancelled(KeyboardInterrupt):
+    """What a job sees when it is cancelled."""
+
+
+class NotStarted(BaseException):
+    """The job was cancelled before its function was called."""
+
+
+class UnsendableError(Exception):
+    """A result cannot be pickled; the text says what of it."""
+
+
+class ProgramError(Exception):
+    """The program could not be started; the text says why."""
+
+
+def run_setup(computation: namespace.Computation, arguments: tuple[object, ...]) -> None:
+    """Run the user's setup function, if there is one.
+
+    Raises:
+        SetupRefusedError: it returned something other than 0, 1, 2 or None.
+        BaseException: what it raised.
+    """
+    if computation.setup is None:
+        return
+    status = computation.setup(*arguments)
+    if status is not None and status not in (0, 1, 2):
+        raise SetupRefusedError(f"setup returned {status!r}; 0 or nothing means success")
+
+
+def user_trace(error: BaseException, *own_files: str) -> str:
+    """The traceback as text, without the frames of this program above the user's code."""
+    own = {__file__, namespace.__file__, *own_files}
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in own:
+        frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception as unprintable:
+        text = f"{type(error).__name__} (it cannot be shown: {type(unprintable).__name__})\n"
+    if len(text) > _ERROR_SIZE:
+        half = _ERROR_SIZE // 2
+        text = f"{text[:half]}\n… {len(text) - _ERROR_SIZE} characters left out …\n{text[-half:]}"
+    return text
+
+
+def function_call(cell: memoryview, compute: Callable[..., object]) -> Callable[[int, Any], bytes]:
+    """The trampoline for jobs that are calls of the computation's function."""
+    loads, dumps = pickle.loads, pickle.dumps
+
+    def call(sequence: int, payload: memoryview | mmap.mmap) -> bytes:
+        if cell[CANCEL] == sequence:
+            raise NotStarted
+        arguments, named = loads(payload)
+        del payload
+        value = compute(*arguments, **named)
+        try:
+            return dumps(value, 5)
+        except Exception:
+            return _dumps_by_value(value)
+
+    return call
+
+
+def _dumps_by_value(value: object) -> bytes:
+    try:
+        return namespace.dumps_result(value)
+    except Exception:
+        culprit = namespace.find_culprit(value, "the result", namespace.dumps_result)
+    raise UnsendableError(culprit) from None
+
+
+def program_call(cell: memoryview, program: str) -> Callable[[int, Any], bytes]:
+    """The trampoline for jobs that are runs of a program."""
+    command = [program]
+    if program.endswith(".py"):
+        command.insert(0, sys.executable)
+
+    def call(sequence: int, payload: memoryview | mmap.mmap) -> bytes:
+        arguments, _ = pickle.loads(payload)
+        if cell[CANCEL] == sequence:
+            raise NotStarted
+        try:
+            process = subprocess.Popen([*command, *map(str, arguments)], stdin=subprocess.DEVNULL)
+        except OSError as error:
+            raise _cannot_execute(program, error) from None
+        if cell[CANCEL] == sequence:  # the signal may have come before the program was there
+            process.send_signal(signal.SIGINT)
+        code = process.wait()
+        if cell[CANCEL] == sequence and (code < 0 or code == 128 + signal.SIGINT):
+            raise Cancelled(f"the program ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+        return pickle.dumps(code)
+
+    return call
+
+
+def _cannot_execute(program: str, error: OSError) -> ProgramError:
+    reason = error.strerror
+    if isinstance(error, PermissionError):
+        reason = "it is not executable (chmod +x it), or its directory forbids that"
+    elif error.errno == 8:
+        reason = "it is neither a binary for this machine nor a script that begins with #!"
+    elif isinstance(error, FileNotFoundError):
+        reason = "it is not on this node, or the interpreter that its first line names is not"
+    return ProgramError(f"{program} cannot be executed: {reason}")

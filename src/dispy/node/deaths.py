@@ -1,0 +1,40 @@
+"""How a process ended, in words for people."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from dispy.node.worker import SETUP_FAILED
+
+
+def cause_of_death(status: int, memory: int) -> str:
+    """A sentence from what `waitpid` said of a worker and the most memory that it had used, in bytes."""
+    code = os.waitstatus_to_exitcode(status)
+    if code == SETUP_FAILED:
+        return "setup failed in the worker"
+    text = exit_words(code)
+    return f"{text}; it had used up to {size_words(memory)} of memory" if code < 0 else text
+
+
+def exit_words(code: int | None) -> str:
+    """An exit code as `subprocess` gives it, in words."""
+    if code is None:
+        return "it does not end"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    words = (signal.strsignal(-code) or "").lower()
+    return f"killed by {name} ({words})" if words else f"killed by {name}"
+
+
+def size_words(count: float) -> str:
+    """A number of bytes as people write it."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

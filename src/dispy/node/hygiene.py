@@ -1,0 +1,200 @@
+"""What every job finds: streams, directory, environment, signals and processes of a worker as they were before.
+
+Between two jobs this takes the output of the one and undoes what it changed. It is on the path of every job, so what
+finds nothing to do must cost next to nothing. Standard library only.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import _thread
+import contextlib
+import fcntl
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from dispy.node import linux
+from dispy.node.channel import LOW_FD, STDERR_AT, STDOUT_AT
+
+_KEPT_OUTPUT: Final = 1 << 20
+"""Output already delivered that may stay in a memfd before its memory is given back."""
+_WATCHED_SIGNALS: Final = tuple(
+    int(number)
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGALRM,
+        signal.SIGCHLD,
+        signal.SIGHUP,
+        signal.SIGPIPE,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    )
+)
+
+
+class Output(NamedTuple):
+    """What a job left besides its result."""
+
+    stdout: bytes
+    stderr: bytes
+    clean: bool
+    """False: this process is not fit for another job."""
+
+
+class NormalState:
+    """The state of this process that jobs are to find, and the outputs that they write to."""
+
+    def __init__(self, outputs: tuple[int, int], cell: memoryview, limit: int) -> None:
+        self._outputs = outputs
+        self._cell = cell
+        self._limit = limit
+        self._pid = os.getpid()
+        self._given_back = [0, 0]
+        self._directory = -1
+
+    def redirect(self) -> None:
+        """Let standard output and error, of Python and of C, go to the outputs; there is no standard input."""
+        out, err = self._outputs
+        for fd in self._outputs:
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        linux.buffer_c_output_by_line()
+        sys.stdout, sys.stderr = _text(1), _text(2)
+
+    def note(self) -> None:
+        """Take the present state as the one that every job finds."""
+        self._stdout, self._stderr, self._stdin = sys.stdout, sys.stderr, sys.stdin
+        self._argv, self._arguments = sys.argv, list(sys.argv)
+        self._handlers = [_signal.getsignal(number) for number in _WATCHED_SIGNALS]
+        self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+        self.close()
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory = fcntl.fcntl(directory, fcntl.F_DUPFD_CLOEXEC, LOW_FD)
+        os.close(directory)
+        self._umask = os.umask(0o22)
+        os.umask(self._umask)
+        environ: Any = os.environ
+        self._environment: dict[bytes, bytes] = dict(environ._data)
+        self._children = set(linux.children())
+        self.end_job = self._make_end_job()
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self._directory >= 0:
+            os.close(self._directory)
+
+    def _make_end_job(self) -> Callable[[], Output | None]:
+        """The function that is called after every job: None if nothing was written and nothing is wrong.
+
+        A closure, because looking up some thirty attributes would cost a tenth of a job.
+        """
+        getpid, pid = os.getpid, self._pid
+        stdout, stderr, flush_c = self._stdout, self._stderr, linux.flush_c_output
+        has_children = linux.has_children
+        thread_count, threads = _thread._count, _thread._count()
+        getsignal, numbers, handlers = _signal.getsignal, _WATCHED_SIGNALS, self._handlers
+        alarm, sigmask, block = _signal.alarm, _signal.pthread_sigmask, _signal.SIG_BLOCK
+        mask, fchdir, directory, umask, normal_umask = self._mask, os.fchdir, self._directory, os.umask, self._umask
+        environ: Any = os.environ  # with `_data`: decoding every variable would cost more than the job
+        environment = self._environment
+        argv, arguments, stdin, children = self._argv, self._arguments, self._stdin, self._children
+        (out, err), cell, lseek = self._outputs, self._cell, os.lseek
+
+        def end_job() -> Output | None:
+            clean = True
+            if getpid() != pid:
+                os._exit(0)  # a child that the job forked has come back from the function
+            if sys.stdout is not stdout or sys.stderr is not stderr or stdout.closed or stderr.closed:
+                clean = self._restore_streams()
+            else:
+                try:
+                    stdout.flush()
+                    stderr.flush()
+                except OSError:
+                    clean = False
+            flush_c(None)
+            if has_children() and linux.end_children(children):
+                clean = False
+            if thread_count() != threads:
+                clean = False
+            if [getsignal(number) for number in numbers] != handlers and not self._restore_signals():
+                clean = False
+            alarm(0)  # which ends timers set by `setitimer` too
+            if sigmask(block, ()) != mask:
+                sigmask(_signal.SIG_SETMASK, mask)
+            fchdir(directory)
+            umask(normal_umask)
+            if environ._data != environment or os.environ is not environ:
+                os.environ = environ  # noqa: B003 - the object that jobs are to find
+                self._restore_environment()
+            if sys.argv is not argv or argv != arguments:
+                sys.argv = argv
+                argv[:] = arguments
+            sys.stdin = stdin
+            stdout_end, stderr_end = lseek(out, 0, 2), lseek(err, 0, 2)
+            if stdout_end == cell[STDOUT_AT] and stderr_end == cell[STDERR_AT]:
+                return None if clean else Output(b"", b"", False)
+            return Output(self._take(STDOUT_AT, stdout_end), self._take(STDERR_AT, stderr_end), clean)
+
+        return end_job
+
+    def _take(self, word: int, end: int) -> bytes:
+        """What a job wrote. Offsets only grow: the daemon may be punching out what it read a moment ago."""
+        index = word - STDOUT_AT
+        fd = self._outputs[index]
+        text = read_output(fd, self._cell[word], end, self._limit)
+        self._cell[word] = end
+        if end - self._given_back[index] > _KEPT_OUTPUT:
+            linux.punch(fd, self._given_back[index], end - self._given_back[index])
+            self._given_back[index] = end
+        return text
+
+    def _restore_streams(self) -> bool:
+        """Put back replaced streams; False if one was closed, which cannot be undone."""
+        for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
+            with contextlib.suppress(Exception):  # objects of the user's, or closed
+                stream.flush()
+        sys.stdout, sys.stderr = self._stdout, self._stderr
+        return not (self._stdout.closed or self._stderr.closed)
+
+    def _restore_signals(self) -> bool:
+        """Put back the handlers; False if one was set by C code, which Python cannot do again."""
+        for number, handler in zip(_WATCHED_SIGNALS, self._handlers, strict=True):
+            if handler is None:
+                if _signal.getsignal(number) is not None:
+                    return False
+            elif _signal.getsignal(number) is not handler:
+                _signal.signal(number, handler)
+        return True
+
+    def _restore_environment(self) -> None:
+        environ: Any = os.environ
+        present = environ._data
+        for key in set(present) - set(self._environment):
+            os.environ.pop(os.fsdecode(key), None)
+        for key, value in self._environment.items():
+            if present.get(key) != value:
+                os.environ[os.fsdecode(key)] = os.fsdecode(value)
+
+
+def read_output(fd: int, at: int, end: int, limit: int) -> bytes:
+    """What lies between two offsets of an output memfd; beyond the limit its head and tail with a note between."""
+    if end - at <= limit:
+        return os.pread(fd, end - at, at)
+    half = limit // 2
+    note = b"\n... %d bytes left out ...\n" % (end - at - 2 * half)
+    return b"".join((os.pread(fd, half, at), note, os.pread(fd, half, end - half)))
+
+
+def _text(fd: int) -> io.TextIOWrapper:
+    raw = io.BufferedWriter(io.FileIO(fd, "w", closefd=False))
+    return io.TextIOWrapper(raw, "utf-8", "backslashreplace", line_buffering=True)
