@@ -18,6 +18,7 @@ from dispy.errors import TransferError
 from dispy.model import BlobRef, Role
 from dispy.wire.blobsources import BlobSources, FileSource, SourceError
 from dispy.wire.blobstore import (
+    INLINE_SIZE,
     BlobStore,
     MemfdSink,
     MemorySink,
@@ -35,8 +36,6 @@ __all__ = ["BlobExchange", "BlobLink", "BlobSources", "BlobStore"]
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-INLINE_FINISH: Final = 256 << 10
-"""Blobs in memory up to this size are joined and hashed without a thread."""
 READS_LIMIT: Final = 4096
 """Requests of one peer that may wait for the disk."""
 REASON_LIMIT: Final = 500
@@ -287,8 +286,11 @@ class _Fetch(Generic[T_co]):
         if not kept or self.arrived_whole.done():
             return
         piece = (offset, payload if kept == len(payload) else payload[:kept])
-        if self._sink.in_memory:
-            self._sink.write([piece])
+        if self._sink.writes_inline:
+            try:
+                self._sink.write([piece])
+            except OSError as error:
+                self.fail(error)
         else:
             self._pieces.append(piece)
             self._backlog += kept
@@ -319,7 +321,7 @@ class _Fetch(Generic[T_co]):
 
     async def finish(self) -> T_co:
         """What the sink makes of it."""
-        if self._sink.in_memory and self.ref.size <= INLINE_FINISH:
+        if self._sink.writes_inline and self.ref.size <= INLINE_SIZE:
             return self._sink.finish()
         self._in_thread = True
         finishing = self._loop.run_in_executor(None, self._sink.finish)

@@ -24,6 +24,8 @@ Piece = tuple[int, bytes | memoryview]
 """Offset and content."""
 T_co = TypeVar("T_co", covariant=True)
 
+INLINE_SIZE: Final = 256 << 10
+"""Blobs in memory up to this size are written and hashed in the loop: a thread would take longer."""
 _PART_SUFFIX: Final = ".part"
 _HASH_BLOCK: Final = 1 << 20
 
@@ -32,8 +34,8 @@ class Sink(Protocol[T_co]):
     """Takes the pieces of one blob."""
 
     @property
-    def in_memory(self) -> bool:
-        """Whether `write` only keeps what it is given, so that it needs no thread."""
+    def writes_inline(self) -> bool:
+        """Whether `write` is so quick that it needs no thread."""
 
     def write(self, pieces: Sequence[Piece]) -> None:
         """Take pieces; raises OSError."""
@@ -48,20 +50,20 @@ class Sink(Protocol[T_co]):
 class MemorySink:
     """Collects a blob as bytes."""
 
-    in_memory = True
+    writes_inline = True
 
     def __init__(self, ref: BlobRef) -> None:
         self._ref = ref
-        self._pieces: list[Piece] = []
+        self._pieces: dict[int, bytes | memoryview] = {}
 
     def write(self, pieces: Sequence[Piece]) -> None:
         """See `Sink`."""
-        self._pieces.extend(pieces)
+        self._pieces.update(pieces)
 
     def finish(self) -> bytes:
         """See `Sink`."""
-        self._pieces.sort(key=lambda piece: piece[0])
-        data = b"".join(content for _, content in self._pieces)
+        # One by one, because join lets other threads run only when all that it joins are bytes.
+        data = b"".join([bytes(self._pieces.pop(offset)) for offset in sorted(self._pieces)])
         if self._ref.hashed:
             check_digest(self._ref, hashlib.sha256(data).digest())
         return data
@@ -72,12 +74,11 @@ class MemorySink:
 
 
 class DescriptorSink:
-    """Writes a blob through a descriptor, which is opened by the first of its methods that is called in a thread."""
+    """Writes a blob through a descriptor, which is opened by the first write (or, without any, by `finish`)."""
 
-    in_memory = False
-
-    def __init__(self, ref: BlobRef, open_file: Callable[[], int]) -> None:
+    def __init__(self, ref: BlobRef, open_file: Callable[[], int], *, writes_inline: bool = False) -> None:
         self.fd = -1
+        self.writes_inline = writes_inline
         self._ref = ref
         self._open_file = open_file
         self._digest = hashlib.sha256()
@@ -123,7 +124,7 @@ class MemfdSink(DescriptorSink):
     """Collects a blob in a memfd that nobody can change afterwards."""
 
     def __init__(self, ref: BlobRef) -> None:
-        super().__init__(ref, _anonymous_file)
+        super().__init__(ref, _anonymous_file, writes_inline=ref.size <= INLINE_SIZE)
 
     def finish(self) -> int:
         """See `Sink`; the descriptor belongs to the caller."""
