@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from dispy.errors import TransferError
-from dispy.model import BlobRef, Role
+from dispy.model import BlobRef, ProcessId, Role
+from dispy.secrets import credentials_from_key
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
+from dispy.wire.link import Link, LinkSettings, Listener, dial
 from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, Heartbeat, NeedChunk
 from dispy.wire.transfer import LARGE_CHUNK, SMALL_CHUNK
 
@@ -454,5 +456,62 @@ def test_a_store_removes_what_was_left_unfinished_and_refuses_random_names(tmp_p
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(TransferError, match="files cannot be kept in"):
             await BlobStore(tmp_path / "file").path_of(ref)
+
+    run(test)
+
+
+class _Exchanging:
+    """A link handler with an exchange on each of its links."""
+
+    def __init__(self) -> None:
+        self.sources = BlobSources()
+        self.exchange: BlobExchange | None = None
+
+    def link_opened(self, link: Link) -> None:
+        self.exchange = BlobExchange(link, self.sources)
+
+    def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
+        assert self.exchange is not None
+        for message, payload in messages:
+            assert self.exchange.message_arrived(message, payload)
+
+    def link_suspected(self, link: Link) -> None: ...
+
+    def link_recovered(self, link: Link) -> None: ...
+
+    def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
+        assert self.exchange is not None
+        self.exchange.close(cause)
+
+
+def test_over_a_real_link(tmp_path: Path) -> None:
+    async def test() -> None:
+        credentials = credentials_from_key(b"k" * 32)
+        giver, taker = _Exchanging(), _Exchanging()
+        settings = [
+            LinkSettings(ProcessId(letter * 32), role, letter, credentials)
+            for letter, role in (("a", Role.NODE), ("b", Role.SCHEDULER))
+        ]
+        listener = await Listener.start(
+            ["127.0.0.1"],
+            0,
+            settings=settings[0],
+            handler=giver,
+            accept=frozenset({Role.SCHEDULER}),
+            on_refused=lambda address, sentence: None,
+        )
+        link = await dial("127.0.0.1", listener.port, settings=settings[1], handler=taker)
+        try:
+            assert taker.exchange is not None
+            path = tmp_path / "data"
+            path.write_bytes(DATA)
+            ref = await giver.sources.offer_file(path)
+            fetched = await taker.exchange.fetch_file(ref, BlobStore(tmp_path / "store"))
+            assert fetched.read_bytes() == DATA
+            assert content(await taker.exchange.fetch_memfd(giver.sources.offer_bytes(DATA))) == DATA
+            assert await taker.exchange.fetch_bytes(giver.sources.offer_bytes(DATA)) == DATA
+        finally:
+            link.close("done")
+            await listener.close()
 
     run(test)
