@@ -164,11 +164,7 @@ def free_base_port() -> int:
     """A base port with which base and base+1 are free, for TCP and UDP."""
     for _ in range(100):
         base = 20000 + secrets.randbelow(6000) * 2
-        if all(
-            _is_free(port, kind)
-            for port in (base, base + 1)
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
-        ):
+        if all(_is_free(port, kind) for port in (base, base + 1) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
             return base
     pytest.fail("no two ports in a row are free")
 
@@ -230,9 +226,7 @@ class Daemon:
             line = found()
         if line is None:
             why = f"it ended with {self.process.wait()}" if self._ended else f"{timeout} s are over"
-            pytest.fail(
-                f"{' '.join(self.command)} did not print {text!r} ({why}); its output:\n{self.output}"
-            )
+            pytest.fail(f"{' '.join(self.command)} did not print {text!r} ({why}); its output:\n{self.output}")
         return line
 
     def wait(self, timeout: float = 15.0) -> int:
@@ -255,9 +249,7 @@ class Daemon:
                 self.process.wait()
         self._reader.join(SETTLE_TIMEOUT)
         if self._reader.is_alive():
-            os.killpg(
-                self.pid, signal.SIGKILL
-            )  # it leads its own group; only what it started can be left there
+            os.killpg(self.pid, signal.SIGKILL)  # it leads its own group; only what it started can be left there
             self._reader.join()
             pytest.fail(f"{' '.join(self.command)} left processes that hold its output")
         assert self.process.stdout is not None
@@ -279,9 +271,7 @@ def start_daemon() -> Iterator[Callable[..., Daemon]]:
 
 
 @pytest.fixture
-def dispynode(
-    start_daemon: Callable[..., Daemon], tmp_path: Path, free_base_port: int
-) -> Callable[..., Daemon]:
+def dispynode(start_daemon: Callable[..., Daemon], tmp_path: Path, free_base_port: int) -> Callable[..., Daemon]:
     """`dispynode(*options, name=…)`: a real node daemon, in its own directory, ready to be used.
 
     Other keywords: `base_port` (else the test's `free_base_port`), `env`, `inside` (a command that enters a

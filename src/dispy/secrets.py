@@ -146,8 +146,7 @@ def user_secret_file() -> Path:
     path = settings.config_dir() / "secret"
     if not path.is_absolute():
         raise SecretError(
-            "this user has no home directory to keep a secret in; "
-            "name a file with --secret-file or DISPY_SECRET_FILE"
+            "this user has no home directory to keep a secret in; name a file with --secret-file or DISPY_SECRET_FILE"
         )
     return path
 
