@@ -259,6 +259,14 @@ def test_numbers_of_results_go_on_from_lease_to_lease(ready: Node) -> None:
     assert ready.handle(ev.WorkerAnswered(3, [Answer(1)])).sends == [done(3, 1)]
 
 
+def test_close_of_a_refused_computation_is_answered(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec()))
+    node.handle(ev.ComputationFailed(MAP, "setup failed"))
+    assert node.said(msg.CloseComputation(MAP)) == Effects()
+    assert node.handle(ev.ComputationCleaned(MAP)).sends == [Send(ANNA, msg.ComputationClosed(MAP))]
+
+
 def test_stranger_gets_its_jobs_back(node: Node) -> None:
     node.handle(ev.LinkOpened(ANNA))
     assert node.run(1, 2).sends == [recalled(1, 2)]

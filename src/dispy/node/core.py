@@ -354,6 +354,8 @@ class NodeCore:
             effects.sends.append(Send(lease.peer, msg.ComputationClosed(message.computation)))
             return
         computation.reopen = None
+        # also one that was refused and is being cleaned: whoever asks for a close waits for the answer
+        computation.told_closed = False
         self._close(lease, computation, terminate=message.terminate, now=now, effects=effects)
 
     def _close(self, lease: Lease, computation: Computation, *, terminate: bool, now: float, effects: Effects) -> None:
