@@ -38,7 +38,7 @@ from dispy.wire import messages
 WALL = 1_000_000.0
 SCHEDULER = ProcessId("5" * 32)
 RIVAL = ProcessId("9" * 32)
-LONGEST = 600.0
+LONGEST = 3600.0
 """Virtual seconds after which a run that does not come to rest has failed."""
 
 
@@ -79,9 +79,26 @@ class Chances:
     """Jobs that do not mind SIGINT."""
     cancels: int = 8
     suspects: int = 2
+    reallocations: int = 3
     large: float = 0.05
     pinned: float = 0.1
     declined: float = 0.1
+
+
+def chances_of(random: Random) -> Chances:
+    """Some runs see more of one thing than of another."""
+    return Chances(
+        latency=random.choice([0.0003, 0.003, 0.1]),
+        breaks=random.choice([0, 3, 12]),
+        kills=random.choice([0, 1, 2]),
+        rivals=random.choice([0, 1, 4]),
+        worker_death=random.choice([0.0, 0.03, 0.3]),
+        stillborn=random.choice([0.0, 0.02, 0.3]),
+        fork_server_deaths=random.choice([0, 1, 6]),
+        setup_failure=random.choice([0.0, 0.1, 0.5]),
+        cancels=random.choice([0, 8, 20]),
+        reallocations=random.choice([0, 3, 10]),
+    )
 
 
 CALM = Chances(
@@ -96,6 +113,7 @@ CALM = Chances(
     stubborn=0.0,
     cancels=0,
     suspects=0,
+    reallocations=0,
     large=0.0,
     pinned=0.0,
     declined=0.0,
@@ -558,7 +576,7 @@ class World:
 
     def __init__(self, seed: int, chances: Chances | None = None, *, verbose: bool = False) -> None:
         self.random = Random(seed)
-        self.chances = chances or Chances()
+        self.chances = chances or chances_of(self.random)
         self.verbose = verbose
         self.clock = Clock()
         self.trouble = True
@@ -683,6 +701,13 @@ class World:
 
             self.clock.at(self.clock.now + 2 * self.random.random(), recover)
 
+    def reallocate(self, node: SimNode) -> None:
+        """The owner of a cluster changes its mind, in time or too late."""
+        if self.reentrant and not node.reliable:
+            cluster = self.random.choice(list(self.reentrant))
+            cpus = self.random.randint(0, node.info.cpus)
+            self.scheduler.handle(events.NodeAllocated(cluster, node.process, cpus))
+
     def kill_fork_server(self, node: SimNode) -> None:
         alive = [server for server in node.servers.values() if server.alive]
         if node.alive and alive:
@@ -726,7 +751,7 @@ class World:
         )
 
 
-DURATIONS = (0.0, 0.00002, 0.0005, 0.004, 0.05, 0.5, 3.0)
+DURATIONS = (0.0, 0.00002, 0.0005, 0.004, 0.05, 0.5, 3.0, 20.0)
 
 
 def run_seed(seed: int, *, verbose: bool = False) -> World:
@@ -752,6 +777,7 @@ def run_seed(seed: int, *, verbose: bool = False) -> World:
     sometime(chances.exits, on_node(lambda node: _exit(world, node)))
     sometime(chances.suspects, on_node(world.suspect))
     sometime(chances.fork_server_deaths, on_node(world.kill_fork_server))
+    sometime(chances.reallocations, on_node(world.reallocate))
     sometime(chances.rivals, on_node(world.rival_asks))
     sometime(chances.cancels, lambda: _cancel(world))
     done = []

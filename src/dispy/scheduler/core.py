@@ -188,6 +188,8 @@ class SchedulerCore:
 
     def _settle(self, out: Outbox) -> Effects:
         tables = self._tables
+        if tables.runnable:
+            flow.end_hopeless(tables, out, tables.runnable)
         if tables.closing:
             membership.finish_closing(tables, out)
         if tables.runnable or tables.restless:
@@ -229,10 +231,10 @@ class SchedulerCore:
         match event.message:
             case messages.JobsDone():
                 flow.take_results(tables, out, node, event.message, event.bodies)
-                membership.release_if_unused(tables, out, node)
+                membership.settle_node(tables, out, node)
             case messages.JobsRecalled(jobs):
                 flow.take_recalled(tables, out, node, jobs)
-                membership.release_if_unused(tables, out, node)
+                membership.settle_node(tables, out, node)
             case messages.NodeDescribed(info):
                 membership.describe(tables, node, info)
             case messages.LoadMeasured(avail):

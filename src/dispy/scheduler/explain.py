@@ -86,7 +86,7 @@ def _why_not(share: Share) -> str:
     match share.state:
         case ShareState.WANTED | ShareState.OPENING:
             return "is preparing the computation (files, code, setup)"
-        case ShareState.CLOSING:
+        case ShareState.CLOSING | ShareState.CLOSED:
             return "is closing the computation"
         case _:
             return "has all its CPUs busy" if node.info.cpus else "offers no CPU now"

@@ -50,18 +50,15 @@ def submit(tables: Tables, out: Outbox, records: Sequence[JobRecord]) -> None:
         queue.append(record)
         tables.runnable[queue] = None
     tables.counters.submitted += len(records)
-    for waiting in tuple(tables.runnable):
-        end_if_hopeless(tables, out, waiting)
 
 
-def end_if_hopeless(tables: Tables, out: Outbox, queue: JobQueue) -> None:
-    """End the jobs of a queue when no node can ever run them."""
-    if not queue.waiting:
-        return
-    cluster = tables.clusters[queue.cluster]
-    cause = why_hopeless(tables, cluster, queue)
-    if cause:
-        end_queue(tables, out, queue, cause)
+def end_hopeless(tables: Tables, out: Outbox, queues: Iterable[JobQueue]) -> None:
+    """End the jobs of queues when no node can ever run them; forget queues that are empty."""
+    for queue in tuple(queues):
+        if not queue.waiting:
+            tables.runnable.pop(queue, None)
+        elif cause := why_hopeless(tables, tables.clusters[queue.cluster], queue):
+            end_queue(tables, out, queue, cause)
 
 
 def end_queue(tables: Tables, out: Outbox, queue: JobQueue, cause: str) -> None:
@@ -93,8 +90,6 @@ def dispatch(tables: Tables, out: Outbox) -> None:
     """Hand out every job that a node has room for, then call back what waits where others idle."""
     touched: dict[Share, None] = {}
     runnable = tables.runnable
-    for queue in [queue for queue in runnable if not queue.waiting]:
-        del runnable[queue]
     while runnable:
         queue, before_others = first_queue(runnable)
         cluster = tables.clusters[queue.cluster]

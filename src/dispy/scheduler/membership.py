@@ -19,7 +19,7 @@ from dispy.scheduler.effects import (
     NodeRefused,
 )
 from dispy.scheduler.events import ClusterClosing, ClusterOpened, NodeAllocated, NodeJoined
-from dispy.scheduler.flow import cancel_cluster, end_if_hopeless, end_queue
+from dispy.scheduler.flow import cancel_cluster, end_hopeless, end_queue
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
 from dispy.scheduler.tables import Outbox, Tables
@@ -119,7 +119,8 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
         if share is not None:
             share.cpus = 0
             _close_share(tables, out, share, "the cluster does not use it any more")
-        _end_hopeless(tables, out, cluster)
+            tables.refresh(node)
+        end_hopeless(tables, out, cluster.queues.values())
         release_if_unused(tables, out, node)
         return
     cluster.declined.pop(node.id, None)
@@ -199,11 +200,10 @@ def _match_computations(tables: Tables, out: Outbox, node: NodeRecord, there: se
     for share in tuple(node.shares.values()):
         id = share.cluster.id
         if share.state is ShareState.CLOSING:
-            if id in there:
-                out.send(node, CloseComputation(id, share.cluster.state is ClusterState.TERMINATING))
-            else:
-                computation_closed(tables, out, node, id)
-        elif share.state is not ShareState.REFUSED and not (share.state is ShareState.READY and id in there):
+            out.send(node, CloseComputation(id, share.cluster.state is ClusterState.TERMINATING))
+        elif share.state in (ShareState.WANTED, ShareState.OPENING) or (
+            share.state is ShareState.READY and id not in there
+        ):
             # asked again even if it is opening there: the answer may have been lost with the link
             _open(out, share)
     for id in sorted(there - node.shares.keys()):
@@ -220,8 +220,9 @@ def lease_refused(tables: Tables, out: Outbox, node: NodeRecord, holder: Holder)
     for share in tuple(node.shares.values()):
         if share.state is ShareState.CLOSING:
             computation_closed(tables, out, node, share.cluster.id)
-        elif share.state is not ShareState.REFUSED:
+        elif share.state in (ShareState.OPENING, ShareState.READY):
             share.state = ShareState.WANTED
+    settle_node(tables, out, node)
     out.notice(NodeRefused(None, node.id, _held_by(holder), holder=holder))
     tables.refresh(node)
 
@@ -252,7 +253,7 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
         tables.deadlines[share.cluster.id, node.id] = now + RETRY_INTERVAL
     out.notice(NodeRefused(message.computation, node.id, message.reason, message.trace))
     tables.refresh(node)
-    _end_hopeless(tables, out, share.cluster)
+    end_hopeless(tables, out, share.cluster.queues.values())
     release_if_unused(tables, out, node)
 
 
@@ -269,12 +270,22 @@ def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: Comput
     if share is None or share.state is not ShareState.CLOSING:
         tables.counters.ignored += 1
         return
+    share.state = ShareState.CLOSED
     out.notice(NodeClosed(id, node.id, share.reason))
-    if share.cpus and share.cluster.wants_nodes:
-        share.state, share.reason = ShareState.WANTED, ""
-        _want(tables, out, share)
-        return
-    _drop_share(tables, out, share)
+    settle_node(tables, out, node)
+
+
+def settle_node(tables: Tables, out: Outbox, node: NodeRecord) -> None:
+    """Let go of shares whose last job has come back, and of a lease that nobody needs."""
+    for share in tuple(node.shares.values()):
+        if share.flight or share.state not in (ShareState.CLOSED, ShareState.REFUSED):
+            continue
+        if share.state is ShareState.CLOSED and share.cpus and share.cluster.wants_nodes:
+            share.state, share.reason = ShareState.WANTED, ""
+            _want(tables, out, share)
+        elif share.state is ShareState.CLOSED or not share.cpus:
+            _drop_share(tables, out, share)
+    release_if_unused(tables, out, node)
 
 
 def _close_share(tables: Tables, out: Outbox, share: Share, cause: str) -> None:
@@ -282,7 +293,7 @@ def _close_share(tables: Tables, out: Outbox, share: Share, cause: str) -> None:
         if not share.flight:
             _drop_share(tables, out, share)
         return
-    if share.state is ShareState.CLOSING:
+    if share.state in (ShareState.CLOSING, ShareState.CLOSED):
         return
     share.state, share.reason = ShareState.CLOSING, cause
     tables.refresh(share.node)
@@ -293,7 +304,7 @@ def _close_share(tables: Tables, out: Outbox, share: Share, cause: str) -> None:
 
 def _drop_share(tables: Tables, out: Outbox, share: Share) -> None:
     tables.remove_share(share)
-    _end_hopeless(tables, out, share.cluster)
+    end_hopeless(tables, out, share.cluster.queues.values())
     release_if_unused(tables, out, share.node)
 
 
@@ -354,7 +365,7 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
         if (queue := cluster.queues.get(node.id)) is not None:
             end_queue(tables, out, queue, f"node {node.label}, which it asks for, was lost ({cause})")
             del cluster.queues[node.id]
-        _end_hopeless(tables, out, cluster)
+        end_hopeless(tables, out, cluster.queues.values())
 
 
 def _lose_flights(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None:
@@ -370,8 +381,3 @@ def _lose_flights(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> 
                 tables.end(out, record, JobState.Abandoned, text)
         tables.counters.requeued += len(back)
         tables.requeue(back)
-
-
-def _end_hopeless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> None:
-    for queue in cluster.queues.values():
-        end_if_hopeless(tables, out, queue)

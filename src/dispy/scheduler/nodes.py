@@ -39,6 +39,8 @@ class ShareState(Enum):
     READY = auto()
     REFUSED = auto()
     CLOSING = auto()
+    CLOSED = auto()
+    """Gone from the node; the bodies of its last results are still being fetched."""
 
 
 @dataclass(slots=True, eq=False)

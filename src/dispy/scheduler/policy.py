@@ -25,11 +25,13 @@ class Rooms:
     too low rather than too high. So whoever lowers a load must `offer` the share again; raising it needs nothing.
     """
 
-    __slots__ = ("_heap", "_valid")
+    __slots__ = ("_heap", "_pushes", "_valid")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Share]] = []
+        self._heap: list[tuple[float, int, int, Share]] = []
         self._valid = 0
+        self._pushes = 0
+        """Tells entries of equal load apart: one of a share that is gone, another of the node's next share."""
 
     def __len__(self) -> int:
         return self._valid
@@ -42,9 +44,10 @@ class Rooms:
         if entry is None:
             self._valid += 1
         share.entry = load
-        heappush(self._heap, (load, share.node.order, share))
+        self._pushes += 1
+        heappush(self._heap, (load, share.node.order, self._pushes, share))
         if len(self._heap) > 64 + 4 * self._valid:
-            self._heap = [item for item in self._heap if item[2].entry == item[0]]
+            self._heap = [item for item in self._heap if item[3].entry == item[0]]
             heapify(self._heap)
         return entry is None
 
@@ -52,7 +55,7 @@ class Rooms:
         """The least loaded share and how many jobs it takes; None when none takes any."""
         heap = self._heap
         while heap:
-            noted, order, share = heap[0]
+            noted, order, number, share = heap[0]
             if share.entry != noted:
                 heappop(heap)
                 continue
@@ -63,7 +66,7 @@ class Rooms:
                 self._valid -= 1
             elif load > noted:
                 share.entry = load
-                heapreplace(heap, (load, order, share))
+                heapreplace(heap, (load, order, number, share))
             else:
                 return share, room
         return None
