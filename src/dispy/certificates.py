@@ -213,7 +213,7 @@ def _load_authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurve
     certfile, keyfile = (directory / file for file in _AUTHORITY_FILES)
     if not certfile.exists() or not keyfile.exists():
         raise SettingsError(
-            f"there is no certificate authority in {directory}: make one with `dispy cert ca {directory}`"
+            f"there is no certificate authority in {directory}: make one with `dispy cert ca -o {directory}`"
         )
     certificate = _load_certificate(certfile)
     try:

@@ -126,9 +126,7 @@ def test_certificates_alone_are_credentials(tmp_path: Path, monkeypatch: pytest.
     node = certificates.make_certificate(tmp_path, "node", "alpha")
     client = certificates.make_certificate(tmp_path, "client", "ada")
     mine, yours = (
-        find_credentials(
-            certfile=str(files.certfile), keyfile=str(files.keyfile), cafile=str(authority.certfile)
-        )
+        find_credentials(certfile=str(files.certfile), keyfile=str(files.keyfile), cafile=str(authority.certfile))
         for files in (node, client)
     )
     assert mine.key is None
