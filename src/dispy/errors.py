@@ -9,11 +9,11 @@
         LocalProtocolError            our side asked for what the protocol does not allow: a bug here
         RemoteProtocolError           the other side sent what the protocol does not allow
       LinkError
-        ConnectFailed                 nobody answered or the connection broke before it was authenticated; trying again can help
-        AuthenticationRejected        the other side has another secret, certificate, group or protocol; trying again cannot help
+        ConnectFailed                 nobody answered, or it broke before it was authenticated; try again
+        AuthenticationRejected        secret, certificate, group or protocol differ; trying again cannot help
         LinkLost                      an authenticated link ended
       TransferError                   a blob could not be fetched, or its content is not what was promised
-      NodeError                       the node cannot do what is asked: a port in use, a directory that is taken, a full disk
+      NodeError                       the node cannot do what is asked: a port or directory that is taken, a full disk
         PortInUse                     another process listens there already
       InvalidTransition               a core was asked for an impossible change: a bug of ours
 
