@@ -49,7 +49,7 @@ _KILL_AT: Final = 10
 _BUFFER_SIZE: Final = 1 << 20
 
 
-class SetupFailed(DispyError):  # noqa: N818 - named like the other errors of the tree
+class SetupFailed(DispyError):
     """A computation could not be loaded, or its setup failed."""
 
     def __init__(self, reason: str, trace: str = "") -> None:
