@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef, ComputationId, ComputationSpec
@@ -54,6 +54,7 @@ class HostedComputation:
         self._workdir: Workdir | None = None
         self._task: asyncio.Task[None] | None = None
         self._cleaning: asyncio.Task[None] | None = None
+        self._removing: asyncio.Task[None] | None = None
 
     @property
     def id(self) -> ComputationId:
@@ -79,16 +80,16 @@ class HostedComputation:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._cleaning
         await self._stop_preparing()
-        await self._remove()
+        await self._remove_once()
 
     async def _prepare(self) -> None:
         await self._told(self._fetch_and_start())
 
-    async def _told(self, work: object) -> None:
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
         """Await the work and post how it went."""
         post = self._places.post
         try:
-            await work  # type: ignore[misc]  # a coroutine of ours
+            await work
         except SetupFailed as error:
             post(ev.ComputationFailed(self.id, error.reason, error.trace))
         except NodeError as error:
@@ -106,7 +107,7 @@ class HostedComputation:
         self._workdir = places.workdirs.open(spec)
         for file in spec.files:
             source = await self._exchange.fetch_file(file.blob, places.store)
-            await asyncio.to_thread(places.workdirs.place, self._workdir, file, source)
+            await _to_the_end(asyncio.to_thread(places.workdirs.place, self._workdir, file, source))
         if spec.code is not None:
             self._code = await self._exchange.fetch_bytes(spec.code)
         await self._start()
@@ -144,7 +145,7 @@ class HostedComputation:
                     trace = await self.server.cleanup()
             except TimeoutError:
                 trace = f"cleanup did not end within {CLEANUP_TIMEOUT:.0f} s and was killed"
-        await self._remove()
+        await self._remove_once()
         self._places.post(ev.ComputationCleaned(self.id, trace))
 
     async def _stop_preparing(self) -> None:
@@ -153,6 +154,12 @@ class HostedComputation:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+
+    async def _remove_once(self) -> None:
+        if self._removing is None:
+            self._removing = asyncio.get_running_loop().create_task(self._remove(), name="remove")
+        # whoever waits may be told to hurry; the removal goes on to its end
+        await asyncio.shield(self._removing)
 
     async def _remove(self) -> None:
         server, self.server = self.server, None
@@ -205,3 +212,13 @@ class HostedComputation:
             self._places.prefix.forget_process(self.server.pid)
             self.server = None
         self._places.post(ev.ForkServerDied(self.id, cause))
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work in a thread, also when we are cancelled: what it writes must not appear after we have removed it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
