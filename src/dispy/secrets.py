@@ -48,7 +48,7 @@ class Credentials:
     """32-byte master key from the secret; None when certificates alone authenticate."""
     key_id: bytes
     """8 bytes that name the secret (or the certificate authority) in discovery without telling it."""
-    source: str
+    source: str = field(compare=False)
     """For people: where the secret comes from."""
     certfile: str | None = None
     keyfile: str | None = None

@@ -362,7 +362,14 @@ class SchedulerService:
             case ClusterEnded():
                 owner = self.owners.pop(notice.cluster, None)
                 if owner is not None:
+                    self._withdraw(owner.spec)
                     owner.ended()
+
+    def _withdraw(self, spec: ComputationSpec) -> None:
+        """Let go of what nodes can fetch for a cluster, unless another cluster offers the same content."""
+        needed = {name for owner in self.owners.values() for name in _blob_names(owner.spec)}
+        for name in _blob_names(spec) - needed:
+            self.links.sources.withdraw(name)
 
     def _tell_refused(self, refused: NodeRefused) -> None:
         view = self.links.view(refused.node)
@@ -449,7 +456,8 @@ class SchedulerService:
         finally:
             self._embedding = False
         self._embedded = node
-        logger.info("no node was found: started one on this machine for this program (%s:%s)", node.host, node.port)
+        why = "no node was found: " if self.links.tried else ""
+        logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
         self.links.dial(node.host, node.port, named=True, settings=_embedded_settings(self.links.settings, node))
 
     def _explain_waiting(self) -> None:
@@ -493,6 +501,11 @@ def _resolve(future: asyncio.Future[Allocation], result: Allocation) -> None:
 def _fail(future: asyncio.Future[Allocation], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+def _blob_names(spec: ComputationSpec) -> set[bytes]:
+    names = {file.blob.name for file in spec.files}
+    return names if spec.code is None else names | {spec.code.name}
 
 
 def _holder() -> Holder:
