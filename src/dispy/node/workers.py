@@ -7,6 +7,7 @@ makes clear for every job whether it was answered, running, or not started.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import mmap
 import os
@@ -43,6 +44,7 @@ _WATCH_INTERVAL: Final = 0.03
 _START_TIMEOUT: Final = 10.0
 """Seconds within which a forked worker must run; one that does not hangs on a lock of setup's."""
 _END_TIMEOUT: Final = 5.0
+_SWEEP_INTERVAL: Final = 0.005
 _TAIL_SIZE: Final = 64 << 10
 _KILL_AT: Final = 10
 """Times the output limit at which a job is ended."""
@@ -137,6 +139,7 @@ class _Worker:
     """One worker as the daemon sees it."""
 
     __slots__ = (
+        "answered",
         "begun_at",
         "cancels",
         "cell",
@@ -167,6 +170,8 @@ class _Worker:
         self.cell = memoryview(b"")
         self.pid = 0
         self.forked_at = 0.0
+        self.answered = 0
+        """Highest sequence that it answered."""
         self.fed = 0
         """Highest sequence that it was given."""
         self.fed_at = 0.0
@@ -200,6 +205,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._mark = uuid.uuid4().hex
+        self._pids: set[int] = set()
         self._watching: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
         self.pid = 0
@@ -307,12 +313,8 @@ class ForkServer:
         """Reap the guard as soon as it has ended all the others."""
         process = self._process
         assert process is not None
-        assert self._ended is not None
-        ended = self._ended
         if process.poll() is not None:
-            self._end_orphans()
-            if not ended.done():
-                ended.set_result(None)
+            self._sweep()
             return
         pidfd = os.pidfd_open(process.pid)
 
@@ -321,28 +323,26 @@ class ForkServer:
             os.close(pidfd)
             timer.cancel()
             process.wait()
-            self._end_orphans()
-            if not ended.done():
-                ended.set_result(None)
+            self._sweep()
 
         timer = self._loop.call_later(_END_TIMEOUT, process.kill)
         self._loop.add_reader(pidfd, reap)
 
-    def _end_orphans(self) -> None:
-        """End what came to this process because the guard did not live to do it."""
+    def _sweep(self) -> None:
+        """End what came to this process because the guard did not live to do it; again while something is dying."""
         mark = f"{_MARK}={self._mark}".encode()
-        while True:
-            mine = []
-            for pid in linux.children():
-                with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
-                        mine.append(pid)
-            if not mine:
-                return
-            for pid in mine:
-                with contextlib.suppress(ProcessLookupError, ChildProcessError, PermissionError):
+        found = False
+        for pid in linux.children():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+                if mark in file.read().split(b"\0"):
+                    found = True
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
+        # A process that is not a zombie yet may still leave its children to us.
+        if found or not all(map(linux.is_gone, self._pids)):
+            self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
+        elif self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
     # Requests
 
@@ -398,10 +398,10 @@ class ForkServer:
     def cancel(self, worker: int, sequence: int) -> None:
         """Interrupt a job when it runs, or keep it from starting; nothing happens if it has been answered."""
         to = self._workers.get(worker)
-        if to is None:
+        if to is None or sequence <= to.answered or sequence in to.cancels:
             return
-        to.cancels.append(sequence)
-        if len(to.cancels) == 1:
+        bisect.insort(to.cancels, sequence)  # the cell holds one: the job that is, or will be, running first
+        if to.cancels[0] == sequence:
             self._interrupt(to)
 
     def _interrupt(self, worker: _Worker) -> None:
@@ -460,6 +460,7 @@ class ForkServer:
             worker = self._workers.get(info["worker"])
             if worker is not None:
                 worker.pid = info["pid"]
+                self._pids.add(worker.pid)
                 worker.forked_at = time.monotonic()
                 if self._watching is None:
                     self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
@@ -468,15 +469,18 @@ class ForkServer:
         elif kind == channel.DIED:
             worker = self._workers.get(info["worker"])
             if worker is not None:
+                self._pids.discard(worker.pid)
                 self._on_worker_death(worker, _cause(info), info["status"])
         elif kind == channel.RECALLED:
             worker = self._workers.get(info["worker"])
             if worker is not None:
                 # Answers to jobs before the recalled ones are read first: they came first.
                 worker.open -= info["before"] - info["first"]
+                self._uncancel(worker, info["first"], info["before"])
                 self._handler.jobs_recalled(worker.number, info["first"], info["before"])
         elif kind == channel.LOADED:
             self.pid = info["pid"]
+            self._pids.add(self.pid)
             self.setup_in = info["setup_in"]
             if not self._loaded.done():
                 self._loaded.set_result(None)
@@ -586,6 +590,13 @@ class ForkServer:
         worker.rest = bytes(data[at:])
         return True
 
+    def _uncancel(self, worker: _Worker, first: int, before: int) -> None:
+        """Recalled jobs need no interrupt; whoever is next in line gets it."""
+        stands = worker.cancels[:1]
+        worker.cancels = [sequence for sequence in worker.cancels if not first <= sequence < before]
+        if worker.cancels and worker.cancels[:1] != stands:
+            self._interrupt(worker)
+
     def _deliver(self, worker: _Worker, replies: list[Reply]) -> None:
         if not worker.pid:
             worker.early = worker.early + replies
@@ -594,12 +605,9 @@ class ForkServer:
             return
         worker.open -= len(replies)
         worker.fed_at = replies[-1].ended_at or worker.fed_at
+        worker.answered = replies[-1].sequence
         if worker.cancels:
-            last = replies[-1].sequence
-            stands = worker.cancels[0]
-            worker.cancels = [sequence for sequence in worker.cancels if sequence > last]
-            if worker.cancels and worker.cancels[0] != stands:
-                self._interrupt(worker)
+            self._uncancel(worker, 0, worker.answered + 1)
         self._handler.worker_answered(worker.number, replies)
 
     # The watch over running jobs
