@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import configparser
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -221,14 +222,24 @@ def _address(text: str, base_port: int) -> tuple[str, int]:
         port = rest.removeprefix(":")
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
+    elif ":" in text and not _is_ipv6(text):
+        host = ""
     if not host or (port and not (port.isdigit() and 0 < int(port) < 65536)):
         raise SettingsError(f"--join {text!r}: give HOST or HOST:PORT")
     return host, int(port) if port else base_port
 
 
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _save_config(path: str, options: Mapping[str, Any]) -> None:
     parser = configparser.ConfigParser(interpolation=None)
-    for name, value in options.items():
+    for name, value in sorted(options.items()):
         if name in _NOT_SAVED or value is None or value == ():
             continue
         key = "dispy_port" if name == "base_port" else name
