@@ -239,8 +239,7 @@ class NodeLinks:
             if better_link(reached.link, link) is not link:
                 link.close(SECOND_LINK)
                 return
-            old, reached.link = reached.link, None
-            old.close(SECOND_LINK)
+            self._drop_first(reached, reached.link)
             self._on_event(LinkBroken(process))
         reached.link = link
         if target is not None:
@@ -248,6 +247,15 @@ class NodeLinks:
         reached.exchange.link_replaced(link)
         if reached.info is not None:
             self._on_event(LinkResumed(process))
+
+    def _drop_first(self, reached: Reached, old: Link) -> None:
+        reached.link = None
+        target = self._target_of(old)
+        # Without a goodbye, which could overtake the news of the other link and would mean that we are gone.
+        old.abort(SECOND_LINK)
+        if target is not None:
+            target.dialler.stop()
+            self._closed(target.dialler)
 
     def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
         """Everything that one read brought."""
