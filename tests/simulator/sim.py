@@ -494,7 +494,7 @@ class SimScheduler:
                     self.jobs[ended.job.job].endings.append(ended)
             case notices.AskAllocation(cluster, node, info):
                 cpus = info.cpus
-                if not world.is_reliable(node):
+                if cpus and not world.is_reliable(node):
                     if world.happens(world.chances.declined):
                         cpus = 0
                     elif world.happens(0.3):

@@ -68,7 +68,7 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
     if not ready:
         return others
     slots = sum(share.slots for share in ready)
-    text = f"all {slots} CPUs of {_nodes(len(ready))} have work up to the measured depth"
+    text = f"every CPU of {_nodes(len(ready))} ({slots} in all) has work up to the measured depth"
     return f"{text} ({others})" if others else text
 
 

@@ -107,8 +107,8 @@ def whom_to_recall(shares: Iterable[Share]) -> Share | None:
     most = 0
     for share in shares:
         node = share.node
-        if share.excess > most and node.recall is None and not node.is_spent and share.is_usable:
-            best, most = share, share.excess
+        if node.recall is None and not node.is_spent and share.is_usable and (excess := share.excess) > most:
+            best, most = share, excess
     return best
 
 

@@ -1,0 +1,172 @@
+"""Choices of the scheduler: queues by priority and submission, nodes by load, portions, recalls."""
+
+from __future__ import annotations
+
+from dispy.model import ComputationId, ComputationSpec, JobState, NodeInfo, ProcessId
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.jobs import JobQueue, JobRecord
+from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.policy import first_queue, how_many_to_recall, portion, whom_to_recall
+
+MAP, REDUCE = ComputationId("1" * 32), ComputationId("2" * 32)
+
+
+def job(number: int, cluster: ComputationId = MAP) -> JobRecord:
+    return JobRecord(number, cluster, b"")
+
+
+def queue(*numbers: int, priority: int = 0) -> JobQueue:
+    made = JobQueue(MAP, priority=priority)
+    for number in numbers:
+        made.append(job(number))
+    return made
+
+
+def cluster(ahead: float = 0.01) -> ClusterRecord:
+    return ClusterRecord(ComputationSpec(MAP, "f", "function"), False, True, ahead)
+
+
+def share(of: ClusterRecord, name: str, cpus: int, flight: int = 0) -> Share:
+    id = ProcessId(name)
+    node = NodeRecord(id, NodeInfo(id, name, cpus, "x", ()), "", len(of.shares), state=NodeState.LEASED)
+    made = Share(of, node, cpus, state=ShareState.READY)
+    node.shares[of.id] = of.shares[id] = made
+    made.flight = {number: job(number) for number in range(flight)}
+    return made
+
+
+# ---- queues ----
+
+
+def test_queue_gives_the_oldest_first() -> None:
+    some = queue(1, 2, 3)
+    assert [some.take().job for _ in range(3)] == [1, 2, 3]
+    assert some.waiting == 0
+
+
+def test_jobs_that_come_back_stand_where_they_belong() -> None:
+    some = queue(5, 6)
+    some.put_back([job(3), job(1)])
+    some.put_back([job(2), job(7)])
+    assert [some.take().job for _ in range(some.waiting)] == [1, 2, 3, 5, 6, 7]
+
+
+def test_cancelled_jobs_are_passed_over() -> None:
+    some = queue(1, 2, 3)
+    some.jobs[0].state = JobState.Cancelled
+    some.discard()
+    assert some.waiting == 2
+    assert some.head().job == 2
+    assert [some.take().job, some.take().job] == [2, 3]
+
+
+def test_a_queue_of_cancelled_jobs_keeps_none() -> None:
+    some = queue(1)
+    some.jobs[0].state = JobState.Cancelled
+    some.discard()
+    assert not some.jobs
+
+
+def test_submission_decides_between_queues_and_how_far() -> None:
+    first, second = queue(1, 2, 3, 9), queue(4, 5)
+    assert first_queue([second, first]) == (first, 3)
+    assert first_queue([second]) == (second, 2)
+
+
+def test_priority_comes_before_submission() -> None:
+    early, urgent = queue(1, 2), queue(8, 9, priority=5)
+    assert first_queue([early, urgent]) == (urgent, 2)
+
+
+# ---- nodes ----
+
+
+def test_least_loaded_share_first_and_none_without_room() -> None:
+    owner = cluster()
+    full, half, empty = share(owner, "a", 2, 2), share(owner, "b", 4, 2), share(owner, "c", 1)
+    for each in (full, half, empty):
+        owner.rooms.offer(each, 0.0)
+    assert owner.rooms.best() == (empty, 1)
+    empty.flight = {1: job(1)}
+    assert owner.rooms.best() == (half, 2)
+    half.flight.update({number: job(number) for number in range(10, 12)})
+    assert owner.rooms.best() is None
+    assert len(owner.rooms) == 0
+
+
+def test_equal_loads_go_in_the_order_of_joining() -> None:
+    owner = cluster()
+    first, second = share(owner, "z", 1), share(owner, "a", 1)
+    owner.rooms.offer(second, 0.0)
+    owner.rooms.offer(first, 0.0)
+    assert owner.rooms.best() == (first, 1)
+
+
+def test_a_share_that_is_forgotten_is_not_offered() -> None:
+    owner = cluster()
+    only = share(owner, "a", 1)
+    owner.rooms.offer(only, 0.0)
+    owner.rooms.forget(only)
+    again = share(owner, "a", 1)
+    again.node.order = only.node.order
+    owner.rooms.offer(again, 0.0)
+    assert owner.rooms.best() == (again, 1)
+
+
+def test_the_heap_does_not_grow_with_offers() -> None:
+    owner = cluster()
+    only = share(owner, "a", 1)
+    for number in range(10_000):
+        owner.rooms.offer(only, -float(number))
+    assert len(owner.rooms._heap) < 100
+
+
+def test_portions() -> None:
+    owner = cluster()
+    owner.measure(0.001, 1)
+    some = share(owner, "a", 4, 0)
+    assert portion(some, 44, 1000, 3) == 1, "an idle CPU gets one job at a time"
+    some.flight = {number: job(number) for number in range(4)}
+    assert portion(some, 40, 1000, 3) == 2, "a sixteenth of the depth"
+    assert portion(some, 40, 2, 3) == 1, "what is left is spread"
+    assert portion(some, 40, 1000, 1) == 40, "nobody else can take them"
+
+
+def test_work_of_several_clusters_weighs_by_depth() -> None:
+    short, long = cluster(), ClusterRecord(ComputationSpec(REDUCE, "g", "function"), False, True, 0.01)
+    short.measure(0.001, 1)
+    mine = share(short, "a", 2, 10)
+    other = Share(long, mine.node, 2, state=ShareState.READY)
+    mine.node.shares[REDUCE] = other
+    room, load = other.standing()
+    assert room == 2, "ten short jobs do not keep out long ones"
+    assert 0 < load < 0.5
+    other.flight = {100: job(100), 101: job(101)}
+    assert mine.standing()[0] <= 0, "two long jobs keep out short ones"
+    assert mine.excess == 10
+
+
+def test_recalls_go_to_the_fullest_that_can_be_asked() -> None:
+    owner = cluster()
+    some, most, asked = share(owner, "a", 1, 3), share(owner, "b", 1, 5), share(owner, "c", 1, 9)
+    asked.node.recall = (MAP, 4)
+    assert whom_to_recall([some, most, asked]) is most
+    most.node.is_spent = True
+    some.node.is_suspect = True
+    assert whom_to_recall([some, most, asked]) is None
+
+
+def test_recalls_take_half_or_enough_for_the_idle() -> None:
+    assert how_many_to_recall(excess=10, idle=1) == 5
+    assert how_many_to_recall(excess=3, idle=8) == 3
+    assert how_many_to_recall(excess=1, idle=1) == 1
+
+
+def test_duration_follows_what_is_measured() -> None:
+    owner = cluster()
+    owner.measure(1.0, 1000)
+    assert owner.depth == 11
+    owner.measure(10.0, 1)
+    assert owner.depth == 1
+    owner.measure(0.0, 100_000_000)
+    assert 1000 < owner.depth <= 2001
