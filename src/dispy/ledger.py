@@ -69,6 +69,7 @@ class ClusterLedger:
         self._ended = 0
         self._count_lock = threading.Lock()
         self._idle: list[threading.Event] = []
+        self._refusals: dict[ProcessId, str] = {}
 
     # From any thread.
 
@@ -203,7 +204,10 @@ class ClusterLedger:
         """A node cannot run the jobs of this cluster."""
         where = f"{view.info.name} ({view.address})" if view is not None else refused.node
         trace = f"\n{refused.trace.rstrip()}" if refused.trace else ""
-        logger.warning("node %s cannot run %s: %s%s", where, self.spec.name, refused.reason, trace)
+        again = self._refusals.get(refused.node) == refused.reason
+        self._refusals[refused.node] = refused.reason
+        level = logger.DEBUG if again else logger.WARNING
+        logger.log(level, "node %s cannot run %s: %s%s", where, self.spec.name, refused.reason, trace)
 
     def ended(self) -> None:
         """Everything of this cluster is done."""
