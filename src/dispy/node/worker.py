@@ -93,6 +93,7 @@ class _Worker:
         self._outputs = post.outputs
         self._program = post.program
         self._omitted = post.computation.omitted if post.computation is not None else {}
+        self._interrupted = 0
         self._interrupted_at = 0.0
         if post.computation is None:
             self._call = calls.program_call(post.cell, post.program)
@@ -147,8 +148,10 @@ class _Worker:
                 return  # our code is left whole; a destructor would swallow it: the fork server asks again
             frame = frame.f_back
         now = time.monotonic()
-        if frame is None or self._program or now - self._interrupted_at < _AGAIN_AFTER:
+        again_soon = self._interrupted == running and now - self._interrupted_at < _AGAIN_AFTER
+        if frame is None or self._program or again_soon:
             return
+        self._interrupted = running
         self._interrupted_at = now
         raise calls.Cancelled
 

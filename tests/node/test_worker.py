@@ -1,0 +1,95 @@
+"""Small parts of the worker, by value; what it does with real jobs is in `test_workers`."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+import pytest
+
+from dispy.model import Ending
+from dispy.node import calls, deaths, worker
+from dispy.node.channel import CANCEL, CELL_SIZE
+from dispy.node.hygiene import read_output
+
+
+def test_endings_are_those_of_the_model() -> None:
+    assert worker.FINISHED == Ending.FINISHED
+    assert worker.RAISED == Ending.RAISED
+    assert worker.NOT_STARTED == Ending.NOT_STARTED
+    assert worker.INTERRUPTED == Ending.INTERRUPTED
+    assert worker.UNSENDABLE == Ending.UNSENDABLE
+
+
+def cell() -> memoryview:
+    return memoryview(bytearray(CELL_SIZE)).cast("Q")
+
+
+def test_a_call_gives_the_pickled_result() -> None:
+    call = calls.function_call(cell(), lambda a, b=1: a + b)
+    assert pickle.loads(call(1, pickle.dumps(((2,), {"b": 3})))) == 5
+
+
+def test_a_cancelled_job_is_not_called() -> None:
+    words = cell()
+    words[CANCEL] = 5
+    call = calls.function_call(words, lambda: 1)
+    with pytest.raises(calls.NotStarted):
+        call(5, pickle.dumps(((), {})))
+    assert call(6, pickle.dumps(((), {})))
+
+
+def test_results_that_only_travel_by_value() -> None:
+    call = calls.function_call(cell(), lambda: lambda x: x + 1)
+    assert pickle.loads(call(1, pickle.dumps(((), {}))))(1) == 2
+
+
+def test_setup_may_return_what_the_original_allowed() -> None:
+    from dispy.namespace import Computation
+
+    for status in (0, 1, 2, None):
+        calls.run_setup(Computation(len, setup=lambda status=status: status), ())
+    for refused in (3, -1, "no"):
+        with pytest.raises(calls.SetupRefusedError, match="0 or nothing means success"):
+            calls.run_setup(Computation(len, setup=lambda status=refused: status), ())
+
+
+def test_a_trace_is_bounded() -> None:
+    error: Any = ValueError("x" * 1_000_000)
+    assert len(calls.user_trace(error)) < 70_000
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "expected"),
+    [
+        (10, 10, b"0123456789"),
+        (10, 4, b"01\n... 6 bytes left out ...\n89"),
+        (0, 4, b""),
+    ],
+)
+def test_output_is_cut_in_its_middle(size: int, limit: int, expected: bytes) -> None:
+    fd = os.memfd_create("output")
+    os.write(fd, b"before0123456789"[: 6 + size])
+    assert read_output(fd, 6, 6 + size, limit) == expected
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "exit code 0"),
+        (3 << 8, "exit code 3"),
+        (11, "killed by SIGSEGV (segmentation fault); it had used up to 35 MB of memory"),
+        (worker.SETUP_FAILED << 8, "setup failed in the worker"),
+    ],
+)
+def test_causes_of_death(status: int, words: str) -> None:
+    assert deaths.cause_of_death(status, 35_000_000) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "1 bytes"), (1500, "1.5 kB"), (25_000, "25 kB"), (3_200_000_000, "3.2 GB")]
+)
+def test_sizes(count: int, words: str) -> None:
+    assert deaths.size_words(count) == words
