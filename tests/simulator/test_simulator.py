@@ -87,7 +87,7 @@ def _greedy(workers: int, durations: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("nodes", "cpus"), [(8, 1), (2, 4), (1, 8)])
-def test_long_jobs_after_short_ones_take_as_long_as_a_greedy_schedule(nodes: int, cpus: int, long_ones: int) -> None:
+def test_long_jobs_after_short_ones_take_as_long_as_a_greedy_schedule(nodes: int, cpus: int) -> None:
     durations = [0.001] * 1000 + [10.0] * 12
     assert _makespan(nodes, cpus, durations) <= 1.05 * _greedy(8, durations)
 

@@ -148,13 +148,17 @@ def _send_batch(share: Share, out: Outbox) -> None:
 
 def _recall(tables: Tables, out: Outbox) -> None:
     for cluster in [tables.clusters[id] for id in tables.restless if id in tables.clusters]:
+        share = whom_to_recall(cluster.excesses.values())
+        if share is None:
+            continue
         idle = sum(share.idle for share in cluster.idlers.values()) - cluster.recalling
-        while idle > 0 and (share := whom_to_recall(cluster.excesses.values())) is not None:
+        while share is not None and idle > 0:
             count = how_many_to_recall(share.excess, idle)
             share.node.recall = (cluster.id, count)
             cluster.recalling += count
             idle -= count
             out.send(share.node, RecallJobs(count))
+            share = whom_to_recall(cluster.excesses.values())
     tables.restless.clear()
 
 

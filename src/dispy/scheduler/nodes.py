@@ -91,15 +91,22 @@ class Share:
     @property
     def idle(self) -> int:
         """Jobs that it could start at once."""
-        if not self.is_usable:
-            return 0
-        return max(0, min(self.slots - len(self.flight), self.node.info.cpus - self.node.in_flight))
+        return self.balance()[0]
 
     @property
     def excess(self) -> int:
         """Jobs that are here and cannot have a CPU yet."""
-        flight = len(self.flight)
-        return max(0, flight - self.slots, min(flight, self.node.in_flight - self.node.info.cpus))
+        return self.balance()[1]
+
+    def balance(self) -> tuple[int, int]:
+        """Jobs that it could start at once, and jobs that are here and cannot have a CPU yet."""
+        node, flight = self.node, len(self.flight)
+        cpus, together = node.info.cpus, flight if len(node.shares) == 1 else node.in_flight
+        slots = self.cpus if self.cpus < cpus else cpus
+        free, over = slots - flight, together - cpus
+        if over >= 0 or free <= 0 or self.state is not ShareState.READY or not node.is_usable:
+            return 0, max(0, -free, min(flight, over))
+        return min(free, -over), 0
 
     def standing(self) -> tuple[int, float]:
         """How many more jobs it takes, and the load of its node (1: every CPU has work up to the depth).

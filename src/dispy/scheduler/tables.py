@@ -96,11 +96,12 @@ class Tables:
     def weigh(self, share: Share) -> None:
         """Note whether a share has idle CPUs, or jobs that wait for one."""
         cluster, node = share.cluster, share.node.id
-        if share.idle:
+        idle, excess = share.balance()
+        if idle:
             cluster.idlers[node] = share
         else:
             cluster.idlers.pop(node, None)
-        if share.excess:
+        if excess:
             cluster.excesses[node] = share
         else:
             cluster.excesses.pop(node, None)
