@@ -19,7 +19,7 @@ from dispy.nodes import DispyNode, NodeAllocate, NodeView
 from dispy.portal import Portal
 from dispy.scheduler.effects import JobEnded, JobRequeued, NodeRefused
 from dispy.scheduler.jobs import JobRecord
-from dispy.scheduler.service import Allocation
+from dispy.scheduler.owner import Allocation
 from dispy.shipping import Shipment, dumps_setup_args
 
 CONSTRUCTION_MARGIN = 0.020

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from dispy.errors import AuthenticationRejected, LinkError, NodeError, TransferError
+from dispy.errors import AuthenticationRejected, LinkError, NodeError, SettingsError, TransferError
 from dispy.logs import logger
 from dispy.model import Ending, JobDone, NodeInfo, ProcessId, Role
 from dispy.nodes import NodeView
@@ -107,8 +107,8 @@ class NodeLinks:
                 on_refused=self._discovery_refused,
             )
 
-    async def listen(self, *, insist: bool = False) -> None:
-        """Accept nodes that join; a base port that is taken is an error only when the user insisted on it."""
+    async def listen(self) -> None:
+        """Accept nodes that join, unless another program on this machine does."""
         if self._listener is not None:
             return
         try:
@@ -120,9 +120,7 @@ class NodeLinks:
                 accept=frozenset({Role.NODE}),
                 on_refused=self._refused,
             )
-        except (NodeError, OSError) as error:
-            if insist:
-                raise
+        except (NodeError, SettingsError) as error:
             logger.debug("nodes cannot join this program: %s", error)
 
     def ask(self) -> None:
@@ -245,6 +243,8 @@ class NodeLinks:
         if target is not None:
             reached.dialler = target.dialler
         reached.exchange.link_replaced(link)
+        if reached.acknowledged:  # the last acknowledgement may have been lost with the old link
+            link.send(AckResults(reached.acknowledged))
         if reached.info is not None:
             self._on_event(LinkResumed(process))
 

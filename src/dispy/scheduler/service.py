@@ -17,9 +17,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from dispy.errors import NodeError
 from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, FileSpec, Holder, ProcessId, Role
 from dispy.nodes import NodeView
@@ -37,7 +35,6 @@ from dispy.scheduler.effects import (
     NodeOpened,
     NodeRefused,
 )
-from dispy.scheduler.embedded import EmbeddedNode, start_embedded
 from dispy.scheduler.events import (
     CancelAsked,
     ClusterClosing,
@@ -48,14 +45,11 @@ from dispy.scheduler.events import (
 )
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.links import NodeLinks
+from dispy.scheduler.owner import Allocation, ClusterOwner
+from dispy.scheduler.search import NodeSearch
 from dispy.secrets import Credentials
-from dispy.settings import DISCOVERY_INTERVAL, EMBEDDED_AFTER, EXPLAIN_AFTER, NODE_PORT_OFFSET
+from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
 from dispy.wire.link import LinkSettings
-
-LISTEN_AFTER = 1.0
-"""Seconds until nodes can join this program: short programs do not pay for a certificate."""
-FIRST_QUESTIONS = (0.0, 0.2, 0.6)
-"""Seconds at which the first questions for nodes are asked; datagrams get lost."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -66,60 +60,7 @@ class ServiceSettings:
     group: str
     base_port: int
     interfaces: tuple[str, ...]
-    insist_on_port: bool = False
     pulse_interval: float | None = None
-
-
-@dataclass(slots=True, frozen=True)
-class Allocation:
-    """How much of a node a cluster wants."""
-
-    cpus: int
-    depends: tuple[str, ...] = ()
-    setup_args: bytes = b""
-
-
-class ClusterOwner(Protocol):
-    """What the service needs of a cluster object. All methods are called in the event loop's thread, but `allocate`."""
-
-    spec: ComputationSpec
-    reentrant: bool
-    open_ended: bool
-    may_embed: bool
-    wants_discovery: bool
-    runs_user_allocation: bool
-    interval: float | None
-    """Seconds between questions for nodes, when the user named them."""
-
-    def named_nodes(self) -> Iterable[tuple[str, int]]:
-        """Host and port of the nodes that were named."""
-
-    def allocate(self, view: NodeView, local: bool) -> Allocation:
-        """How much of a node to use; in the callback thread if it runs the user's code."""
-
-    def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
-        """Jobs were handed to a node."""
-
-    def job_ended(self, ended: JobEnded, view: NodeView | None) -> None:
-        """A job has ended; called for each, then `batch_ended` once."""
-
-    def batch_ended(self) -> None:
-        """All jobs that ended in this round have been told."""
-
-    def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
-        """An attempt was lost; the job waits again."""
-
-    def node_opened(self, view: NodeView, cpus: int) -> None:
-        """A node is ready for this cluster."""
-
-    def node_closed(self, node: ProcessId, cause: str) -> None:
-        """A node is gone for this cluster."""
-
-    def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
-        """A node cannot run this cluster's jobs."""
-
-    def ended(self) -> None:
-        """Everything of the cluster is done."""
 
 
 class SchedulerService:
@@ -130,14 +71,16 @@ class SchedulerService:
         self.settings = settings
         self.process = ProcessId(secrets.token_hex(16))
         self.owners: dict[ComputationId, ClusterOwner] = {}
-        self.core = SchedulerCore(holder=_holder(), token=secrets.token_bytes(32), **_grace(settings))
+        link_settings = _link_settings(self.process, settings)
+        self.core = SchedulerCore(holder=_holder(), token=secrets.token_bytes(32), grace=link_settings.grace_timeout)
         self.links = NodeLinks(
             portal.loop,
-            _link_settings(self.process, settings),
+            link_settings,
             base_port=settings.base_port,
             interfaces=settings.interfaces,
             on_event=self.handle,
         )
+        self.search = NodeSearch(portal.loop, self.links, lambda: self.owners.values(), lambda: self.core.why_waiting())
         self._allocated: dict[tuple[ComputationId, ProcessId], int] = {}
         self._outbox: deque[JobRecord] = deque()
         self._flushing = False
@@ -145,13 +88,7 @@ class SchedulerService:
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
-        self._calls: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._embedded: EmbeddedNode | None = None
-        self._embedding = False
-        self._explained = ""
-        self._explaining = False
-        self._running = False
 
     # From any thread.
 
@@ -171,24 +108,8 @@ class SchedulerService:
     async def open_cluster(self, owner: ClusterOwner) -> None:
         """Take up a cluster: look for its nodes."""
         self.owners[owner.spec.id] = owner
-        if not self._running:
-            self._running = True
-            self._later(LISTEN_AFTER, lambda: self._spawn(self.links.listen(insist=False)))
-        if self.settings.insist_on_port:
-            await self.links.listen(insist=True)
-        for host, port in owner.named_nodes():
-            self.links.dial(host, port or self.settings.base_port + NODE_PORT_OFFSET, named=True)
-        if owner.wants_discovery:
-            await self.links.start_discovery()
-            for seconds in FIRST_QUESTIONS:
-                self._later(seconds, self.links.ask)
-            self._later(owner.interval or DISCOVERY_INTERVAL, self._ask_again)
+        await self.search.look_for(owner)
         self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=owner.open_ended))
-        if owner.may_embed:
-            self._later(EMBEDDED_AFTER if owner.wants_discovery else 0.0, self._embed_if_alone)
-        if not self._explaining:
-            self._explaining = True
-            self._later(EXPLAIN_AFTER, self._explain_waiting)
 
     def close_cluster(self, cluster: ComputationId, terminate: bool) -> None:
         """Finish or end the jobs of a cluster and clean up on its nodes; the owner hears `ended`."""
@@ -197,11 +118,6 @@ class SchedulerService:
 
     async def stop(self, reason: str = "the program is done") -> None:
         """End all links and the embedded node."""
-        self._running = False
-        for call in list(self._calls):
-            call.cancel()
-        self._calls.clear()
-        self._explaining = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -209,50 +125,16 @@ class SchedulerService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.links.close(reason)
-        if self._embedded is not None:
-            await self._embedded.stop()
-            self._embedded = None
+        await self.search.stop()
 
     def abandon(self) -> None:
         """In a forked child: the embedded node is tied to the parent alone."""
-        if self._embedded is not None:
-            self._embedded.untie()
+        self.search.abandon()
 
     def explain(self, job: int) -> str:
         """One sentence (or a few) that says why a job is where it is."""
         sentence = self.core.explain(job)
-        return sentence if self.links.nodes else f"{sentence} {self.account()}"
-
-    def account(self) -> str:
-        """Where nodes were looked for and who refused."""
-        parts = []
-        if not self.links.nodes:
-            tried = "; ".join(self.links.tried) or "nothing yet"
-            parts.append(f"No node has answered. Tried: {tried}.")
-            parts.append("Is dispynode running there, and does the firewall let UDP and TCP of these ports through?")
-        parts.extend(self._refusal_sentences())
-        return " ".join(parts)
-
-    def _refusal_sentences(self) -> list[str]:
-        by_reason: dict[str, list[str]] = {}
-        for address, reason in self.links.refusals.items():
-            by_reason.setdefault(reason, []).append(address)
-        sentences = []
-        for reason, addresses in by_reason.items():
-            where = ", ".join(sorted(addresses))
-            machines = "1 machine runs" if len(addresses) == 1 else f"{len(addresses)} machines run"
-            if reason == "secret":
-                sentences.append(
-                    f"{machines} dispynode with another secret: {where}; make it equal with "
-                    f"`dispy secret show | ssh {sorted(addresses)[0]} dispy secret set`."
-                )
-            elif reason == "group":
-                sentences.append(
-                    f"{machines} dispynode in another group: {where}; give the same --group on both sides."
-                )
-            else:
-                sentences.append(f"{where}: {reason}.")
-        return sentences
+        return sentence if self.links.nodes else f"{sentence} {self.search.account()}"
 
     def flush_now(self) -> None:
         """Hand queued jobs to the core before anything else happens."""
@@ -430,58 +312,6 @@ class SchedulerService:
             offered.append(FileSpec(destination, blob, status.st_mode & 0o777, status.st_mtime))
         return tuple(offered)
 
-    # Looking for nodes.
-
-    def _ask_again(self) -> None:
-        interested = [owner for owner in self.owners.values() if owner.wants_discovery]
-        if not interested:
-            return
-        if self.core.waiting or any(owner.interval for owner in interested):
-            self.links.ask()
-        self._later(min((owner.interval or DISCOVERY_INTERVAL) for owner in interested), self._ask_again)
-
-    def _embed_if_alone(self) -> None:
-        alone = not self.links.heard and not self.links.nodes
-        forced = any(owner.may_embed and not owner.wants_discovery for owner in self.owners.values())
-        if (alone or forced) and self._embedded is None and not self._embedding:
-            self._embedding = True
-            self._spawn(self._embed())
-
-    async def _embed(self) -> None:
-        try:
-            node = await start_embedded()
-        except NodeError as error:
-            logger.error("%s", error)
-            return
-        finally:
-            self._embedding = False
-        self._embedded = node
-        why = "no node was found: " if self.links.tried else ""
-        logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
-        self.links.dial(node.host, node.port, named=True, settings=_embedded_settings(self.links.settings, node))
-
-    def _explain_waiting(self) -> None:
-        sentence = self.core.why_waiting()
-        if not self.owners or sentence is None:
-            self._explained = ""
-        else:
-            text = f"{sentence} {self.account()}".strip()
-            if text != self._explained:
-                logger.warning("%s", text)
-                self._explained = text
-        if self.owners:
-            self._later(EXPLAIN_AFTER, self._explain_waiting)
-        else:
-            self._explaining = False
-
-    def _later(self, seconds: float, function: Callable[[], object]) -> None:
-        def run() -> None:
-            self._calls.discard(handle)
-            function()
-
-        handle = self.portal.loop.call_later(seconds, run)
-        self._calls.add(handle)
-
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self.portal.loop.create_task(coroutine)
         self._tasks.add(task)
@@ -517,36 +347,15 @@ def _holder() -> Holder:
     return Holder(user, socket.gethostname(), os.getpid(), program, time.time())
 
 
-def _grace(settings: ServiceSettings) -> dict[str, float]:
-    return {} if settings.pulse_interval is None else {"grace": 5 * settings.pulse_interval}
-
-
 def _link_settings(process: ProcessId, settings: ServiceSettings) -> LinkSettings:
-    common = {
-        "process": process,
-        "role": Role.SCHEDULER,
-        "name": socket.gethostname(),
-        "credentials": settings.credentials,
-        "group": settings.group,
-    }
     pulse = settings.pulse_interval
-    if pulse is None:
-        return LinkSettings(**common)  # type: ignore[arg-type]
     return LinkSettings(
-        **common,  # type: ignore[arg-type]
-        heartbeat_interval=pulse,
-        suspect_timeout=2.5 * pulse,
-        grace_timeout=5 * pulse,
-    )
-
-
-def _embedded_settings(settings: LinkSettings, node: EmbeddedNode) -> LinkSettings:
-    return LinkSettings(
-        process=settings.process,
-        role=settings.role,
-        name=settings.name,
-        credentials=node.credentials,
-        heartbeat_interval=settings.heartbeat_interval,
-        suspect_timeout=settings.suspect_timeout,
-        grace_timeout=settings.grace_timeout,
+        process=process,
+        role=Role.SCHEDULER,
+        name=socket.gethostname(),
+        credentials=settings.credentials,
+        group=settings.group,
+        heartbeat_interval=HEARTBEAT_INTERVAL if pulse is None else pulse,
+        suspect_timeout=SUSPECT_TIMEOUT if pulse is None else 2.5 * pulse,
+        grace_timeout=GRACE_TIMEOUT if pulse is None else 5 * pulse,
     )

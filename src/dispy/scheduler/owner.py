@@ -1,0 +1,64 @@
+"""What the scheduler service needs of a cluster object on the user's side: the seam between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dispy.model import ComputationSpec, ProcessId
+from dispy.nodes import NodeView
+from dispy.scheduler.effects import JobEnded, JobRequeued, NodeRefused
+from dispy.scheduler.jobs import JobRecord
+
+
+@dataclass(slots=True, frozen=True)
+class Allocation:
+    """How much of a node a cluster wants."""
+
+    cpus: int
+    depends: tuple[str, ...] = ()
+    setup_args: bytes = b""
+
+
+class ClusterOwner(Protocol):
+    """What the service needs of a cluster object. All methods are called in the event loop's thread, but `allocate`."""
+
+    spec: ComputationSpec
+    reentrant: bool
+    open_ended: bool
+    may_embed: bool
+    wants_discovery: bool
+    runs_user_allocation: bool
+    interval: float | None
+    """Seconds between questions for nodes, when the user named them."""
+
+    def named_nodes(self) -> Iterable[tuple[str, int]]:
+        """Host and port of the nodes that were named."""
+
+    def allocate(self, view: NodeView, local: bool) -> Allocation:
+        """How much of a node to use; in the callback thread if it runs the user's code."""
+
+    def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
+        """Jobs were handed to a node."""
+
+    def job_ended(self, ended: JobEnded, view: NodeView | None) -> None:
+        """A job has ended; called for each, then `batch_ended` once."""
+
+    def batch_ended(self) -> None:
+        """All jobs that ended in this round have been told."""
+
+    def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
+        """An attempt was lost; the job waits again."""
+
+    def node_opened(self, view: NodeView, cpus: int) -> None:
+        """A node is ready for this cluster."""
+
+    def node_closed(self, node: ProcessId, cause: str) -> None:
+        """A node is gone for this cluster."""
+
+    def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
+        """A node cannot run this cluster's jobs."""
+
+    def ended(self) -> None:
+        """Everything of the cluster is done."""

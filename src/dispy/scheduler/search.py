@@ -1,0 +1,185 @@
+"""Looking for nodes: when to ask the network, when to start a node here, and what to say while nothing can run.
+
+What answers is dealt with in `links`; who runs what is not decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Final
+
+from dispy.errors import NodeError
+from dispy.logs import logger
+from dispy.scheduler.embedded import EmbeddedNode, start_embedded
+from dispy.scheduler.links import NodeLinks
+from dispy.scheduler.owner import ClusterOwner
+from dispy.settings import DISCOVERY_INTERVAL, EMBEDDED_AFTER, EXPLAIN_AFTER, NODE_PORT_OFFSET
+
+FIRST_QUESTIONS: Final = (0.0, 0.2, 0.6)
+"""Seconds at which the first questions for nodes are asked; datagrams get lost."""
+LISTEN_AFTER: Final = 1.0
+"""Seconds until nodes can join this program: short programs do not pay for a certificate."""
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at whether anything moves."""
+
+
+class NodeSearch:
+    """Looks for the nodes of all clusters of a service.
+
+    Args:
+        links: what dials and listens.
+        owners: the open clusters, at any time.
+        why_waiting: why nothing runs although jobs wait; None when something runs or nothing waits.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        links: NodeLinks,
+        owners: Callable[[], Iterable[ClusterOwner]],
+        why_waiting: Callable[[], str | None],
+    ) -> None:
+        self._loop = loop
+        self._links = links
+        self._owners = owners
+        self._why_waiting = why_waiting
+        self._calls: set[asyncio.TimerHandle] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._embedded: EmbeddedNode | None = None
+        self._asking = False
+        self._looking = False
+        self._stuck_for = 0.0
+        self._said = ""
+
+    async def look_for(self, owner: ClusterOwner) -> None:
+        """Begin to look for the nodes of a cluster.
+
+        Raises:
+            SettingsError: an interface does not exist.
+        """
+        for host, port in owner.named_nodes():
+            self._links.dial(host, port or self._links.base_port + NODE_PORT_OFFSET, named=True)
+        if owner.wants_discovery:
+            await self._links.start_discovery()
+            for seconds in FIRST_QUESTIONS:
+                self._later(seconds, self._links.ask)
+            if not self._asking:
+                self._asking = True
+                self._later(owner.interval or DISCOVERY_INTERVAL, self._ask_again)
+        if owner.may_embed:
+            self._later(EMBEDDED_AFTER if owner.wants_discovery else 0.0, lambda: self._embed_for(owner))
+        if not self._looking:
+            self._looking = True
+            self._later(LISTEN_AFTER, lambda: self._spawn(self._links.listen()))
+            self._later(LOOK_INTERVAL, self._look)
+
+    async def stop(self) -> None:
+        """End what is under way, and the embedded node."""
+        for call in self._calls:
+            call.cancel()
+        self._calls.clear()
+        self._asking = self._looking = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._embedded is not None:
+            await self._embedded.stop()
+            self._embedded = None
+
+    def abandon(self) -> None:
+        """In a forked child: the embedded node is tied to the parent alone."""
+        if self._embedded is not None:
+            self._embedded.untie()
+
+    def account(self) -> str:
+        """Where nodes were looked for and who refused."""
+        parts = []
+        if not self._links.nodes:
+            tried = "; ".join(self._links.tried) or "nothing yet"
+            parts.append(f"No node has answered. Tried: {tried}.")
+            parts.append("Is dispynode running there, and does the firewall let UDP and TCP of these ports through?")
+        parts.extend(self._refusal_sentences())
+        return " ".join(parts)
+
+    def _refusal_sentences(self) -> list[str]:
+        by_reason: dict[str, list[str]] = {}
+        for address, reason in self._links.refusals.items():
+            by_reason.setdefault(reason, []).append(address)
+        sentences = []
+        for reason, addresses in by_reason.items():
+            where = ", ".join(sorted(addresses))
+            machines = "1 machine runs" if len(addresses) == 1 else f"{len(addresses)} machines run"
+            if reason == "secret":
+                sentences.append(
+                    f"{machines} dispynode with another secret: {where}; make it equal with "
+                    f"`dispy secret show | ssh {sorted(addresses)[0]} dispy secret set`."
+                )
+            elif reason == "group":
+                sentences.append(
+                    f"{machines} dispynode in another group: {where}; give the same --group on both sides."
+                )
+            else:
+                sentences.append(f"{where}: {reason}.")
+        return sentences
+
+    def _ask_again(self) -> None:
+        intervals = [owner.interval for owner in self._owners() if owner.wants_discovery]
+        if not intervals:
+            self._asking = False
+            return
+        if self._why_waiting() is not None or any(intervals):
+            self._links.ask()
+        self._later(min(interval or DISCOVERY_INTERVAL for interval in intervals), self._ask_again)
+
+    def _embed_for(self, owner: ClusterOwner) -> None:
+        alone = not self._links.heard and not self._links.nodes
+        if (alone or not owner.wants_discovery) and self._embedded is None and not self._tasks_named("embed"):
+            self._spawn(self._embed(), "embed")
+
+    async def _embed(self) -> None:
+        try:
+            node = await start_embedded()
+        except NodeError as error:
+            logger.error("%s", error)
+            return
+        self._embedded = node
+        why = "no node was found: " if self._links.tried else ""
+        logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
+        settings = dataclasses.replace(self._links.settings, credentials=node.credentials, group="")
+        self._links.dial(node.host, node.port, named=True, settings=settings)
+
+    def _look(self) -> None:
+        """Say why nothing runs when that has been so for a while, and again when the reason changes."""
+        sentence = self._why_waiting()
+        self._stuck_for = 0.0 if sentence is None else self._stuck_for + LOOK_INTERVAL
+        if self._stuck_for >= EXPLAIN_AFTER:
+            text = f"{sentence} {self.account()}".strip()
+            if text != self._said:
+                logger.warning("%s", text)
+            self._said = text
+        self._looking = any(True for _ in self._owners())
+        if self._looking:
+            self._later(LOOK_INTERVAL, self._look)
+
+    def _later(self, seconds: float, function: Callable[[], object]) -> None:
+        def run() -> None:
+            self._calls.discard(handle)
+            function()
+
+        handle = self._loop.call_later(seconds, run)
+        self._calls.add(handle)
+
+    def _tasks_named(self, name: str) -> bool:
+        return any(task.get_name() == name for task in self._tasks)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None], name: str | None = None) -> None:
+        task = self._loop.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("looking for nodes failed", exc_info=task.exception())
