@@ -160,13 +160,13 @@ def text(reply: Reply, part: str) -> str:
     raise AssertionError(part)
 
 
-async def when(holds: Callable[[], bool]) -> None:
+async def when(holds: Callable[[], bool], pause: float = 0.002) -> None:
     """Return when something in another process holds."""
     async with asyncio.timeout(DEADLINE):
         while True:
             if holds():
                 return
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(pause)
 
 
 async def gone(*pids: int) -> None:
