@@ -58,6 +58,8 @@ class Ending(IntEnum):
     """A limit (time, memory, output) bit; the error text has the figures."""
     UNSENDABLE = 6
     """The function returned what cannot be pickled; the error text says what."""
+    PROVISIONAL = 7
+    """Not an end: an interim result of a job that goes on."""
 
 
 class BlobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -100,13 +102,41 @@ class ComputationSpec(msgspec.Struct, frozen=True):
     """cleanup=False of the original: leave the files when the computation is closed."""
     output_limit: int = 16 << 20
     """Bytes of stdout and of stderr kept per job; the middle of longer output is cut out."""
+    isolate: bool = False
+    """Every job gets a worker process of its own."""
+    setup_in: str = "auto"
+    """Where setup runs: `node` (once, workers are forked from it), `worker` (in each), or `auto`."""
+    requirements: tuple[str, ...] = ()
+    """Packages, as pip names them, that a virtual environment on the node must have."""
 
 
-class JobOptions(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class JobDepends(msgspec.Struct, frozen=True, array_like=True):
+    """What one job needs beyond its computation; removed when it has ended."""
+
+    code: bytes = b""
+    """Pickled names for the namespace, opaque to daemons."""
+    files: tuple[FileSpec, ...] = ()
+
+
+class JobOptions(msgspec.Struct, frozen=True, array_like=True):
     """What a job asks for beyond the defaults."""
 
     node: str = ""
     """Process id of the only node that may run it."""
+    priority: int = 0
+    """Higher first."""
+    cpus: int = 1
+    """CPUs that it occupies; 0: all of the node."""
+    memory: int = 0
+    """Bytes that are reserved for it and that it may not exceed; 0: no limit."""
+    gpus: int = 0
+    tags: tuple[str, ...] = ()
+    """The node must have all of them."""
+    timeout: float = 0.0
+    """Seconds that it may run, from its start on the worker; 0: no limit."""
+    retries: int = 0
+    """Further attempts after a failure or a lost node."""
+    depends: JobDepends | None = None
 
 
 class JobSpec(msgspec.Struct, array_like=True, gc=False):
@@ -163,6 +193,9 @@ class NodeInfo(msgspec.Struct, frozen=True):
     oversubscribe: bool = False
     holder: Holder | None = None
     """Who holds the lease at the time of the description, for people; LeaseRefused is what decides."""
+    tags: tuple[str, ...] = ()
+    """What jobs can ask for by `dispy_tags`."""
+    gpus: int = 0
 
 
 class AvailInfo(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from dispy.model import (
     AvailInfo,
     ComputationId,
     ComputationSpec,
+    FileSpec,
     HeldAttempt,
     Holder,
     JobDone,
@@ -91,6 +92,8 @@ class OpenComputation(Message, frozen=True):
     computation: ComputationSpec
     setup_args: bytes = b""
     """Pickled tuple for the setup and cleanup functions; opaque to the daemon."""
+    cpus: int = 0
+    """CPUs that it may use at once; 0: all that the node offers."""
 
 
 class CloseComputation(Message, frozen=True):
@@ -123,6 +126,32 @@ class AckResults(Message, frozen=True):
     """All `JobsDone` up to this sequence number are safe with me."""
 
     sequence: int
+
+
+class FileTaken(Message, frozen=True):
+    """The file that a job sent is with the user, or why it is not."""
+
+    name: bytes
+    reason: str = ""
+
+
+class PlaceFile(Message, frozen=True):
+    """Fetch this file and put it into the computation's directory."""
+
+    computation: ComputationId
+    file: FileSpec
+
+
+class TailJob(Message, frozen=True):
+    """Tell the end of what a running job has printed."""
+
+    job: int
+
+
+class ListJobs(Message, frozen=True):
+    """Tell which jobs of this computation run."""
+
+    computation: ComputationId
 
 
 # ---- node to scheduler ----
@@ -184,6 +213,37 @@ class JobsRecalled(Message, frozen=True):
     jobs: list[HeldAttempt]
 
 
+class FileOffered(Message, frozen=True):
+    """A running job sends a file to the user; fetch it and answer FileTaken."""
+
+    job: int
+    attempt: int
+    file: FileSpec
+
+
+class FilePlaced(Message, frozen=True):
+    """The file is in the computation's directory, or why it is not."""
+
+    computation: ComputationId
+    path: str
+    reason: str = ""
+
+
+class JobTail(Message, frozen=True):
+    """What a job has printed last; payload: stdout, then stderr. Nothing for a job that does not run here."""
+
+    job: int
+    stdout_size: int = 0
+    stderr_size: int = 0
+
+
+class JobsListed(Message, frozen=True):
+    """The jobs of a computation that run now."""
+
+    computation: ComputationId
+    jobs: list[HeldAttempt]
+
+
 class LoadMeasured(Message, frozen=True):
     """What is free on my machine."""
 
@@ -214,4 +274,12 @@ AnyMessage = (
     | JobsDone
     | JobsRecalled
     | LoadMeasured
+    | FileTaken
+    | PlaceFile
+    | TailJob
+    | ListJobs
+    | FileOffered
+    | FilePlaced
+    | JobTail
+    | JobsListed
 )
