@@ -202,6 +202,7 @@ def test_messages_are_described_with_their_fields(message: type[msgspec.Struct])
 
 STRUCTS = (
     *(model.BlobRef, model.FileSpec, model.ComputationSpec, model.JobSpec, model.JobOptions, model.JobDone),
+    model.JobDepends,
     *(model.HeldAttempt, model.Holder, model.NodeInfo, model.AvailInfo),
 )
 
