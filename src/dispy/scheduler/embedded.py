@@ -7,6 +7,7 @@ socket pair ties it to this process: its end of file is how the node notices tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -35,6 +36,15 @@ class EmbeddedNode:
         self.credentials = credentials
         self._process = process
         self._tie = tie
+
+    async def ended(self) -> None:
+        """Return when the node has ended without being asked to (it was killed, for example)."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # a reset is an end as well
+            while await loop.sock_recv(self._tie, 4096):
+                pass
+        self._tie.close()
+        await loop.run_in_executor(None, self._process.wait)
 
     def untie(self) -> None:
         """In a forked child: close the copy of the tie, which does not end the node."""
@@ -73,11 +83,14 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
         async with asyncio.timeout(START_TIMEOUT):
             await loop.sock_sendall(ours, json.dumps(settings).encode() + b"\n")
             answer = await _read_line(ours)
-    except (TimeoutError, OSError, ValueError) as error:
+    except BaseException as error:
         ours.close()
         process.kill()
         process.wait()
-        raise NodeError(f"the node started on this machine did not answer: {error or 'time is over'}") from error
+        if isinstance(error, (TimeoutError, OSError, ValueError)):
+            why = str(error) or "time is over"
+            raise NodeError(f"the node started on this machine did not answer: {why}") from error
+        raise
     if "error" in answer:
         ours.close()
         process.wait()

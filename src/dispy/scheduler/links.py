@@ -156,6 +156,17 @@ class NodeLinks:
         self._targets[key] = _Target(dialler, named, local=settings is not None)
         dialler.start()
 
+    def give_up(self, host: str, port: int, cause: str) -> None:
+        """Nothing will answer at that address again: its node is lost, and it is not dialled any more."""
+        target = self._targets.get((host, port))
+        if target is None:
+            return
+        if target.process is not None:
+            self.heard.discard(target.process)
+            if target.process in self.nodes:
+                self._lose(self.nodes[target.process], cause)
+        self._forget(target.dialler)
+
     def send(self, node: ProcessId, message: AnyMessage, payload: Sequence[bytes | memoryview]) -> None:
         """Send to a node; without a link the message is dropped, as the resume of a link tells what is missing."""
         reached = self.nodes.get(node)

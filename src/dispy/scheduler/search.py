@@ -21,6 +21,8 @@ FIRST_QUESTIONS: Final = (0.0, 0.2, 0.6)
 """Seconds at which the first questions for nodes are asked; datagrams get lost."""
 LISTEN_AFTER: Final = 1.0
 """Seconds until nodes can join this program: short programs do not pay for a certificate."""
+EMBEDDED_LIVES: Final = 3
+"""Starts of a node on this machine that is killed again and again."""
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at whether anything moves."""
 
@@ -139,16 +141,23 @@ class NodeSearch:
             self._spawn(self._embed(), "embed")
 
     async def _embed(self) -> None:
-        try:
-            node = await start_embedded()
-        except NodeError as error:
-            logger.error("%s", error)
-            return
-        self._embedded = node
-        why = "no node was found: " if self._links.tried else ""
-        logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
-        settings = dataclasses.replace(self._links.settings, credentials=node.credentials, group="")
-        self._links.dial(node.host, node.port, named=True, settings=settings)
+        for _ in range(EMBEDDED_LIVES):
+            try:
+                self._embedded = node = await start_embedded()
+            except NodeError as error:
+                logger.error("%s", error)
+                return
+            why = "no node was found: " if self._links.tried else ""
+            logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
+            settings = dataclasses.replace(self._links.settings, credentials=node.credentials, group="")
+            self._links.dial(node.host, node.port, named=True, settings=settings)
+            await node.ended()
+            self._embedded = None
+            self._links.give_up(node.host, node.port, "it was killed")
+            logger.warning("the node that was started on this machine for this program has ended; was it killed?")
+            if not any(owner.may_embed for owner in self._owners()):
+                return
+        logger.error("it ended %d times and is not started again", EMBEDDED_LIVES)
 
     def _look(self) -> None:
         """Say why nothing runs when that has been so for a while, and again when the reason changes."""

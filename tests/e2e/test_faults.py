@@ -1,0 +1,86 @@
+"""Faults while jobs run: who is killed, stopped or interrupted, what the jobs become, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import dispy
+from dispy.errors import ShippingError
+
+SOON = 20.0
+
+
+@pytest.fixture
+def clusters() -> Iterator[Callable[..., dispy.JobCluster]]:
+    """`clusters(computation, …)`: a cluster that is ended after the test."""
+    made: list[dispy.JobCluster] = []
+
+    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
+        made.append(dispy.JobCluster(computation, **settings))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close(terminate=True)
+    for cluster in made:
+        cluster.shutdown()
+
+
+def ended(job: dispy.DispyJob) -> dispy.DispyJob:
+    assert job.finish.wait(SOON), f"the job is still {job.status!r}"
+    return job
+
+
+def embedded_nodes(parent: int) -> list[psutil.Process]:
+    children = psutil.Process(parent).children()
+    return [child for child in children if child.status() != "zombie" and "--embedded" in child.cmdline()]
+
+
+def wait_for_file(path: str) -> str:
+    import pathlib
+
+    while not pathlib.Path(path).exists():
+        time.sleep(0.02)
+    return path
+
+
+def test_an_embedded_node_that_is_killed_is_started_again(
+    clusters: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    cluster = clusters(wait_for_file, nodes="local", reentrant=True)
+    gate = tmp_path / "gate"
+    job = cluster.submit(str(gate))
+    wait_until(lambda: job.status == dispy.DispyJob.Running)
+    [node] = embedded_nodes(os.getpid())
+    node.kill()
+    gate.touch()
+    assert ended(job).result == str(gate)
+    assert node not in embedded_nodes(os.getpid())
+    cluster.close()
+
+    [node] = embedded_nodes(os.getpid())
+    node.kill()  # with no cluster there it is the next one that needs a node
+    wait_until(lambda: not psutil.pid_exists(node.pid))
+    again = clusters(wait_for_file, nodes="local")
+    assert ended(again.submit(str(gate))).result == str(gate)
+
+
+def test_depends_that_can_never_be_read_to_the_end(tmp_path: Path) -> None:
+    """A pipe makes `open` wait, a device has no end, and the letters of a string are not files."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for depends, sentence in [
+        ([str(pipe)], "not a regular file"),
+        (["/dev/zero"], "not a regular file"),
+        ("/data.csv", "must be a list"),
+        (5, "must be a list"),
+    ]:
+        with pytest.raises(ShippingError, match=sentence):
+            dispy.JobCluster(abs, nodes="local", depends=depends)  # type: ignore[arg-type]
