@@ -10,6 +10,7 @@ import functools
 import os
 import pickle
 import shutil
+import stat
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -72,6 +73,8 @@ def pack(
     """
     files: dict[str, LocalFile] = {}
     names: dict[str, object] = {}
+    if isinstance(depends, str | bytes | os.PathLike) or not isinstance(depends, Iterable):
+        raise ShippingError(f"depends must be a list of files, functions, classes or modules, not {depends!r}")
     for item in depends:
         _add_dependency(item, files, names)
     if isinstance(computation, str | os.PathLike):
@@ -162,6 +165,8 @@ def _destination(path: Path) -> str:
 def _check(files: Iterable[LocalFile]) -> None:
     for file in files:
         try:
+            if not stat.S_ISREG(os.stat(file.path).st_mode):  # a pipe would make `open` wait for ever
+                raise ShippingError(f"{file.path} cannot be sent to the nodes: it is not a regular file")
             with open(file.path, "rb"):
                 pass
         except OSError as error:

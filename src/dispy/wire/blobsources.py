@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,8 @@ class BlobSources:
 
     def _describe(self, path: Path) -> tuple[BlobRef, FileIdentity]:
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a device may have no end, a pipe may wait for ever
+                raise TransferError(f"{path} is not a regular file")
             with open(path, "rb", buffering=0) as file:
                 identity = FileIdentity.of(os.fstat(file.fileno()))
                 digest = self._digests.get(identity)
