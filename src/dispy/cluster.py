@@ -7,6 +7,7 @@ know.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -114,8 +115,8 @@ class JobCluster:
         group: str | None = None,
         insecure: bool = False,
     ) -> None:
-        if loglevel is not None:
-            logger.setLevel(loglevel)
+        if loglevel is not None or variable("DISPY_LOGLEVEL"):
+            logger.setLevel(_loglevel(loglevel))
         self.pid = os.getpid()
         self.ping_interval = _interval("ping_interval", ping_interval, 1.0, 1000.0)
         self.pulse_interval = _interval("pulse_interval", pulse_interval, 0.1, 1000.0)
@@ -384,6 +385,15 @@ def _refuse_unknown_options(kwargs: dict[str, Any]) -> None:
             raise SettingsError(
                 f"submit: {name} is not a job option; names that begin with dispy_ are kept for options"
             )
+
+
+def _loglevel(explicit: int | None) -> int | str:
+    if explicit is not None:
+        return explicit
+    name = str(variable("DISPY_LOGLEVEL")).upper()
+    if name not in logging.getLevelNamesMapping():
+        raise SettingsError(f"DISPY_LOGLEVEL={name.lower()!r}: use debug, info, warning, error or critical")
+    return name
 
 
 def _interval(name: str, value: float | None, least: float, most: float) -> float | None:

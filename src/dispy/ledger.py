@@ -17,7 +17,7 @@ from dispy.logs import logger
 from dispy.model import ComputationSpec, JobState, ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, NodeView
 from dispy.portal import Portal
-from dispy.scheduler.effects import JobEnded, JobRequeued, NodeRefused
+from dispy.scheduler.effects import JobEnded, JobRequeued, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
 from dispy.shipping import Shipment, dumps_setup_args
@@ -47,6 +47,7 @@ class ClusterLedger:
         self.spec = spec
         self.reentrant = reentrant
         self.may_embed = may_embed
+        self.wants_local = local
         self.wants_discovery = any(item.is_pattern for item in items)
         self.open_ended = self.wants_discovery or may_embed
         self.runs_user_allocation = any(type(item).allocate is not NodeAllocate.allocate for item in items)
@@ -190,13 +191,15 @@ class ClusterLedger:
         if self.cluster_status is not None:
             self._call_status(DispyNode.Initialized, node, None)
 
-    def node_closed(self, node: ProcessId, cause: str) -> None:
+    def node_closed(self, closed: NodeClosed) -> None:
         """A node is gone."""
-        known = self.nodes.pop(node, None)
+        if closed.trace:
+            logger.warning("the cleanup of %s failed on a node:\n%s", self.spec.name, closed.trace.rstrip())
+        known = self.nodes.pop(closed.node, None)
         if known is None:
             return
-        self.gone[node] = known
-        logger.debug("node %s is gone for %s: %s", known.name, self.spec.name, cause)
+        self.gone[closed.node] = known
+        logger.debug("node %s is gone for %s: %s", known.name, self.spec.name, closed.cause)
         if self.cluster_status is not None:
             self._call_status(DispyNode.Closed, known, None)
 

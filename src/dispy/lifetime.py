@@ -118,7 +118,7 @@ def _wait_visibly(cluster: Closable) -> None:
     if cluster.wait(SAY_AFTER):
         return
     logger.info(
-        "the program is done but %d jobs of %s are not; waiting for them (Ctrl-C ends them)",
+        "the program is done, but not its jobs: %d of %s; waiting for them (Ctrl-C ends them)",
         cluster.pending,
         cluster.name,
     )

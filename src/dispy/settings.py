@@ -65,7 +65,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "DISPY_JOIN": "HOST[:PORT] that a node dials; --join",
     "DISPY_DEST_PATH_PREFIX": "directory below which a node keeps its files; --dest_path_prefix",
     "DISPY_CLEAN": "1: end what an earlier node left and wipe its directory; --clean",
-    "DISPY_DAEMON": "1: the node does not read its standard input; --daemon",
+    "DISPY_DAEMON": "1: the node runs without a terminal: no console, and a hang-up does not end it; --daemon",
     "DISPY_CONFIG": "file with options of dispynode; --config",
     "DISPY_DEBUG": "1: log at debug level; --debug",
     "DISPY_NODES": "nodes that the dispy command uses, comma-separated; --nodes",

@@ -26,7 +26,9 @@ SECRET = credentials_from_key(b"s" * 32)
 INTERVALS = Intervals(heartbeat=1.0, suspect=2.5, grace=5.0, handshake=5.0)
 
 
-def session(*, dialled: bool, credentials: Credentials = SECRET, now: float = 0.0) -> Session:
+def session(
+    *, dialled: bool, credentials: Credentials = SECRET, now: float = 0.0, intervals: Intervals = INTERVALS
+) -> Session:
     identity = Identity(
         ProcessId(("d" if dialled else "l") * 32),
         Role.SCHEDULER if dialled else Role.NODE,
@@ -39,7 +41,7 @@ def session(*, dialled: bool, credentials: Credentials = SECRET, now: float = 0.
         dialled=dialled,
         nonce=(b"D" if dialled else b"L") * 32,
         now=now,
-        intervals=INTERVALS,
+        intervals=intervals,
     )
 
 
@@ -185,6 +187,15 @@ def test_heartbeats_fill_silence_only() -> None:
     assert taken(dialler, 2.0) == b""
     dialler.handle_timeout(2.7)
     assert taken(dialler, 2.7) != b""
+
+
+@pytest.mark.parametrize(("wanted", "due"), [(0.2, 0.2), (10.0, 1.0)])
+def test_each_side_speaks_as_often_as_the_other_wants(wanted: float, due: float) -> None:
+    """Whoever is patient with others must not be silent towards those who are not."""
+    dialler = session(dialled=True, intervals=Intervals(wanted, 2.5 * wanted, 5 * wanted, 5.0))
+    listener = session(dialled=False)
+    exchange(dialler, listener)
+    assert dialler.next_deadline() == listener.next_deadline() == due
 
 
 def test_heartbeats_are_not_told() -> None:

@@ -24,10 +24,6 @@ class SetupRefusedError(Exception):
     """The setup function returned something that does not mean success."""
 
 
-class Cancelled(KeyboardInterrupt):
-    """What a job sees when it is cancelled."""
-
-
 class NotStarted(BaseException):
     """The job was cancelled before its function was called."""
 
@@ -114,7 +110,9 @@ def program_call(cell: memoryview, program: str) -> Callable[[int, Any], bytes]:
             process.send_signal(signal.SIGINT)
         code = process.wait()
         if cell[CANCEL] == sequence and (code < 0 or code == 128 + signal.SIGINT):
-            raise Cancelled(f"the program ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+            raise KeyboardInterrupt(
+                f"the program ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            )
         return pickle.dumps(code)
 
     return call

@@ -1,7 +1,7 @@
 """The process that runs jobs, one after another, forked by the fork server.
 
 Per job: claim it under the lock, note it in the cell, capture output, call, hand the result to the kernel, clean up.
-What must be exact (which job died, which was interrupted) rests on the order of these steps; see `docs/design/node.md`.
+What must be exact (which job died, which was interrupted) rests on the order of these steps; see `docs/design/jobs.md`.
 Standard library and cloudpickle only.
 """
 
@@ -153,7 +153,7 @@ class _Worker:
             return
         self._interrupted = running
         self._interrupted_at = now
-        raise calls.Cancelled
+        raise KeyboardInterrupt
 
     def serve(self) -> None:
         """The loop; one turn costs a no-op job about 8 µs, so it looks things up once and calls little."""

@@ -247,8 +247,8 @@ class SchedulerCore:
                 membership.computation_ready(tables, out, node, computation)
             case messages.ComputationRefused():
                 membership.computation_refused(tables, out, node, event.message, now)
-            case messages.ComputationClosed(computation):
-                membership.computation_closed(tables, out, node, computation)
+            case messages.ComputationClosed(computation, trace):
+                membership.computation_closed(tables, out, node, computation, trace)
             case _:
                 tables.counters.ignored += 1
 

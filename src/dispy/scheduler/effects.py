@@ -86,6 +86,8 @@ class NodeClosed:
     cluster: ComputationId
     node: ProcessId
     cause: str
+    trace: str = ""
+    """Traceback of a cleanup function that failed there."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -303,7 +303,7 @@ class NodeLinks:
         if reached is None or reached.link is not link:
             return
         reached.link = None
-        if goodbye or reached.info is None:
+        if goodbye or link.was_silent or reached.info is None:  # silence has used up its grace
             self._lose(reached, cause)
         else:
             self._on_event(LinkBroken(reached.process))

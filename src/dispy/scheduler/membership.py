@@ -264,14 +264,14 @@ def try_again(tables: Tables, out: Outbox, share: Share) -> None:
         _want(tables, out, share)
 
 
-def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: ComputationId) -> None:
+def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: ComputationId, trace: str = "") -> None:
     """The computation is gone from the node."""
     share = node.shares.get(id)
     if share is None or share.state is not ShareState.CLOSING:
         tables.counters.ignored += 1
         return
     share.state = ShareState.CLOSED
-    out.notice(NodeClosed(id, node.id, share.reason))
+    out.notice(NodeClosed(id, node.id, share.reason, trace))
     settle_node(tables, out, node)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dispy.model import ComputationSpec, ProcessId
+from dispy.model import ComputationSpec
 from dispy.nodes import NodeView
-from dispy.scheduler.effects import JobEnded, JobRequeued, NodeRefused
+from dispy.scheduler.effects import JobEnded, JobRequeued, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
 
 
@@ -28,6 +28,9 @@ class ClusterOwner(Protocol):
     reentrant: bool
     open_ended: bool
     may_embed: bool
+    """Whether a node may be started on this machine when no other is heard of."""
+    wants_local: bool
+    """Whether one is to be started in any case."""
     wants_discovery: bool
     runs_user_allocation: bool
     interval: float | None
@@ -54,7 +57,7 @@ class ClusterOwner(Protocol):
     def node_opened(self, view: NodeView, cpus: int) -> None:
         """A node is ready for this cluster."""
 
-    def node_closed(self, node: ProcessId, cause: str) -> None:
+    def node_closed(self, closed: NodeClosed) -> None:
         """A node is gone for this cluster."""
 
     def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:

@@ -71,7 +71,7 @@ class NodeSearch:
                 self._asking = True
                 self._later(owner.interval or DISCOVERY_INTERVAL, self._ask_again)
         if owner.may_embed:
-            self._later(EMBEDDED_AFTER if owner.wants_discovery else 0.0, lambda: self._embed_for(owner))
+            self._later(0.0 if owner.wants_local else EMBEDDED_AFTER, lambda: self._embed_for(owner))
         if not self._looking:
             self._looking = True
             self._later(LISTEN_AFTER, lambda: self._spawn(self._links.listen()))
@@ -137,7 +137,7 @@ class NodeSearch:
 
     def _embed_for(self, owner: ClusterOwner) -> None:
         alone = not self._links.heard and not self._links.nodes
-        if (alone or not owner.wants_discovery) and self._embedded is None and not self._tasks_named("embed"):
+        if (alone or owner.wants_local) and self._embedded is None and not self._tasks_named("embed"):
             self._spawn(self._embed(), "embed")
 
     async def _embed(self) -> None:

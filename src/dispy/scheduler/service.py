@@ -48,7 +48,7 @@ from dispy.scheduler.links import NodeLinks
 from dispy.scheduler.owner import Allocation, ClusterOwner
 from dispy.scheduler.search import NodeSearch
 from dispy.secrets import Credentials
-from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
+from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT, flag
 from dispy.wire.link import LinkSettings
 
 
@@ -89,6 +89,7 @@ class SchedulerService:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._checks = flag("DISPY_CHECK")
 
     # From any thread.
 
@@ -156,7 +157,10 @@ class SchedulerService:
         self._handling = True
         try:
             while self._inbox:
-                self._perform(self.core.handle(self._inbox.popleft(), self.portal.loop.time()))
+                effects = self.core.handle(self._inbox.popleft(), self.portal.loop.time())
+                if self._checks:
+                    self.core.check()
+                self._perform(effects)
         finally:
             self._handling = False
         self._arm()
@@ -238,7 +242,7 @@ class SchedulerService:
             case NodeClosed():
                 owner = self.owners.get(notice.cluster)
                 if owner is not None:
-                    owner.node_closed(notice.node, notice.cause)
+                    owner.node_closed(notice)
             case NodeRefused():
                 self._tell_refused(notice)
             case ClusterEnded():

@@ -130,6 +130,8 @@ class Link(asyncio.BufferedProtocol):
         self.settings = settings
         self.dialled = approach.dialled
         self.is_open = False
+        self.was_silent = False
+        """Whether it was lost because nothing was heard for the whole grace time."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self._approach = approach
@@ -361,6 +363,7 @@ class Link(asyncio.BufferedProtocol):
         else:
             self._abort_transport()
         if self.is_open:
+            self.was_silent = event.reason == "silence"
             self._lose(event.cause, goodbye)
         elif not self.opened.done():
             self.opened.set_exception(ConnectFailed(self._sentence(event.cause), reason=event.reason))

@@ -37,6 +37,9 @@ class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Heartbeat(Message, frozen=True):
     """I am alive. Any byte is a sign of life; this is sent when there is nothing else to say."""
 
+    every: float = 0.0
+    """Seconds after which I want to hear something from you at the latest; 0: as you like."""
+
 
 class Goodbye(Message, frozen=True):
     """I end this link on purpose; do not redial."""

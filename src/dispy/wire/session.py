@@ -27,10 +27,15 @@ from dispy.wire.messages import AnyMessage, Goodbye, Heartbeat
 LATE_FRACTION: Final = 0.25
 """A timer that fires later than this part of the suspect timeout says that this process stood still."""
 
+LEAST_HEARTBEAT: Final = 0.02
+"""Seconds; a peer cannot ask for heartbeats more often."""
+
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """How long silence may last, in seconds."""
+    """How long silence may last, in seconds. Heartbeats are sent at `heartbeat` or the default, or as often as the
+    other side asks for, whichever is the shortest: what one side tolerates does not make it silent to the other.
+    """
 
     heartbeat: float = HEARTBEAT_INTERVAL
     suspect: float = SUSPECT_TIMEOUT
@@ -114,6 +119,7 @@ class Session:
         self._queue: list[tuple[AnyMessage, Sequence[Buffer]]] = []
         self._events: list[SessionEvent] = []
         self._started_at = self._heard_at = self._sent_at = now
+        self._every = min(self._intervals.heartbeat, HEARTBEAT_INTERVAL)
         self._suspected = False
         self._asked: float | None = None
 
@@ -223,7 +229,7 @@ class Session:
         if silence >= intervals.suspect and not self._suspected:
             self._suspected = True
             self._events.append(Suspected())
-        if now - self._sent_at >= intervals.heartbeat:
+        if now - self._sent_at >= self._every:
             self._queue.append((Heartbeat(), ()))
 
     def _deadline(self) -> float | None:
@@ -233,7 +239,7 @@ class Session:
         if not self.established:
             return self._started_at + intervals.handshake
         silence = intervals.grace if self._suspected else min(intervals.suspect, intervals.grace)
-        return min(self._sent_at + intervals.heartbeat, self._heard_at + silence)
+        return min(self._sent_at + self._every, self._heard_at + silence)
 
     # Inside.
 
@@ -249,6 +255,8 @@ class Session:
         for frame in frames:
             message = frame[0]
             if type(message) is Heartbeat:
+                if message.every > 0:
+                    self._every = min(self._every, max(message.every, LEAST_HEARTBEAT))
                 continue
             if isinstance(message, Goodbye):
                 goodbye = message
@@ -283,6 +291,8 @@ class Session:
             if self._handshake.peer is not None:
                 self.established = True
                 self._events.append(Established(self._handshake.peer))
+                if self._intervals.heartbeat < HEARTBEAT_INTERVAL:
+                    self._queue.append((Heartbeat(self._intervals.heartbeat), ()))
         rest = bytes(unread[at:end])
         if self.established:
             self._decoder = FrameDecoder()
