@@ -409,6 +409,8 @@ async def _serve_embedded(tie: socket.socket) -> int:
             if gone:
                 loop.remove_reader(tie)
                 service.ask_exit(at_once=False)
+                # Nobody else has the key, so nobody can ever fetch what jobs still return.
+                loop.call_later(settings.GRACE_TIMEOUT, lambda: service.ask_exit(at_once=True))
 
     loop.add_reader(tie, tied)
     try:
