@@ -122,15 +122,19 @@ class JobCluster:
         self.pulse_interval = _interval("pulse_interval", pulse_interval, 0.1, 1000.0)
         self.poll_interval = _interval("poll_interval", poll_interval, 5.0, 1000.0)
         items, local = parse_nodes(nodes)
+        credentials = find_credentials(
+            secret=secret,
+            secret_file=secret_file,
+            certfile=certfile,
+            keyfile=keyfile,
+            cafile=cafile,
+            insecure=insecure,
+            in_memory=True,
+        )
+        if credentials.not_kept:
+            logger.warning("only a node on this machine can be used: %s", credentials.not_kept)
         settings = ServiceSettings(
-            credentials=find_credentials(
-                secret=secret,
-                secret_file=secret_file,
-                certfile=certfile,
-                keyfile=keyfile,
-                cafile=cafile,
-                insecure=insecure,
-            ),
+            credentials=credentials,
             group=(variable("DISPY_GROUP") or "") if group is None else group,
             base_port=base_port(dispy_port),
             interfaces=_interfaces(host if host is not None else ip_addr),

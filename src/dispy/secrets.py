@@ -59,6 +59,8 @@ class Credentials:
     """The secret was given as an empty text: loopback only unless `insecure`."""
     certificate_digest: bytes = b""
     """SHA-256 over the certificates of the authority (or the shared certificate); public knowledge."""
+    not_kept: str = field(default="", compare=False)
+    """Why the secret is in this process alone, where no file could keep it; else empty."""
 
     def derive(self, purpose: str) -> bytes:
         """A 32-byte key for one purpose.
@@ -69,12 +71,17 @@ class Credentials:
         return _expand(self.key if self.key is not None else _extract(self.certificate_digest), purpose)
 
 
+class _NotKeptError(SecretError):
+    """A secret could be made, and there is no place to keep it."""
+
+
 @dataclass(frozen=True, slots=True)
 class FoundSecret:
     """A secret and where it was found."""
 
     text: str = field(repr=False)
     source: str
+    not_kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,11 @@ def find_credentials(
     cafile: str | None = None,
     insecure: bool = False,
     create: bool = True,
+    in_memory: bool = False,
 ) -> Credentials:
     """The credentials of this process: arguments, else variables, else files, else a secret made now.
+
+    With `in_memory` a secret that no file can keep lasts as long as this process, and `not_kept` says why.
 
     Certificates given (here or by variable) without a secret named (argument, file argument or variable)
     authenticate alone. A secret that was not made by dispy costs some 50 ms of key stretching, once per
@@ -110,7 +120,7 @@ def find_credentials(
     digest = _check_certificates(certfile, keyfile, cafile)
     found = _named_secret(secret, secret_file)
     if found is None and not digest:
-        found = _kept_secret(create=create)
+        found = _kept_secret(create=create, in_memory=in_memory)
     if found is None:
         key = None
         source = f"certificate authority {cafile}" if cafile else f"certificate {certfile}"
@@ -127,6 +137,7 @@ def find_credentials(
         insecure=insecure or settings.flag("DISPY_INSECURE"),
         empty=found is not None and not found.text,
         certificate_digest=digest,
+        not_kept=found.not_kept if found is not None else "",
     )
 
 
@@ -225,7 +236,7 @@ def _named_secret(secret: str | None, secret_file: str | None) -> FoundSecret | 
     return None
 
 
-def _kept_secret(*, create: bool) -> FoundSecret:
+def _kept_secret(*, create: bool, in_memory: bool = False) -> FoundSecret:
     remark = ""
     if os.path.lexists(SYSTEM_SECRET):
         if os.access(SYSTEM_SECRET, os.R_OK):
@@ -237,9 +248,21 @@ def _kept_secret(*, create: bool) -> FoundSecret:
     if not create:
         raise SecretError(f"there is no secret yet at {path}{remark}; make one with `dispy secret make`")
     text = new_secret()
-    if _create(path, text):
+    try:
+        made = _create(path, text)
+    except _NotKeptError as error:
+        if not in_memory:
+            raise
+        return FoundSecret(_secret_in_memory(), "memory", str(error))
+    if made:
         return FoundSecret(text, f"{path} (made now){remark}")
     return FoundSecret(_read_patiently(path), f"{path}{remark}")
+
+
+@functools.cache
+def _secret_in_memory() -> str:
+    """One for the whole process, so that its clusters share their nodes."""
+    return new_secret()
 
 
 def _override() -> str | None:
@@ -366,8 +389,8 @@ def _write_exclusively(path: Path, text: str) -> bool:
     return True
 
 
-def _not_writable(path: Path, error: OSError) -> SecretError:
-    return SecretError(
+def _not_writable(path: Path, error: OSError) -> _NotKeptError:
+    return _NotKeptError(
         f"no secret can be kept at {path}: {error.strerror}; "
         "name another file with --secret-file or DISPY_SECRET_FILE, or give the secret by DISPY_SECRET"
     )

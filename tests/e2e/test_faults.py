@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -109,3 +110,15 @@ def test_an_embedded_node_does_not_outlive_its_program(
     client.process.kill()
     _, left = psutil.wait_procs(below, timeout=SOON)
     assert not left
+
+
+def test_without_a_home(free_base_port: int, tmp_path: Path) -> None:
+    """Nothing can be kept anywhere below HOME: jobs run on this machine, and a line says why only there."""
+    program = "import dispy\nwith dispy.JobCluster(abs) as cluster:\n    print('result', cluster.submit(-7)())\n"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    env |= {"HOME": "/dev/null", "TMPDIR": str(tmp_path), "DISPY_PORT": str(free_base_port)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    assert "result 7" in done.stdout, done.stderr
+    assert "only a node on this machine can be used: no secret can be kept at /dev/null/" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

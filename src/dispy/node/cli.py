@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -422,12 +423,17 @@ async def _serve_embedded(tie: socket.socket) -> int:
 def _embedded_settings(line: bytes) -> NodeSettings:
     given = json.loads(line)
     # One directory per node: a program may have several, and they come and go.
-    parent = settings.default_prefix().with_name("embedded")
-    remove_abandoned(parent)
+    prefix = settings.default_prefix().with_name("embedded") / str(os.getpid())
+    try:
+        prefix.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:  # no home, or one that cannot be written
+        prefix = Path(tempfile.mkdtemp(prefix="dispy-"))
+    else:
+        remove_abandoned(prefix.parent)
     return NodeSettings(
         name=str(given["name"]),
         cpus=vitals.offered_cpus(int(given["cpus"]), oversubscribe=False),
-        prefix=parent / str(os.getpid()),
+        prefix=prefix,
         credentials=credentials_from_key(bytes.fromhex(given["key"])),
         group=str(given["group"]),
         hosts=("127.0.0.1",),
