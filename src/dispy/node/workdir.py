@@ -165,10 +165,13 @@ def _owner(lock: int) -> int | None:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the directories below `parent` whose daemon is gone, and end what it left."""
+    """Remove the directories below `parent`, named by process ids, whose daemon is gone, and end what it left."""
     if not parent.is_dir():
         return
     for path in parent.iterdir():
+        # A node that starts at this moment has made its directory and not locked it yet.
+        if path.name.isdigit() and start_time(int(path.name)) is not None:
+            continue
         # One that a living daemon has is refused, which is what we want to know.
         with contextlib.suppress(NodeError):
             Prefix.claim(path).release(remove=True)
