@@ -115,6 +115,9 @@ class JobCluster:
         group: str | None = None,
         insecure: bool = False,
     ) -> None:
+        for name, text in {"secret": secret, "group": group, "dest_path": dest_path}.items():
+            if text is not None and not isinstance(text, str):
+                raise SettingsError(f"{name} must be a string, not {text!r}")
         if loglevel is not None or variable("DISPY_LOGLEVEL"):
             logger.setLevel(_loglevel(loglevel))
         self.pid = os.getpid()
@@ -393,6 +396,8 @@ def _refuse_unknown_options(kwargs: dict[str, Any]) -> None:
 
 def _loglevel(explicit: int | None) -> int | str:
     if explicit is not None:
+        if explicit not in (*logging.getLevelNamesMapping(), *range(logging.CRITICAL + 1)):
+            raise SettingsError(f"loglevel must be a level of the module logging, not {explicit!r}")
         return explicit
     name = str(variable("DISPY_LOGLEVEL")).upper()
     if name not in logging.getLevelNamesMapping():

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import dispy
-from dispy.errors import ShippingError
+from dispy.errors import SettingsError, ShippingError
 
 SOON = 20.0
 
@@ -122,3 +122,19 @@ def test_without_a_home(free_base_port: int, tmp_path: Path) -> None:
     assert "only a node on this machine can be used: no secret can be kept at /dev/null/" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_clusters_of_one_program_share_a_node_whatever_their_pulse(
+    dispynode: Callable[..., Any], clusters: Callable[..., dispy.JobCluster], free_base_port: int
+) -> None:
+    dispynode()
+    first = clusters(abs, nodes="127.0.0.1", dispy_port=free_base_port, pulse_interval=0.5)
+    second = clusters(abs, nodes="127.0.0.1", dispy_port=free_base_port)
+    assert ended(first.submit(-1)).result == 1
+    assert ended(second.submit(-2)).result == 2
+
+
+@pytest.mark.parametrize("given", [{"group": 5}, {"secret": 5}, {"dest_path": 5}, {"loglevel": "loud"}])
+def test_settings_of_a_wrong_kind_are_refused_at_once(given: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=f"{next(iter(given))} must be"):
+        dispy.JobCluster(abs, nodes="local", **given)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dispy.logs import logger
@@ -60,7 +60,8 @@ class ServiceSettings:
     group: str
     base_port: int
     interfaces: tuple[str, ...]
-    pulse_interval: float | None = None
+    pulse_interval: float | None = field(default=None, compare=False)
+    """That of the first cluster: with a service of its own, a second one would wait for the first one's nodes."""
 
 
 class SchedulerService:
