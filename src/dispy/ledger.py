@@ -14,8 +14,8 @@ from typing import Any
 from dispy.errors import SettingsError
 from dispy.job import DispyJob
 from dispy.logs import logger
-from dispy.model import ComputationSpec, JobState, ProcessId
-from dispy.nodes import DispyNode, NodeAllocate, NodeView
+from dispy.model import AvailInfo, ComputationSpec, JobState, ProcessId
+from dispy.nodes import DispyNode, NodeAllocate, NodeView, available
 from dispy.portal import Portal
 from dispy.scheduler.effects import JobEnded, JobRequeued, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
@@ -191,15 +191,28 @@ class ClusterLedger:
         if self.cluster_status is not None:
             self._call_status(DispyNode.Initialized, node, None)
 
-    def node_closed(self, closed: NodeClosed) -> None:
-        """A node is gone."""
-        if closed.trace:
-            logger.warning("the cleanup of %s failed on a node:\n%s", self.spec.name, closed.trace.rstrip())
-        known = self.nodes.pop(closed.node, None)
+    def node_measured(self, node: ProcessId, avail: AvailInfo) -> None:
+        """A node says what is free on its machine."""
+        known = self.nodes.get(node)
         if known is None:
             return
-        self.gone[closed.node] = known
-        logger.debug("node %s is gone for %s: %s", known.name, self.spec.name, closed.cause)
+        known.avail_info, known.update_time = available(avail), time.time()
+        if self.cluster_status is not None:
+            self._call_status(DispyNode.AvailInfo, known, None)
+
+    def node_closed(self, closed: NodeClosed) -> None:
+        """A node is gone, unless it is only being set up anew."""
+        if closed.trace:
+            logger.warning("the cleanup of %s failed on a node:\n%s", self.spec.name, closed.trace.rstrip())
+        if not closed.renewing:
+            self._node_gone(closed.node, closed.cause)
+
+    def _node_gone(self, node: ProcessId, cause: str) -> None:
+        known = self.nodes.pop(node, None)
+        if known is None:
+            return
+        self.gone[node] = known
+        logger.debug("node %s is gone for %s: %s", known.name, self.spec.name, cause)
         if self.cluster_status is not None:
             self._call_status(DispyNode.Closed, known, None)
 
@@ -211,6 +224,8 @@ class ClusterLedger:
         self._refusals[refused.node] = refused.reason
         level = logger.DEBUG if again else logger.WARNING
         logger.log(level, "node %s cannot run %s: %s%s", where, self.spec.name, refused.reason, trace)
+        if refused.holder is None:
+            self._node_gone(refused.node, refused.reason)
 
     def ended(self) -> None:
         """Everything of this cluster is done."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dispy.errors import SettingsError
-from dispy.model import NodeInfo, ProcessId
+from dispy.model import AvailInfo, NodeInfo, ProcessId
 
 LOCAL = "local"
 
@@ -25,6 +25,11 @@ class DispyNodeAvailInfo:
     memory: int
     disk: int
     swap: float
+
+
+def available(avail: AvailInfo) -> DispyNodeAvailInfo:
+    """What a node said to be free, as users see it."""
+    return DispyNodeAvailInfo(avail.cpu, avail.memory, avail.disk, avail.swap)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, product
 from random import Random
 
 from dispy.model import (
@@ -80,6 +80,7 @@ class Chances:
     cancels: int = 8
     suspects: int = 2
     reallocations: int = 3
+    steerings: int = 3
     large: float = 0.05
     pinned: float = 0.1
     declined: float = 0.1
@@ -98,6 +99,7 @@ def chances_of(random: Random) -> Chances:
         setup_failure=random.choice([0.0, 0.1, 0.5]),
         cancels=random.choice([0, 8, 20]),
         reallocations=random.choice([0, 3, 10]),
+        steerings=random.choice([0, 3, 15]),
     )
 
 
@@ -114,6 +116,7 @@ CALM = Chances(
     cancels=0,
     suspects=0,
     reallocations=0,
+    steerings=0,
     large=0.0,
     pinned=0.0,
     declined=0.0,
@@ -708,6 +711,14 @@ class World:
             cpus = self.random.randint(0, node.info.cpus)
             self.scheduler.handle(events.NodeAllocated(cluster, node.process, cpus))
 
+    def steer(self, node: SimNode) -> None:
+        """The user pauses, caps, closes, renews or uses a node for one of the clusters."""
+        if self.reentrant and not node.reliable:
+            cluster = self.random.choice(list(self.reentrant))
+            how = self.random.choice(list(events.Steering))
+            cpus, terminate = self.random.randint(0, node.info.cpus), self.random.random() < 0.5
+            self.scheduler.handle(events.NodeSteered(cluster, node.process, how, cpus, terminate))
+
     def kill_fork_server(self, node: SimNode) -> None:
         alive = [server for server in node.servers.values() if server.alive]
         if node.alive and alive:
@@ -778,6 +789,7 @@ def run_seed(seed: int, *, verbose: bool = False) -> World:
     sometime(chances.suspects, on_node(world.suspect))
     sometime(chances.fork_server_deaths, on_node(world.kill_fork_server))
     sometime(chances.reallocations, on_node(world.reallocate))
+    sometime(chances.steerings, on_node(world.steer))
     sometime(chances.rivals, on_node(world.rival_asks))
     sometime(chances.cancels, lambda: _cancel(world))
     done = []
@@ -819,6 +831,9 @@ def finish(world: World) -> None:
     """No more trouble, a node that works for all, all clusters closed: now everything must come to an end."""
     world.trouble = False
     world.add_node(2, reliable=True)
+    for cluster, node in product(world.reentrant, world.nodes):
+        # jobs that are pinned to a paused node wait until it is used again
+        world.scheduler.handle(events.NodeSteered(cluster, node.process, events.Steering.USE))
     for cluster in world.reentrant:
         if cluster not in world.closing:
             world.close(cluster, terminate=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
-from dispy.scheduler import events, flow, membership
+from dispy.scheduler import events, flow, membership, steering
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.explain import explain_cluster, explain_job
@@ -115,6 +115,8 @@ class SchedulerCore:
                 membership.join(tables, out, event)
             case events.NodeAllocated():
                 membership.allocate(tables, out, event)
+            case events.NodeSteered():
+                steering.steer(tables, out, event)
             case (
                 events.NodeSuspected()
                 | events.NodeRecovered()
@@ -236,9 +238,9 @@ class SchedulerCore:
                 flow.take_recalled(tables, out, node, jobs)
                 membership.settle_node(tables, out, node)
             case messages.NodeDescribed(info):
-                membership.describe(tables, node, info)
+                membership.describe(tables, out, node, info)
             case messages.LoadMeasured(avail):
-                node.avail = avail
+                membership.measure(node, out, avail)
             case messages.LeaseGranted():
                 membership.lease_granted(tables, out, node, event.message)
             case messages.LeaseRefused(holder):

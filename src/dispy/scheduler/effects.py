@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from dispy.model import ComputationId, Holder, JobDone, JobState, NodeInfo, ProcessId
+from dispy.model import AvailInfo, ComputationId, Holder, JobDone, JobState, NodeInfo, ProcessId
 from dispy.scheduler.jobs import JobRecord
 from dispy.wire.messages import AnyMessage
 
@@ -32,6 +32,8 @@ class AskAllocation:
     node: ProcessId
     info: NodeInfo
     address: str
+    avail: AvailInfo | None = None
+    """What it last said to be free; None: nothing yet."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,6 +90,17 @@ class NodeClosed:
     cause: str
     trace: str = ""
     """Traceback of a cleanup function that failed there."""
+    renewing: bool = False
+    """It is being set up anew; `NodeOpened`, `NodeRefused` or another `NodeClosed` follows."""
+
+
+@dataclass(slots=True, frozen=True)
+class NodeMeasured:
+    """A node says what is free on its machine, for each cluster that has it open."""
+
+    cluster: ComputationId
+    node: ProcessId
+    avail: AvailInfo
 
 
 @dataclass(slots=True, frozen=True)
@@ -108,7 +121,17 @@ class ClusterEnded:
     cluster: ComputationId
 
 
-Notice = AskAllocation | JobsStarted | JobsEnded | JobRequeued | NodeOpened | NodeClosed | NodeRefused | ClusterEnded
+Notice = (
+    AskAllocation
+    | JobsStarted
+    | JobsEnded
+    | JobRequeued
+    | NodeOpened
+    | NodeClosed
+    | NodeMeasured
+    | NodeRefused
+    | ClusterEnded
+)
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from dispy.model import ComputationId, ComputationSpec, FileSpec, NodeInfo, ProcessId
 from dispy.scheduler.jobs import JobRecord
@@ -62,6 +63,32 @@ class NodeAllocated:
     setup_args: bytes = b""
 
 
+class Steering(Enum):
+    """What a user wants of a node for one cluster."""
+
+    USE = auto()
+    """Use it, or use it again: its owner is asked how much if it is not used."""
+    PAUSE = auto()
+    """No further jobs; those that it has go on, and the computation stays."""
+    CAP = auto()
+    """At most so many CPUs; 0 pauses it, more than 0 ends a pause."""
+    CLOSE = auto()
+    """Close the computation there and leave the node alone."""
+    RENEW = auto()
+    """Close the computation, ask its owner how much it uses, open it again, and keep the lease meanwhile."""
+
+
+@dataclass(slots=True, frozen=True)
+class NodeSteered:
+    """The user changes how a cluster uses a node. With `terminate` its jobs there are ended, else they finish."""
+
+    cluster: ComputationId
+    node: ProcessId
+    how: Steering
+    cpus: int = 0
+    terminate: bool = False
+
+
 @dataclass(slots=True, frozen=True)
 class NodeSuspected:
     """The node has been silent for a while: no new work."""
@@ -114,6 +141,7 @@ Event = (
     | CancelAsked
     | NodeJoined
     | NodeAllocated
+    | NodeSteered
     | NodeSuspected
     | NodeRecovered
     | LinkBroken

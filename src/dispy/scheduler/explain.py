@@ -86,8 +86,12 @@ def _why_not(share: Share) -> str:
     match share.state:
         case ShareState.WANTED | ShareState.OPENING:
             return "is preparing the computation (files, code, setup)"
-        case ShareState.CLOSING | ShareState.CLOSED:
+        case ShareState.CLOSING | ShareState.CLOSED if not share.is_renewed:
             return "is closing the computation"
+        case ShareState.CLOSING | ShareState.CLOSED | ShareState.RENEWING:
+            return "is being set up anew (resetup_node)"
+        case _ if share.is_paused:
+            return "is deallocated for this cluster (allocate_node uses it again)"
         case _:
             return "has all its CPUs busy" if node.info.cpus else "offers no CPU now"
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Final
 
 from dispy.errors import InvalidTransition
-from dispy.model import ComputationId, Holder, JobState, NodeInfo
+from dispy.model import AvailInfo, ComputationId, Holder, JobState, NodeInfo
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
 from dispy.scheduler.effects import (
     AskAllocation,
     ClusterEnded,
     JobRequeued,
     NodeClosed,
+    NodeMeasured,
     NodeOpened,
     NodeRefused,
 )
@@ -45,7 +46,7 @@ def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
     cluster = ClusterRecord(event.computation, event.reentrant, event.open_ended, tables.ahead)
     tables.clusters[id] = cluster
     for node in tables.nodes.values():
-        _ask_allocation(out, cluster, node)
+        ask_allocation(out, cluster, node)
 
 
 def close_cluster(tables: Tables, out: Outbox, event: ClusterClosing) -> None:
@@ -69,7 +70,7 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
         if cluster.jobs:
             continue
         for share in tuple(cluster.shares.values()):
-            _close_share(tables, out, share, "the cluster is closed")
+            close_share(tables, out, share, "the cluster is closed")
         if not cluster.shares:
             del tables.clusters[id], tables.closing[id]
             tables.restless.pop(id, None)
@@ -79,10 +80,11 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
                     release_if_unused(tables, out, node)
 
 
-def _ask_allocation(out: Outbox, cluster: ClusterRecord, node: NodeRecord) -> None:
-    if cluster.wants_nodes and node.id not in cluster.shares:
+def ask_allocation(out: Outbox, cluster: ClusterRecord, node: NodeRecord) -> None:
+    """Ask the owner of a cluster that may still use nodes how much of this one it wants."""
+    if cluster.wants_nodes:
         cluster.asked[node.id] = None
-        out.notice(AskAllocation(cluster.id, node.id, node.info, node.address))
+        out.notice(AskAllocation(cluster.id, node.id, node.info, node.address, node.avail))
 
 
 def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
@@ -96,14 +98,25 @@ def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
     node = NodeRecord(event.node, event.info, event.address, tables.joins)
     tables.nodes[node.id] = node
     for cluster in tables.clusters.values():
-        _ask_allocation(out, cluster, node)
+        ask_allocation(out, cluster, node)
     release_if_unused(tables, out, node)
 
 
-def describe(tables: Tables, node: NodeRecord, info: NodeInfo) -> None:
-    """The node says that it has changed."""
-    node.info = info
+def describe(tables: Tables, out: Outbox, node: NodeRecord, info: NodeInfo) -> None:
+    """The node says that it has changed. Of more CPUs every owner is asked anew how many it wants."""
+    more, node.info = info.cpus > node.info.cpus, info
+    if more:
+        for cluster in tables.clusters.values():
+            ask_allocation(out, cluster, node)
     tables.refresh(node)
+
+
+def measure(node: NodeRecord, out: Outbox, avail: AvailInfo) -> None:
+    """The node says what is free on its machine."""
+    node.avail = avail
+    for share in node.shares.values():
+        if share.state is ShareState.READY:
+            out.notice(NodeMeasured(share.cluster.id, node.id, avail))
 
 
 def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
@@ -118,7 +131,7 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
         cluster.declined[node.id] = None
         if share is not None:
             share.cpus = 0
-            _close_share(tables, out, share, "the cluster does not use it any more")
+            close_share(tables, out, share, "the cluster does not use it any more")
             tables.refresh(node)
         end_hopeless(tables, out, cluster.queues.values())
         release_if_unused(tables, out, node)
@@ -128,11 +141,13 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
         share = Share(cluster, node, event.cpus, event.files, event.setup_args)
         cluster.shares[node.id] = node.shares[cluster.id] = share
     share.cpus, share.files, share.setup_args = event.cpus, event.files, event.setup_args
-    _want(tables, out, share)
+    if share.state is ShareState.RENEWING:
+        share.state = ShareState.WANTED
+    want(tables, out, share)
     tables.refresh(node)
 
 
-def _want(tables: Tables, out: Outbox, share: Share) -> None:
+def want(tables: Tables, out: Outbox, share: Share) -> None:
     """Bring a share forward that waits for its node's lease."""
     node = share.node
     if share.state is not ShareState.WANTED:
@@ -142,10 +157,10 @@ def _want(tables: Tables, out: Outbox, share: Share) -> None:
     elif node.state is NodeState.REFUSED and node.holder is not None:
         out.notice(NodeRefused(share.cluster.id, node.id, _held_by(node.holder), holder=node.holder))
     else:
-        _ask_lease(tables, out, node)
+        ask_lease(tables, out, node)
 
 
-def _ask_lease(tables: Tables, out: Outbox, node: NodeRecord) -> None:
+def ask_lease(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     """Ask for the node's lease unless that has been done or nobody wants it."""
     if node.state in (NodeState.JOINED, NodeState.FREE) and node.broken_until is None and node.is_wanted:
         node.state = NodeState.ASKED
@@ -200,7 +215,7 @@ def _match_computations(tables: Tables, out: Outbox, node: NodeRecord, there: se
     for share in tuple(node.shares.values()):
         id = share.cluster.id
         if share.state is ShareState.CLOSING:
-            out.send(node, CloseComputation(id, share.cluster.state is ClusterState.TERMINATING))
+            out.send(node, CloseComputation(id, share.is_terminated))
         elif share.state in (ShareState.WANTED, ShareState.OPENING) or (
             share.state is ShareState.READY and id not in there
         ):
@@ -261,7 +276,7 @@ def try_again(tables: Tables, out: Outbox, share: Share) -> None:
     """Ask a node again that could not open a computation for a while."""
     if share.cpus:
         share.state = ShareState.WANTED
-        _want(tables, out, share)
+        want(tables, out, share)
 
 
 def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: ComputationId, trace: str = "") -> None:
@@ -271,7 +286,8 @@ def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: Comput
         tables.counters.ignored += 1
         return
     share.state = ShareState.CLOSED
-    out.notice(NodeClosed(id, node.id, share.reason, trace))
+    renewing = share.is_renewed and share.cpus > 0 and share.cluster.wants_nodes
+    out.notice(NodeClosed(id, node.id, share.reason, trace, renewing))
     settle_node(tables, out, node)
 
 
@@ -281,24 +297,37 @@ def settle_node(tables: Tables, out: Outbox, node: NodeRecord) -> None:
         if share.flight or share.state not in (ShareState.CLOSED, ShareState.REFUSED):
             continue
         if share.state is ShareState.CLOSED and share.cpus and share.cluster.wants_nodes:
-            share.state, share.reason = ShareState.WANTED, ""
-            _want(tables, out, share)
+            _open_again(tables, out, share)
         elif share.state is ShareState.CLOSED or not share.cpus:
             _drop_share(tables, out, share)
     release_if_unused(tables, out, node)
 
 
-def _close_share(tables: Tables, out: Outbox, share: Share, cause: str) -> None:
-    if share.state in (ShareState.WANTED, ShareState.REFUSED):
+def _open_again(tables: Tables, out: Outbox, share: Share) -> None:
+    share.reason, share.is_terminated = "", False
+    if share.is_renewed:
+        share.state, share.is_renewed = ShareState.RENEWING, False
+        ask_allocation(out, share.cluster, share.node)
+    else:
+        share.state = ShareState.WANTED
+        want(tables, out, share)
+
+
+def close_share(tables: Tables, out: Outbox, share: Share, cause: str, *, terminate: bool = False) -> None:
+    """Close a computation on a node, whose jobs finish first or, with `terminate`, are ended."""
+    if share.state is ShareState.RENEWING:
+        out.notice(NodeClosed(share.cluster.id, share.node.id, cause))
+    if share.state in (ShareState.WANTED, ShareState.REFUSED, ShareState.RENEWING):
         if not share.flight:
             _drop_share(tables, out, share)
         return
-    if share.state in (ShareState.CLOSING, ShareState.CLOSED):
+    terminate = terminate or share.cluster.state is ClusterState.TERMINATING
+    again = share.state is ShareState.CLOSING and (share.is_terminated or not terminate)
+    if again or share.state is ShareState.CLOSED:
         return
-    share.state, share.reason = ShareState.CLOSING, cause
+    share.state, share.reason, share.is_terminated = ShareState.CLOSING, cause, terminate
     tables.refresh(share.node)
     if share.node.can_hear:
-        terminate = share.cluster.state is ClusterState.TERMINATING
         out.send(share.node, CloseComputation(share.cluster.id, terminate))
 
 
@@ -344,7 +373,7 @@ def resume(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     # what was last said may have been lost: also a release
     node.state, node.holder = NodeState.JOINED, None
     tables.refresh(node)
-    _ask_lease(tables, out, node)
+    ask_lease(tables, out, node)
     release_if_unused(tables, out, node)
 
 

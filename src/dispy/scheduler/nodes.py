@@ -41,6 +41,8 @@ class ShareState(Enum):
     CLOSING = auto()
     CLOSED = auto()
     """Gone from the node; the bodies of its last results are still being fetched."""
+    RENEWING = auto()
+    """Closed to be opened again, once its owner has said how much of the node it wants now."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +66,12 @@ class Share:
     """Why the node refused it."""
     final: bool = False
     """Whether it refused for good."""
+    is_paused: bool = False
+    """The user wants no further jobs here."""
+    is_renewed: bool = False
+    """It is to be opened again when it has been closed."""
+    is_terminated: bool = False
+    """Its jobs are ended when it is closed, not waited for."""
 
     @property
     def spec(self) -> ComputationSpec:
@@ -86,7 +94,7 @@ class Share:
     @property
     def is_usable(self) -> bool:
         """Whether it can be given work."""
-        return self.state is ShareState.READY and self.node.is_usable
+        return self.state is ShareState.READY and self.node.is_usable and not self.is_paused
 
     @property
     def idle(self) -> int:
@@ -104,7 +112,7 @@ class Share:
         cpus, together = node.info.cpus, flight if len(node.shares) == 1 else node.in_flight
         slots = self.cpus if self.cpus < cpus else cpus
         free, over = slots - flight, together - cpus
-        if over >= 0 or free <= 0 or self.state is not ShareState.READY or not node.is_usable:
+        if over >= 0 or free <= 0 or not self.is_usable:
             return 0, max(0, -free, min(flight, over))
         return min(free, -over), 0
 
@@ -115,7 +123,7 @@ class Share:
         another; a cluster of long jobs fills a node with one per CPU.
         """
         node = self.node
-        if self.state is not ShareState.READY or not node.is_usable:
+        if not self.is_usable:
             return 0, 0.0
         cpus, depth, flight = node.info.cpus, self.depth, len(self.flight)
         most = self.slots * depth

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dispy.model import ComputationSpec
+from dispy.model import AvailInfo, ComputationSpec, ProcessId
 from dispy.nodes import NodeView
 from dispy.scheduler.effects import JobEnded, JobRequeued, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
@@ -58,7 +58,10 @@ class ClusterOwner(Protocol):
         """A node is ready for this cluster."""
 
     def node_closed(self, closed: NodeClosed) -> None:
-        """A node is gone for this cluster."""
+        """A node is gone for this cluster, or is being set up anew for it."""
+
+    def node_measured(self, node: ProcessId, avail: AvailInfo) -> None:
+        """A node says what is free on its machine."""
 
     def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
         """A node cannot run this cluster's jobs."""

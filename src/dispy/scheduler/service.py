@@ -32,6 +32,7 @@ from dispy.scheduler.effects import (
     JobsEnded,
     JobsStarted,
     NodeClosed,
+    NodeMeasured,
     NodeOpened,
     NodeRefused,
 )
@@ -229,7 +230,7 @@ class SchedulerService:
             if owner is not None:
                 owner.jobs_started(view, records)
 
-    def _tell(self, notice: JobRequeued | NodeOpened | NodeClosed | NodeRefused | ClusterEnded) -> None:
+    def _tell(self, notice: JobRequeued | NodeOpened | NodeClosed | NodeMeasured | NodeRefused | ClusterEnded) -> None:
         match notice:
             case JobRequeued():
                 owner = self.owners.get(notice.job.cluster)
@@ -244,6 +245,10 @@ class SchedulerService:
                 owner = self.owners.get(notice.cluster)
                 if owner is not None:
                     owner.node_closed(notice)
+            case NodeMeasured():
+                owner = self.owners.get(notice.cluster)
+                if owner is not None:
+                    owner.node_measured(notice.node, notice.avail)
             case NodeRefused():
                 self._tell_refused(notice)
             case ClusterEnded():

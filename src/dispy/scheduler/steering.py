@@ -1,0 +1,82 @@
+"""What the user wants of single nodes: use, pause, cap, close, set up anew.
+
+It changes shares; `membership` carries them on from there, and dispatch follows every event.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.events import NodeSteered, Steering
+from dispy.scheduler.flow import end_hopeless
+from dispy.scheduler.membership import ask_allocation, ask_lease, close_share, release_if_unused, want
+from dispy.scheduler.nodes import NodeRecord, Share, ShareState
+from dispy.scheduler.tables import Outbox, Tables
+
+
+def steer(tables: Tables, out: Outbox, event: NodeSteered) -> None:
+    """The user changes how a cluster uses a node; what is not (or no longer) used can only be used."""
+    cluster, node = tables.clusters.get(event.cluster), tables.nodes.get(event.node)
+    share = cluster.shares.get(event.node) if cluster is not None else None
+    if cluster is None or node is None or (share is None and event.how not in (Steering.USE, Steering.CLOSE)):
+        tables.counters.ignored += 1
+        return
+    if share is None:
+        _steer_unused(tables, out, cluster, node, event.how)
+        return
+    match event.how:
+        case Steering.USE:
+            _use(tables, out, share)
+        case Steering.PAUSE:
+            share.is_paused = True
+        case Steering.CAP:
+            share.is_paused = event.cpus <= 0
+            if share.cpus and event.cpus > 0:
+                share.cpus = event.cpus
+        case Steering.CLOSE:
+            cluster.declined[node.id] = None
+            share.cpus, share.is_renewed = 0, False
+            close_share(tables, out, share, "the user closed it for this cluster", terminate=event.terminate)
+        case Steering.RENEW:
+            _renew(tables, out, share, event.terminate)
+        case _:
+            assert_never(event.how)
+    tables.refresh(node)
+    end_hopeless(tables, out, cluster.queues.values())
+    release_if_unused(tables, out, node)
+
+
+def _steer_unused(tables: Tables, out: Outbox, cluster: ClusterRecord, node: NodeRecord, how: Steering) -> None:
+    if how is Steering.USE:
+        cluster.declined.pop(node.id, None)
+        ask_allocation(out, cluster, node)
+    else:
+        cluster.declined[node.id] = None
+        end_hopeless(tables, out, cluster.queues.values())
+
+
+def _use(tables: Tables, out: Outbox, share: Share) -> None:
+    cluster, node = share.cluster, share.node
+    cluster.declined.pop(node.id, None)
+    share.is_paused = False
+    if share.state is ShareState.REFUSED:
+        tables.deadlines.pop((cluster.id, node.id), None)
+        share.state = ShareState.WANTED
+        want(tables, out, share)
+    elif not share.cpus:
+        # it is being closed: when that is done its owner is asked as for a node that has just come
+        share.cpus, share.is_renewed = node.info.cpus, True
+
+
+def _renew(tables: Tables, out: Outbox, share: Share, terminate: bool) -> None:
+    if not share.cpus or share.state is ShareState.RENEWING:
+        return
+    if share.state in (ShareState.WANTED, ShareState.REFUSED) and not share.flight:
+        tables.deadlines.pop((share.cluster.id, share.node.id), None)
+        share.state = ShareState.RENEWING
+        ask_allocation(out, share.cluster, share.node)
+        ask_lease(tables, out, share.node)
+        return
+    share.is_renewed = True
+    close_share(tables, out, share, "it is set up anew", terminate=terminate)
