@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dispy.node import linux
-from dispy.node.workers import ForkServer, ForkServerSpec, Reply, WorkerDeath
+from dispy.node.replies import ForkServerSpec, Reply, WorkerDeath
+from dispy.node.workers import ForkServer
 from dispy.shipping import dumps_arguments, pack
 
 DEADLINE = 30.0

@@ -13,7 +13,8 @@ import pytest
 
 from dispy.model import Ending
 from dispy.node import channel
-from dispy.node.workers import ForkServer, ForkServerSpec, SetupFailed
+from dispy.node.replies import ForkServerSpec, SetupFailed
+from dispy.node.workers import ForkServer
 from dispy.shipping import dumps_setup_args, pack
 
 sys.path.insert(0, str(Path(__file__).parent))

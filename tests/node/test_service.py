@@ -29,7 +29,8 @@ from dispy.model import (
     ProcessId,
     Role,
 )
-from dispy.node.service import NodeService, NodeSettings
+from dispy.node.service import NodeService
+from dispy.node.settings import NodeSettings
 from dispy.secrets import credentials_from_key
 from dispy.wire import messages as msg
 from dispy.wire.blobs import BlobExchange, BlobSources
@@ -139,7 +140,7 @@ class Scheduler:
         return message  # type: ignore[no-any-return]
 
     async def dial(self, node: NodeService) -> None:
-        await dial("127.0.0.1", node.port, settings=self.settings, handler=self)
+        await dial("127.0.0.1", node.callers.port, settings=self.settings, handler=self)
 
     def send(self, message: msg.AnyMessage, *payload: bytes) -> None:
         assert self.link is not None

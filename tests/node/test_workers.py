@@ -18,7 +18,8 @@ import pytest
 
 from dispy.model import Ending
 from dispy.node.channel import RUNNING
-from dispy.node.workers import ForkServer, ForkServerSpec, SetupFailed
+from dispy.node.replies import ForkServerSpec, SetupFailed
+from dispy.node.workers import ForkServer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serving_computation import gone, kill, result, serving, text, when

@@ -1,21 +1,16 @@
-"""The `dispynode` command: options, one line that says what was started, signals, exit codes.
+"""The `dispynode` command: its options, and what becomes of them. `dispy.node.running` does the rest.
 
 Exit codes: 0 the node was told to end, 1 it could not start or go on (one sentence says why), 2 wrong usage.
 """
 
 from __future__ import annotations
 
-import asyncio
 import configparser
 import contextlib
 import ipaddress
-import json
 import logging
-import os
-import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,16 +18,16 @@ from typing import Any, Final
 import click
 
 from dispy import settings
-from dispy.errors import DispyError, SettingsError
+from dispy.errors import SettingsError
 from dispy.node import vitals
-from dispy.node.service import NodeService, NodeSettings
-from dispy.node.workdir import remove_abandoned
-from dispy.secrets import Credentials, credentials_from_key, find_credentials
+from dispy.node.embedded import run_embedded
+from dispy.node.running import run
+from dispy.node.settings import NodeSettings
+from dispy.secrets import Credentials, find_credentials
 
 logger = logging.getLogger("dispy.node")
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-_LINE_LIMIT: Final = 64 << 10
 _NOT_SAVED: Final = {"config", "save_config", "embedded", "secret", "clean"}
 """The secret stays out of files that others may read; `clean` is for one start."""
 
@@ -164,7 +159,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     _set_up_logging(debug=options["debug"])
     try:
         if options["embedded"] is not None:
-            context.exit(_run_embedded(options["embedded"]))
+            context.exit(run_embedded(options["embedded"]))
         if options["save_config"]:
             _save_config(options["save_config"], options)
             return
@@ -180,7 +175,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     _hide_secret(options["secret"])
-    context.exit(_run(node_settings, daemon=options["daemon"]))
+    context.exit(run(node_settings, daemon=options["daemon"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -282,175 +277,6 @@ def _hide_secret(secret: str | None) -> None:
             hidden = arguments.replace(secret.encode(), b"*" * len(secret.encode()))
             memory.seek(start)
             memory.write(hidden)
-
-
-# ---- running ----
-
-
-def _run(node_settings: NodeSettings, *, daemon: bool) -> int:
-    try:
-        return asyncio.run(_serve(node_settings, daemon=daemon))
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from error
-    except (DispyError, OSError) as error:
-        logger.error("dispynode cannot run: %s", error)
-        return 1
-
-
-async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
-    service = NodeService(node_settings)
-    await service.start()
-    _take_signals(service, daemon=daemon)
-    if os.geteuid() == 0:
-        logger.warning("running as root: jobs of clients run as root as well; a user of its own is better")
-    if service.port_notice:
-        logger.warning("%s", service.port_notice)
-    logger.info("%s", _ready_line(service))
-    _tell_systemd("READY=1")
-    return await _until_ended(service)
-
-
-async def _until_ended(service: NodeService) -> int:
-    try:
-        reason = await service.ended
-    finally:
-        _tell_systemd("STOPPING=1")
-        await service.close()
-    logger.info("ended: %s", reason)
-    return 1 if reason.startswith("cannot ") else 0
-
-
-def _take_signals(service: NodeService, *, daemon: bool) -> None:
-    loop = asyncio.get_running_loop()
-    interrupts = 0
-
-    def interrupted() -> None:
-        nonlocal interrupts
-        interrupts += 1
-        if interrupts == 1:
-            logger.info("ending after the jobs that are here (again: ending now)")
-        service.ask_exit(at_once=interrupts > 1)
-
-    def terminated() -> None:
-        logger.info("ending now")
-        service.ask_exit(at_once=True)
-
-    loop.add_signal_handler(signal.SIGINT, interrupted)
-    loop.add_signal_handler(signal.SIGTERM, terminated)
-    loop.add_signal_handler(signal.SIGHUP, (lambda: None) if daemon else terminated)
-
-
-def _ready_line(service: NodeService) -> str:
-    """What a sysadmin wants to know, in one line."""
-    node = service.settings
-    where = ", ".join(f"{_shown(host)}:{service.port}" for host in service.hosts)
-    interfaces = ", ".join(node.interfaces) or "all"
-    parts = [
-        f"{node.name} is ready at {where}",
-        f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}",
-        f"secret: {node.credentials.source}",
-        f"interfaces: {interfaces}",
-    ]
-    if node.group:
-        parts.append(f"group: {node.group}")
-    if node.joins:
-        parts.append("joining " + ", ".join(f"{_shown(host)}:{port}" for host, port in node.joins))
-    parts.append(f"files in {node.prefix}")
-    return "; ".join(parts)
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _tell_systemd(state: str) -> None:
-    """The notification protocol of service managers, where one listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    # A manager that does not listen must not stop the node.
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(state.encode())
-
-
-# ---- the node that a program starts for itself ----
-
-
-def _run_embedded(fd: int) -> int:
-    # What this node has to say is for the program that it belongs to; only what goes wrong is for the terminal.
-    if not logger.isEnabledFor(logging.DEBUG):
-        logging.getLogger("dispy").setLevel(logging.WARNING)
-    with socket.socket(fileno=fd) as tie:
-        tie.set_inheritable(False)
-        return asyncio.run(_serve_embedded(tie))
-
-
-async def _serve_embedded(tie: socket.socket) -> int:
-    tie.setblocking(False)
-    loop = asyncio.get_running_loop()
-    try:
-        service = NodeService(_embedded_settings(await _read_line(tie)))
-        await service.start()
-    except (DispyError, OSError, ValueError, KeyError, TypeError) as error:
-        # The program may be gone already, and then nobody wants to know.
-        with contextlib.suppress(OSError):
-            await loop.sock_sendall(tie, json.dumps({"error": str(error)}).encode() + b"\n")
-        return 1
-    _take_signals(service, daemon=True)
-    with contextlib.suppress(OSError):
-        await loop.sock_sendall(tie, json.dumps({"port": service.port, "process": service.process}).encode() + b"\n")
-
-    def tied() -> None:
-        with contextlib.suppress(BlockingIOError):
-            try:
-                gone = not tie.recv(_LINE_LIMIT)
-            except ConnectionResetError:
-                gone = True
-            if gone:
-                loop.remove_reader(tie)
-                service.ask_exit(at_once=False)
-                # Nobody else has the key, so nobody can ever fetch what jobs still return.
-                loop.call_later(settings.GRACE_TIMEOUT, lambda: service.ask_exit(at_once=True))
-
-    loop.add_reader(tie, tied)
-    try:
-        return await _until_ended(service)
-    finally:
-        loop.remove_reader(tie)
-
-
-def _embedded_settings(line: bytes) -> NodeSettings:
-    given = json.loads(line)
-    # One directory per node: a program may have several, and they come and go.
-    prefix = settings.default_prefix().with_name("embedded") / str(os.getpid())
-    try:
-        prefix.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:  # no home, or one that cannot be written
-        prefix = Path(tempfile.mkdtemp(prefix="dispy-"))
-    else:
-        remove_abandoned(prefix.parent)
-    return NodeSettings(
-        name=str(given["name"]),
-        cpus=vitals.offered_cpus(int(given["cpus"]), oversubscribe=False),
-        prefix=prefix,
-        credentials=credentials_from_key(bytes.fromhex(given["key"])),
-        group=str(given["group"]),
-        hosts=("127.0.0.1",),
-        ephemeral=True,
-        clean=True,
-        remove_prefix=True,
-    )
-
-
-async def _read_line(tie: socket.socket) -> bytes:
-    data = b""
-    while not data.endswith(b"\n"):
-        piece = await asyncio.get_running_loop().sock_recv(tie, 4096)
-        if not piece or len(data) > _LINE_LIMIT:
-            raise ValueError("no settings came over the inherited socket")
-        data += piece
-    return data
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The node's decisions: who holds the node, what is open on it, what the scheduler is told, when it ends.
 
 A plain object: events in, effects out. No I/O, clock, task or log. `dispy.node.service` is its host.
-What becomes of jobs that end or leave is in `dispy.node.jobs`; who gets which job is in `dispy.node.feeding`.
+What becomes of computations is in `dispy.node.computations`, of jobs that end or leave in `dispy.node.jobs`; who gets
+which job is in `dispy.node.feeding`.
 """
 
 from __future__ import annotations
@@ -13,24 +14,20 @@ import msgspec
 
 from dispy.model import ComputationId, HeldAttempt, Holder, JobSpec, NodeInfo, ProcessId
 from dispy.node import events as ev
+from dispy.node.computations import ComputationDesk
 from dispy.node.effects import (
     Announce,
-    CleanComputation,
     Effects,
     Exit,
     HangUp,
-    PrepareComputation,
-    RestartComputation,
     Send,
     WithdrawResults,
 )
 from dispy.node.jobs import JobDesk
-from dispy.node.serving import Computation, ComputationState, Lease, Orphan, Waiter
+from dispy.node.serving import ComputationState, Lease, Orphan, Waiter
 from dispy.settings import GRACE_TIMEOUT, ZOMBIE_INTERVAL
 from dispy.wire import messages as msg
 
-FORK_SERVER_LIVES = 3
-"""A fork server that died so often is not started again."""
 EXIT_TIMEOUT = 0.3
 """Seconds that an immediate exit waits for workers to say which jobs they had not started."""
 FAREWELL_TIMEOUT = 5.0
@@ -69,6 +66,7 @@ class NodeCore:
     links: set[ProcessId] = field(default_factory=set)
     orphans: dict[bytes, Orphan] = field(default_factory=dict)
     desk: JobDesk = field(init=False)
+    computations: ComputationDesk = field(init=False)
     exiting: _Exiting | None = None
     last_sequence: int = 0
     """Number of the last batch of results of all leases that are over."""
@@ -77,6 +75,7 @@ class NodeCore:
 
     def __post_init__(self) -> None:
         self.desk = JobDesk(self.info.cpus)
+        self.computations = ComputationDesk(self.desk)
 
     # ---- the five methods of every core ----
 
@@ -93,21 +92,21 @@ class NodeCore:
             case ev.WorkerForked():
                 self.desk.worker_forked(event, now)
             case ev.WorkerDied():
-                self._on_worker_died(event, now, effects)
+                self.computations.worker_died(self.lease, event, now, effects)
             case ev.WorkerRecalled():
                 self.desk.worker_recalled(self.lease, event, now, effects)
             case ev.ArgumentsFetched():
-                self.desk.arguments_fetched(self.lease, event, effects)
+                self.desk.arguments.fetched(self.lease, event, effects)
             case ev.ArgumentsFailed():
                 self.desk.arguments_failed(self.lease, event, effects)
             case ev.ComputationPrepared():
-                self._on_prepared(event, effects)
+                self.computations.prepared(self.lease, event, effects)
             case ev.ComputationFailed():
-                self._on_failed(event, effects)
+                self.computations.failed(self.lease, event, effects)
             case ev.ComputationCleaned():
-                self._on_cleaned(event, effects)
+                self.computations.cleaned(self.lease, event, effects)
             case ev.ForkServerDied():
-                self._on_fork_server_died(event, now, effects)
+                self.computations.fork_server_died(self.lease, event, now, now + self.wall_offset, effects)
             case ev.LinkOpened():
                 self._on_link_opened(event, now, effects)
             case ev.LinkLost():
@@ -232,7 +231,7 @@ class NodeCore:
             lease.grace_at = lease.zombie_at = None
             lease.expired = False
             self._tell_granted(lease, effects)
-            self.desk.fetch_again(lease, effects)
+            self.desk.arguments.fetch_again(lease, effects)
         else:
             self.line.append(Waiter(ask.token, ask.holder, peer))
             effects.sends.append(Send(peer, msg.LeaseRefused(lease.holder)))
@@ -262,7 +261,7 @@ class NodeCore:
             return
         lease.ended = lease.released = True
         for computation in lease.computations.values():
-            self._close(lease, computation, terminate=True, now=now, effects=effects)
+            self.computations.close(lease, computation, terminate=True, now=now, effects=effects)
         self._withdraw(lease.results.acknowledge(lease.results.sequence), effects)
 
     def _hang_up(self, peer: ProcessId, reason: str, now: float, effects: Effects) -> None:
@@ -299,9 +298,9 @@ class NodeCore:
             case msg.RecallJobs():
                 self.desk.recall(lease, message.count, effects)
             case msg.OpenComputation():
-                self._on_open(lease, message, effects)
+                self.computations.ask_open(lease, message, effects, ending=self.exiting is not None)
             case msg.CloseComputation():
-                self._on_close(lease, message, now, effects)
+                self.computations.ask_close(lease, message, now, effects)
             case _:
                 reason = f"a scheduler does not send {type(message).__name__} to a node"
                 self._hang_up(peer, reason, now, effects)
@@ -328,119 +327,6 @@ class NodeCore:
             return
         self.desk.take(lease, computation, message.jobs, payload, now, effects)
 
-    def _on_open(self, lease: Lease, message: msg.OpenComputation, effects: Effects) -> None:
-        assert lease.peer is not None
-        spec = message.computation
-        computation = lease.computations.get(spec.id)
-        if self.exiting or lease.ended:
-            refusal = msg.ComputationRefused(spec.id, "the node is ending", final=False)
-            effects.sends.append(Send(lease.peer, refusal))
-        elif computation is None:
-            self._open(lease, spec.id, Computation(spec, message.setup_args), effects)
-        elif computation.state is ComputationState.READY:
-            effects.sends.append(Send(lease.peer, msg.ComputationReady(spec.id)))
-        elif computation.state is not ComputationState.OPENING:
-            computation.reopen = (spec, message.setup_args)
-
-    def _open(self, lease: Lease, key: ComputationId, computation: Computation, effects: Effects) -> None:
-        assert lease.peer is not None
-        lease.computations[key] = computation
-        effects.actions.append(PrepareComputation(lease.peer, computation.spec, computation.setup_args))
-
-    def _on_close(self, lease: Lease, message: msg.CloseComputation, now: float, effects: Effects) -> None:
-        assert lease.peer is not None
-        computation = lease.computations.get(message.computation)
-        if computation is None:
-            effects.sends.append(Send(lease.peer, msg.ComputationClosed(message.computation)))
-            return
-        computation.reopen = None
-        # also one that was refused and is being cleaned: whoever asks for a close waits for the answer
-        computation.told_closed = False
-        self._close(lease, computation, terminate=message.terminate, now=now, effects=effects)
-
-    def _close(self, lease: Lease, computation: Computation, *, terminate: bool, now: float, effects: Effects) -> None:
-        if computation.state is ComputationState.CLEANING:
-            return
-        if terminate:
-            jobs = [job.job for job in lease.jobs.values() if job.computation is computation]
-            self.desk.cancel(lease, jobs, now, effects)
-        computation.state = ComputationState.CLOSING
-
-    # ---- computations ----
-
-    def _computation(self, key: ComputationId) -> Computation | None:
-        return None if self.lease is None else self.lease.computations.get(key)
-
-    def _on_prepared(self, event: ev.ComputationPrepared, effects: Effects) -> None:
-        computation = self._computation(event.computation)
-        if computation is None or computation.state is ComputationState.CLEANING:
-            return
-        computation.prepared = True
-        if computation.state is ComputationState.OPENING:
-            computation.state = ComputationState.READY
-            self._tell(msg.ComputationReady(computation.id), effects)
-
-    def _tell(self, message: msg.AnyMessage, effects: Effects) -> None:
-        if self.lease is not None and self.lease.peer is not None:
-            effects.sends.append(Send(self.lease.peer, message))
-
-    def _on_failed(self, event: ev.ComputationFailed, effects: Effects) -> None:
-        computation = self._computation(event.computation)
-        if computation is not None and computation.state is not ComputationState.CLEANING:
-            self._refuse(computation, event.reason, event.trace, final=event.final, effects=effects)
-
-    def _refuse(self, computation: Computation, reason: str, trace: str, *, final: bool, effects: Effects) -> None:
-        """Say that it cannot run here, give its jobs back, remove it."""
-        lease = self.lease
-        assert lease is not None
-        self.desk.give_back(lease, computation, effects)
-        if computation.state is not ComputationState.CLOSING:
-            self._tell(msg.ComputationRefused(computation.id, reason, trace, final), effects)
-            computation.told_closed = True
-        computation.prepared = False
-        computation.state = ComputationState.CLOSING
-
-    def _on_cleaned(self, event: ev.ComputationCleaned, effects: Effects) -> None:
-        computation = self._computation(event.computation)
-        if computation is None or computation.state is not ComputationState.CLEANING:
-            return
-        lease = self.lease
-        assert lease is not None
-        self.desk.forget_workers(computation)
-        del lease.computations[computation.id]
-        if not computation.told_closed:
-            self._tell(msg.ComputationClosed(computation.id, event.trace), effects)
-        if computation.reopen is not None and lease.peer is not None:
-            spec, setup_args = computation.reopen
-            self._open(lease, spec.id, Computation(spec, setup_args), effects)
-
-    def _on_fork_server_died(self, event: ev.ForkServerDied, now: float, effects: Effects) -> None:
-        computation = self._computation(event.computation)
-        if computation is None or computation.state is ComputationState.CLEANING:
-            return
-        lease = self.lease
-        assert lease is not None
-        for worker in list(computation.workers.values()):
-            running = next(iter(worker.jobs), 0)
-            death = ev.WorkerDied(worker.id, running, event.cause, ended=now + self.wall_offset)
-            self.desk.worker_died(lease, death, now, effects)
-        computation.prepared = False
-        computation.deaths += 1
-        self._restart(computation, f"its fork server died {computation.deaths} times; last: {event.cause}", effects)
-
-    def _restart(self, computation: Computation, reason: str, effects: Effects) -> None:
-        if computation.deaths >= FORK_SERVER_LIVES:
-            self._refuse(computation, reason, "", final=True, effects=effects)
-        else:
-            effects.actions.append(RestartComputation(computation.id))
-
-    def _on_worker_died(self, event: ev.WorkerDied, now: float, effects: Effects) -> None:
-        computation = self.desk.worker_died(self.lease, event, now, effects)
-        if computation is not None and self.desk.gives_up(computation):
-            count = computation.stillborn
-            reason = f"{count} workers in a row ended before they could run a job; last: {event.cause}"
-            self._refuse(computation, reason, "", final=True, effects=effects)
-
     # ---- the end of things ----
 
     def _on_exit_asked(self, event: ev.ExitAsked, now: float, effects: Effects) -> None:
@@ -456,7 +342,8 @@ class NodeCore:
             return
         self.exiting = _Exiting(False)
         self.info = msgspec.structs.replace(self.info, cpus=0)
-        self._tell(msg.NodeDescribed(self.info), effects)
+        if lease is not None and lease.peer is not None:
+            effects.sends.append(Send(lease.peer, msg.NodeDescribed(self.info)))
 
     def _settle(self, now: float, effects: Effects) -> None:
         """Decide from the whole state what follows."""
@@ -472,11 +359,8 @@ class NodeCore:
         if lease.ended:
             for computation in lease.computations.values():
                 computation.reopen = None
-                self._close(lease, computation, terminate=False, now=now, effects=effects)
-        for computation in lease.computations.values():
-            if computation.state is ComputationState.CLOSING and computation.is_empty:
-                computation.state = ComputationState.CLEANING
-                effects.actions.append(CleanComputation(computation.id, computation.prepared))
+                self.computations.close(lease, computation, terminate=False, now=now, effects=effects)
+        self.computations.clean_empty(lease, effects)
         if lease.ended and not lease.computations:
             self._free(lease, now, effects)
 
@@ -507,7 +391,7 @@ class NodeCore:
             return
         if lease.is_idle:
             for computation in lease.computations.values():
-                self._close(lease, computation, terminate=False, now=now, effects=effects)
+                self.computations.close(lease, computation, terminate=False, now=now, effects=effects)
         if lease.computations:
             return
         if not lease.results.batches or lease.peer is None or late:

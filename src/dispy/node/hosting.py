@@ -16,8 +16,9 @@ from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef, ComputationId, ComputationSpec
 from dispy.node import events as ev
 from dispy.node.environments import Environments
+from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.workdir import Prefix, Workdir, Workdirs
-from dispy.node.workers import ForkServer, ForkServerSpec, Reply, SetupFailed, WorkerDeath
+from dispy.node.workers import ForkServer
 from dispy.secrets import SECRET_VARIABLES
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
 

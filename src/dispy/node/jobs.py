@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from dispy.model import Ending, HeldAttempt, JobDone, JobSpec
 from dispy.node import events as ev
-from dispy.node.effects import CancelInWorker, Effects, FetchArguments, ForgetArguments, Send, SignalWorker
+from dispy.node.arguments import ArgumentTable
+from dispy.node.effects import CancelInWorker, Effects, Send, SignalWorker
 from dispy.node.feeding import Feeder, requeue
 from dispy.node.serving import Computation, HeldJob, Lease, RecallRequest, clip, death_text
 from dispy.node.slots import Escalation, Worker, WorkerState
@@ -22,15 +22,6 @@ STILLBORN_MOST = 5
 """So many workers in a row that ended before they answered anything mean that the computation cannot run."""
 
 
-@dataclass(slots=True)
-class SharedArguments:
-    """Arguments that came as a blob, for as long as a job needs them."""
-
-    descriptor: int | None
-    """None while they are being fetched."""
-    jobs: set[HeldJob] = field(default_factory=set)
-
-
 class JobDesk:
     """The jobs of the lease and the workers that run them."""
 
@@ -38,7 +29,7 @@ class JobDesk:
 
     def __init__(self, cpus: int) -> None:
         self.feeder = Feeder(cpus)
-        self.arguments: dict[bytes, SharedArguments] = {}
+        self.arguments = ArgumentTable()
 
     # ---- in ----
 
@@ -65,7 +56,7 @@ class JobDesk:
                 queue.append(job)
             else:
                 job = HeldJob(number, spec.attempt, computation, None)
-                self._await_arguments(lease, job, spec, effects)
+                self.arguments.expect(lease, job, spec.blob, effects)
             jobs[number] = job
 
     def _is_new(self, lease: Lease, spec: JobSpec, now: float, effects: Effects) -> bool:
@@ -84,49 +75,12 @@ class JobDesk:
             self._cancel_given(held, now, effects)
         return True
 
-    def _await_arguments(self, lease: Lease, job: HeldJob, spec: JobSpec, effects: Effects) -> None:
-        assert spec.blob is not None
-        assert lease.peer is not None
-        job.blob = spec.blob
-        shared = self.arguments.get(spec.blob.name)
-        if shared is None:
-            shared = self.arguments[spec.blob.name] = SharedArguments(None)
-            effects.actions.append(FetchArguments(lease.peer, spec.blob))
-        shared.jobs.add(job)
-        if shared.descriptor is None:
-            job.computation.arriving[job.job] = job
-        else:
-            job.arguments = shared.descriptor
-            job.computation.queue.append(job)
-
-    def fetch_again(self, lease: Lease, effects: Effects) -> None:
-        """Another link speaks for the lease: what was being fetched comes over it."""
-        assert lease.peer is not None
-        for shared in self.arguments.values():
-            if shared.descriptor is None:
-                blob = next(iter(shared.jobs)).blob
-                assert blob is not None
-                effects.actions.append(FetchArguments(lease.peer, blob))
-
-    def arguments_fetched(self, lease: Lease | None, event: ev.ArgumentsFetched, effects: Effects) -> None:
-        """Queue the jobs that waited for them."""
-        shared = self.arguments.get(event.name)
-        if lease is None or shared is None or shared.descriptor is not None:
-            effects.actions.append(ForgetArguments(event.name))
-            return
-        shared.descriptor = event.descriptor
-        for job in sorted(shared.jobs, key=lambda job: job.job):
-            job.arguments = event.descriptor
-            del job.computation.arriving[job.job]
-            job.computation.queue.append(job)
-
     def arguments_failed(self, lease: Lease | None, event: ev.ArgumentsFailed, effects: Effects) -> None:
         """End the jobs that waited for them."""
-        shared = self.arguments.get(event.name)
-        if lease is None or shared is None or shared.descriptor is not None:
+        jobs = self.arguments.waiting(event.name)
+        if lease is None or not jobs:
             return
         text = f"its arguments did not reach the node: {event.reason}"
-        jobs = sorted(shared.jobs, key=lambda job: job.job)
         self._unqueue(jobs, effects)
         self._end(lease, jobs, Ending.DIED, text, effects)
 
@@ -160,7 +114,7 @@ class JobDesk:
             started, finished = reply.started_at, reply.ended_at
             seconds += finished - started
             if job.blob is not None:
-                self._release_arguments(job, effects)
+                self.arguments.release(job, effects)
             if lease.superseded and job in lease.superseded:
                 lease.superseded.remove(job)
                 continue
@@ -233,7 +187,7 @@ class JobDesk:
 
     def _end_running(self, lease: Lease, job: HeldJob, event: ev.WorkerDied, effects: Effects) -> None:
         if job.blob is not None:
-            self._release_arguments(job, effects)
+            self.arguments.release(job, effects)
         if job in lease.superseded:
             lease.superseded.remove(job)
             return
@@ -362,7 +316,7 @@ class JobDesk:
             for job in cancelled:
                 lease.superseded.discard(job)
                 if job.blob is not None:
-                    self._release_arguments(job, effects)
+                    self.arguments.release(job, effects)
             self._end(lease, current, Ending.NOT_STARTED, "", effects)
             jobs = [job for job in jobs if not job.cancelled]
         if not jobs:
@@ -417,23 +371,15 @@ class JobDesk:
             if job.computation.arriving.get(job.job) is job:
                 del job.computation.arriving[job.job]
             if job.blob is not None:
-                self._release_arguments(job, effects)
+                self.arguments.release(job, effects)
 
     def _let_go(self, lease: Lease, jobs: list[HeldJob], effects: Effects) -> list[HeldAttempt]:
         """Forget attempts that had not started."""
         for job in jobs:
             del lease.jobs[job.job]
             if job.blob is not None:
-                self._release_arguments(job, effects)
+                self.arguments.release(job, effects)
         return [HeldAttempt(job.job, job.attempt) for job in jobs]
-
-    def _release_arguments(self, job: HeldJob, effects: Effects) -> None:
-        assert job.blob is not None
-        shared = self.arguments[job.blob.name]
-        shared.jobs.discard(job)
-        if not shared.jobs:
-            del self.arguments[job.blob.name]
-            effects.actions.append(ForgetArguments(job.blob.name))
 
     # ---- out ----
 
@@ -488,7 +434,4 @@ class JobDesk:
         assert len(set(seen)) == len(seen), "a job is in two places"
         held = set() if lease is None else {*lease.jobs.values(), *lease.superseded}
         assert set(seen) == held, "a job is lost or left over"
-        for name, shared in self.arguments.items():
-            assert shared.jobs, "arguments that nobody needs"
-            assert shared.jobs <= held
-            assert all(job.blob is not None and job.blob.name == name for job in shared.jobs)
+        self.arguments.check(held)

@@ -17,21 +17,21 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import cloudpickle
 
 import dispy
-from dispy.errors import DispyError
 from dispy.node import channel, linux
-from dispy.node.channel import CANCEL, CELL_SIZE, MEMORY_AT_FORK, REPLY, RUNNING, STDERR_AT, STDOUT_AT
-from dispy.node.deaths import cause_of_death, exit_words, size_words
+from dispy.node.channel import CANCEL, CELL_SIZE, REPLY, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.deaths import cause_of_death, exit_words
 from dispy.node.forkserver import FRESH
 from dispy.node.hygiene import read_output
 from dispy.node.outbox import Outbox
+from dispy.node.replies import ForkServerHandler, ForkServerSpec, Reply, SetupFailed, WorkerDeath
+from dispy.node.watch import Watch, WorkerRecord
 
 _BOOT: Final = (
     "import sys; sys.path[:0] = sys.argv[3:]; from dispy.node.forkserver import main; "
@@ -40,157 +40,10 @@ _BOOT: Final = (
 """Our own folders come first while we import from them, and last when user code is loaded."""
 _MARK: Final = "DISPY_FORK_SERVER"
 """Variable in the environment of a fork server: tells its orphans from other children of this process."""
-_WATCH_INTERVAL: Final = 0.03
-_START_TIMEOUT: Final = 10.0
-"""Seconds within which a forked worker must run; one that does not hangs on a lock of setup's."""
 _END_TIMEOUT: Final = 5.0
 _SWEEP_INTERVAL: Final = 0.005
 _TAIL_SIZE: Final = 64 << 10
-_KILL_AT: Final = 10
-"""Times the output limit at which a job is ended."""
 _BUFFER_SIZE: Final = 1 << 20
-
-
-class SetupFailed(DispyError):
-    """A computation could not be loaded, or its setup failed."""
-
-    def __init__(self, reason: str, trace: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.trace = trace
-
-
-@dataclass(frozen=True, slots=True)
-class ForkServerSpec:
-    """What a fork server is started with."""
-
-    python: str
-    """Path of the interpreter."""
-    cwd: Path
-    """The computation's directory."""
-    env: Mapping[str, str]
-    kind: str
-    """`function` or `program`."""
-    name: str
-    code: bytes | None = None
-    program: str = ""
-    """Relative to `cwd`, or absolute."""
-    setup_args: bytes = b""
-    job_names: Mapping[str, str] = field(default_factory=dict)
-    output_limit: int = 16 << 20
-
-
-@dataclass(slots=True)
-class Reply:
-    """How a worker's attempt ended; the body is result, stdout, stderr and error text, one after another."""
-
-    sequence: int
-    ending: int
-    started_at: float
-    ended_at: float
-    result_size: int
-    stdout_size: int
-    stderr_size: int
-    error_size: int
-    body: bytes
-    fd: int | None = None
-    """A memfd with the body instead, when it is large; the receiver closes it."""
-
-
-@dataclass(slots=True)
-class WorkerDeath:
-    """A worker has ended; all that it had answered was delivered before."""
-
-    running: int
-    """Sequence of the job that it had claimed and not answered; 0 = none. Jobs behind it have not started."""
-    cause: str
-    """For people: `exit code 3`, `killed by SIGSEGV (segmentation fault)`, …"""
-    stdout: bytes = b""
-    stderr: bytes = b""
-    """What the running job had written, or the worker itself before its first one."""
-    started: float = 0.0
-    """Wall clock at which the job was seen running, or at which the worker was fed it; 0 without one."""
-    limited: bool = False
-    """The output limit ended it: the attempt's ending is LIMITED, not DIED."""
-    expected: bool = False
-    """It ended as it was asked to, or because a job left it unfit for another: nothing went wrong."""
-
-
-class ForkServerHandler(Protocol):
-    """Who is told; every method is called on the event loop."""
-
-    def worker_forked(self, worker: int, pid: int) -> None:
-        """It runs and takes jobs."""
-
-    def worker_answered(self, worker: int, replies: list[Reply]) -> None:
-        """All that one read brought, in order."""
-
-    def worker_died(self, worker: int, death: WorkerDeath) -> None:
-        """It is gone, with everything that it had started."""
-
-    def jobs_recalled(self, worker: int, first: int, before: int) -> None:
-        """The jobs first <= sequence < before have not started and will not."""
-
-    def fork_server_died(self, cause: str) -> None:
-        """It is gone, with everything below it; `worker_died` was called for each worker before."""
-
-
-class _Worker:
-    """One worker as the daemon sees it."""
-
-    __slots__ = (
-        "answered",
-        "begun_at",
-        "cancels",
-        "cell",
-        "cell_map",
-        "early",
-        "expected",
-        "fed",
-        "fed_at",
-        "forked_at",
-        "limited",
-        "number",
-        "open",
-        "outbox",
-        "outputs",
-        "pid",
-        "punched",
-        "rest",
-        "seen",
-        "socket",
-    )
-
-    def __init__(self, number: int, sock: socket.socket, outbox: Outbox) -> None:
-        self.number = number
-        self.socket = sock
-        self.outbox = outbox
-        self.outputs = (_output_file("stdout"), _output_file("stderr"))
-        self.cell_map = mmap.mmap(-1, 1)
-        self.cell = memoryview(b"")
-        self.pid = 0
-        self.forked_at = 0.0
-        self.answered = 0
-        """Highest sequence that it answered."""
-        self.fed = 0
-        """Highest sequence that it was given."""
-        self.fed_at = 0.0
-        self.open = 0
-        """Jobs that it was given and that are neither answered nor recalled."""
-        self.rest = b""
-        self.early: list[Reply] = []
-        """Answers that came before the fork server reported the fork."""
-        self.seen = 0
-        """Sequence that the watch saw running, since `begun_at`."""
-        self.begun_at = 0.0
-        self.punched = [0, 0]
-        self.cancels: list[int] = []
-        self.limited: tuple[int, str] = (0, "")
-        self.expected = False
-
-
-def _output_file(name: str) -> int:
-    return os.memfd_create(f"dispy-{name}", os.MFD_CLOEXEC)
 
 
 class ForkServer:
@@ -199,14 +52,14 @@ class ForkServer:
     def __init__(self, spec: ForkServerSpec, handler: ForkServerHandler) -> None:
         self._spec = spec
         self._handler = handler
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, WorkerRecord] = {}
         self._reader = channel.ControlReader()
         self._buffer = bytearray(_BUFFER_SIZE)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._mark = uuid.uuid4().hex
         self._pids: set[int] = set()
-        self._watching: asyncio.TimerHandle | None = None
+        self._watch = Watch(self._workers, spec.output_limit, self.signal)
         self._ended: asyncio.Future[None] | None = None
         self.pid = 0
         """Process id of the fork server, and of its guard as long as it has not reported."""
@@ -293,8 +146,7 @@ class ForkServer:
         self._outbox.close()
         self._control.close()  # the guard and the fork server see it and end all
         self._control = None
-        if self._watching is not None:
-            self._watching.cancel()
+        self._watch.stop()
         for worker in list(self._workers.values()):
             self._forget(worker)
         for future in (self._loaded, self._cleaned):
@@ -352,7 +204,7 @@ class ForkServer:
             return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        new = _Worker(worker, ours, Outbox(ours, self._loop))
+        new = WorkerRecord(worker, ours, Outbox(ours, self._loop))
         cell = os.memfd_create("dispy-cell", os.MFD_CLOEXEC)
         os.ftruncate(cell, CELL_SIZE)
         new.cell_map = mmap.mmap(cell, CELL_SIZE)
@@ -388,8 +240,7 @@ class ForkServer:
                 to.fed_at = time.time()
             to.fed = jobs[-1][0]
             to.open += len(jobs)
-        if self._watching is None:
-            self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
+        self._watch.wake()
 
     def recall(self, worker: int, before: int) -> None:
         """Take back the jobs below `before` that have not started; `jobs_recalled` names them (perhaps none)."""
@@ -404,7 +255,7 @@ class ForkServer:
         if to.cancels[0] == sequence:
             self._interrupt(to)
 
-    def _interrupt(self, worker: _Worker) -> None:
+    def _interrupt(self, worker: WorkerRecord) -> None:
         sequence = worker.cancels[0]
         worker.cell[CANCEL] = sequence
         self.signal(worker.number, sequence, signal.SIGINT)
@@ -431,7 +282,7 @@ class ForkServer:
             return b"", b""
         return self._written(of, STDOUT_AT, _TAIL_SIZE), self._written(of, STDERR_AT, _TAIL_SIZE)
 
-    def _written(self, worker: _Worker, word: int, most: int) -> bytes:
+    def _written(self, worker: WorkerRecord, word: int, most: int) -> bytes:
         fd = worker.outputs[word - STDOUT_AT]
         end = os.fstat(fd).st_size
         at = max(worker.cell[word], end - most)
@@ -462,8 +313,7 @@ class ForkServer:
                 worker.pid = info["pid"]
                 self._pids.add(worker.pid)
                 worker.forked_at = time.monotonic()
-                if self._watching is None:
-                    self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
+                self._watch.wake()
                 self._handler.worker_forked(worker.number, worker.pid)
                 self._deliver(worker, worker.early)
         elif kind == channel.DIED:
@@ -481,7 +331,7 @@ class ForkServer:
         elif kind == channel.LOADED:
             self.pid = info["pid"]
             self._pids.add(self.pid)
-            self.setup_in = info["setup_in"]
+            self.setup_in = self._watch.setup_in = info["setup_in"]
             if not self._loaded.done():
                 self._loaded.set_result(None)
         elif kind == channel.FAILED:
@@ -490,7 +340,7 @@ class ForkServer:
         elif kind == channel.CLEANED and not self._cleaned.done():
             self._cleaned.set_result(info["trace"])
 
-    def _on_worker_death(self, worker: _Worker, cause: str, status: int | None) -> None:
+    def _on_worker_death(self, worker: WorkerRecord, cause: str, status: int | None) -> None:
         self._drain(worker)
         if worker.number not in self._workers:
             return  # the handler has killed the fork server while it was told of the last answers
@@ -508,7 +358,7 @@ class ForkServer:
         self._forget(worker)
         self._handler.worker_died(worker.number, death)
 
-    def _extent(self, worker: _Worker, word: int) -> tuple[int, int, int]:
+    def _extent(self, worker: WorkerRecord, word: int) -> tuple[int, int, int]:
         fd = worker.outputs[word - STDOUT_AT]
         return fd, worker.cell[word], os.fstat(fd).st_size
 
@@ -532,7 +382,7 @@ class ForkServer:
         if not loading:
             self._handler.fork_server_died(cause)
 
-    def _forget(self, worker: _Worker) -> None:
+    def _forget(self, worker: WorkerRecord) -> None:
         self._workers.pop(worker.number, None)
         self._loop.remove_reader(worker.socket)
         worker.outbox.close()
@@ -544,14 +394,14 @@ class ForkServer:
 
     # Answers of workers
 
-    def _on_readable(self, worker: _Worker) -> None:
+    def _on_readable(self, worker: WorkerRecord) -> None:
         replies: list[Reply] = []
         more = self._read(worker, replies)
         if not more:
             self._loop.remove_reader(worker.socket)  # death is what the fork server says, never the end of the stream
         self._deliver(worker, replies)
 
-    def _drain(self, worker: _Worker) -> None:
+    def _drain(self, worker: WorkerRecord) -> None:
         """Read all that a dead worker had sent."""
         replies: list[Reply] = []
         before = -1
@@ -560,7 +410,7 @@ class ForkServer:
                 break
         self._deliver(worker, replies)
 
-    def _read(self, worker: _Worker, replies: list[Reply]) -> bool:
+    def _read(self, worker: WorkerRecord, replies: list[Reply]) -> bool:
         """One read; False when nothing more can be there."""
         buffer = self._buffer
         try:
@@ -590,14 +440,14 @@ class ForkServer:
         worker.rest = bytes(data[at:])
         return True
 
-    def _uncancel(self, worker: _Worker, first: int, before: int) -> None:
+    def _uncancel(self, worker: WorkerRecord, first: int, before: int) -> None:
         """Recalled jobs need no interrupt; whoever is next in line gets it."""
         stands = worker.cancels[:1]
         worker.cancels = [sequence for sequence in worker.cancels if not first <= sequence < before]
         if worker.cancels and worker.cancels[:1] != stands:
             self._interrupt(worker)
 
-    def _deliver(self, worker: _Worker, replies: list[Reply]) -> None:
+    def _deliver(self, worker: WorkerRecord, replies: list[Reply]) -> None:
         if not worker.pid:
             worker.early = worker.early + replies
             return
@@ -609,53 +459,6 @@ class ForkServer:
         if worker.cancels:
             self._uncancel(worker, 0, worker.answered + 1)
         self._handler.worker_answered(worker.number, replies)
-
-    # The watch over running jobs
-
-    def _watch(self) -> None:
-        self._watching = None
-        busy = False
-        for worker in list(self._workers.values()):
-            if not worker.cell[MEMORY_AT_FORK] and worker.forked_at:
-                busy = True
-                self._look_at_start(worker)
-            elif worker.open:
-                busy = True
-                self._look_at_output(worker)
-        if busy and self._watching is None:
-            self._watching = self._loop.call_later(_WATCH_INTERVAL, self._watch)
-
-    def _look_at_start(self, worker: _Worker) -> None:
-        if self.setup_in == "node" and time.monotonic() - worker.forked_at > _START_TIMEOUT:
-            worker.forked_at = time.monotonic()
-            self.signal(worker.number, 0, signal.SIGKILL)
-
-    def _look_at_output(self, worker: _Worker) -> None:
-        cell = worker.cell
-        running = cell[RUNNING]
-        if not running:
-            return
-        if worker.seen != running:
-            worker.seen = running
-            worker.begun_at = time.time()
-        half = self._spec.output_limit // 2
-        for index, word in enumerate((STDOUT_AT, STDERR_AT)):
-            at = cell[word]
-            end = os.fstat(worker.outputs[index]).st_size
-            if end - at <= 2 * half:
-                continue
-            if cell[RUNNING] != running:
-                return
-            # Offsets only grow, so that this part can never belong to a later job.
-            begin = max(at + half, worker.punched[index])
-            if end - half > begin:
-                linux.punch(worker.outputs[index], begin, end - half - begin)
-                worker.punched[index] = end - half
-            if end - at > _KILL_AT * self._spec.output_limit and worker.limited[0] != running:
-                name = ("stdout", "stderr")[index]
-                limit = f"{size_words(self._spec.output_limit)} are kept, {_KILL_AT} times as much ends a job"
-                worker.limited = (running, f"it wrote {size_words(end - at)} to {name} ({limit})")
-                self.signal(worker.number, running, signal.SIGKILL)
 
 
 def _cause(info: dict[str, Any]) -> str:

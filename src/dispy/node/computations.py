@@ -1,0 +1,151 @@
+"""What becomes of the computations of a lease: opened, prepared, refused, started again, closed, cleaned.
+
+Part of the node's core: events in, effects out, nothing else.
+"""
+
+from __future__ import annotations
+
+from dispy.model import ComputationId
+from dispy.node import events as ev
+from dispy.node.effects import CleanComputation, Effects, PrepareComputation, RestartComputation, Send
+from dispy.node.jobs import JobDesk
+from dispy.node.serving import Computation, ComputationState, Lease
+from dispy.wire import messages as msg
+
+FORK_SERVER_LIVES = 3
+"""A fork server that died so often is not started again."""
+
+
+class ComputationDesk:
+    """The computations of the lease. Every method takes the lease; nothing is kept here."""
+
+    __slots__ = ("_jobs",)
+
+    def __init__(self, jobs: JobDesk) -> None:
+        self._jobs = jobs
+
+    # ---- what the scheduler asks ----
+
+    def ask_open(self, lease: Lease, message: msg.OpenComputation, effects: Effects, *, ending: bool) -> None:
+        """Prepare it, unless the node is `ending`; one that is closing is opened again afterwards."""
+        assert lease.peer is not None
+        spec = message.computation
+        computation = lease.computations.get(spec.id)
+        if ending or lease.ended:
+            refusal = msg.ComputationRefused(spec.id, "the node is ending", final=False)
+            effects.sends.append(Send(lease.peer, refusal))
+        elif computation is None:
+            self._open(lease, spec.id, Computation(spec, message.setup_args), effects)
+        elif computation.state is ComputationState.READY:
+            effects.sends.append(Send(lease.peer, msg.ComputationReady(spec.id)))
+        elif computation.state is not ComputationState.OPENING:
+            computation.reopen = (spec, message.setup_args)
+
+    def _open(self, lease: Lease, key: ComputationId, computation: Computation, effects: Effects) -> None:
+        assert lease.peer is not None
+        lease.computations[key] = computation
+        effects.actions.append(PrepareComputation(lease.peer, computation.spec, computation.setup_args))
+
+    def ask_close(self, lease: Lease, message: msg.CloseComputation, now: float, effects: Effects) -> None:
+        """Close it when its jobs have ended; ComputationClosed is said in any case."""
+        assert lease.peer is not None
+        computation = lease.computations.get(message.computation)
+        if computation is None:
+            effects.sends.append(Send(lease.peer, msg.ComputationClosed(message.computation)))
+            return
+        computation.reopen = None
+        # also one that was refused and is being cleaned: whoever asks for a close waits for the answer
+        computation.told_closed = False
+        self.close(lease, computation, terminate=message.terminate, now=now, effects=effects)
+
+    def close(self, lease: Lease, computation: Computation, *, terminate: bool, now: float, effects: Effects) -> None:
+        """Take no more jobs of it; with `terminate` end those that are here."""
+        if computation.state is ComputationState.CLEANING:
+            return
+        if terminate:
+            jobs = [job.job for job in lease.jobs.values() if job.computation is computation]
+            self._jobs.cancel(lease, jobs, now, effects)
+        computation.state = ComputationState.CLOSING
+
+    def clean_empty(self, lease: Lease, effects: Effects) -> None:
+        """Clear away what is closing and has no jobs."""
+        for computation in lease.computations.values():
+            if computation.state is ComputationState.CLOSING and computation.is_empty:
+                computation.state = ComputationState.CLEANING
+                effects.actions.append(CleanComputation(computation.id, computation.prepared))
+
+    # ---- what happens to them ----
+
+    def prepared(self, lease: Lease | None, event: ev.ComputationPrepared, effects: Effects) -> None:
+        """Its fork server stands."""
+        if lease is None or (computation := _living(lease, event.computation)) is None:
+            return
+        computation.prepared = True
+        if computation.state is ComputationState.OPENING:
+            computation.state = ComputationState.READY
+            _tell(lease, msg.ComputationReady(computation.id), effects)
+
+    def failed(self, lease: Lease | None, event: ev.ComputationFailed, effects: Effects) -> None:
+        """It could not be prepared."""
+        if lease is not None and (computation := _living(lease, event.computation)) is not None:
+            self._refuse(lease, computation, event.reason, event.trace, final=event.final, effects=effects)
+
+    def _refuse(
+        self, lease: Lease, computation: Computation, reason: str, trace: str, *, final: bool, effects: Effects
+    ) -> None:
+        """Say that it cannot run here, give its jobs back, remove it."""
+        self._jobs.give_back(lease, computation, effects)
+        if computation.state is not ComputationState.CLOSING:
+            _tell(lease, msg.ComputationRefused(computation.id, reason, trace, final), effects)
+            computation.told_closed = True
+        computation.prepared = False
+        computation.state = ComputationState.CLOSING
+
+    def cleaned(self, lease: Lease | None, event: ev.ComputationCleaned, effects: Effects) -> None:
+        """Nothing of it is left."""
+        computation = None if lease is None else lease.computations.get(event.computation)
+        if lease is None or computation is None or computation.state is not ComputationState.CLEANING:
+            return
+        self._jobs.forget_workers(computation)
+        del lease.computations[computation.id]
+        if not computation.told_closed:
+            _tell(lease, msg.ComputationClosed(computation.id, event.trace), effects)
+        if computation.reopen is not None and lease.peer is not None:
+            spec, setup_args = computation.reopen
+            self._open(lease, spec.id, Computation(spec, setup_args), effects)
+
+    def fork_server_died(
+        self, lease: Lease | None, event: ev.ForkServerDied, now: float, wall: float, effects: Effects
+    ) -> None:
+        """End the jobs that ran below it and start it again, some times. `wall` is the wall clock at `now`."""
+        if lease is None or (computation := _living(lease, event.computation)) is None:
+            return
+        for worker in list(computation.workers.values()):
+            running = next(iter(worker.jobs), 0)
+            death = ev.WorkerDied(worker.id, running, event.cause, ended=wall)
+            self._jobs.worker_died(lease, death, now, effects)
+        computation.prepared = False
+        computation.deaths += 1
+        if computation.deaths < FORK_SERVER_LIVES:
+            effects.actions.append(RestartComputation(computation.id))
+        else:
+            reason = f"its fork server died {computation.deaths} times; last: {event.cause}"
+            self._refuse(lease, computation, reason, "", final=True, effects=effects)
+
+    def worker_died(self, lease: Lease | None, event: ev.WorkerDied, now: float, effects: Effects) -> None:
+        """A worker ended; a computation whose workers cannot live is refused."""
+        computation = self._jobs.worker_died(lease, event, now, effects)
+        if lease is not None and computation is not None and self._jobs.gives_up(computation):
+            count = computation.stillborn
+            reason = f"{count} workers in a row ended before they could run a job; last: {event.cause}"
+            self._refuse(lease, computation, reason, "", final=True, effects=effects)
+
+
+def _living(lease: Lease, key: ComputationId) -> Computation | None:
+    computation = lease.computations.get(key)
+    return None if computation is None or computation.state is ComputationState.CLEANING else computation
+
+
+def _tell(lease: Lease, message: msg.AnyMessage, effects: Effects) -> None:
+    if lease.peer is not None:
+        effects.sends.append(Send(lease.peer, message))

@@ -1,0 +1,132 @@
+"""Carries out what the core decides about computations: fork servers, workers, and arguments that came as blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dispy.errors import NodeError, TransferError
+from dispy.model import ProcessId
+from dispy.node import effects as do
+from dispy.node import events as ev
+from dispy.node.callers import Callers
+from dispy.node.hosting import HostedComputation, NodePlaces
+
+logger = logging.getLogger("dispy.node")
+
+
+@dataclass(slots=True)
+class _SharedArguments:
+    """Arguments that are being fetched or lie in a memfd."""
+
+    peer: ProcessId
+    task: asyncio.Task[None] | None
+    descriptor: int | None = None
+
+
+class Performer:
+    """The computations that are hosted, and the arguments that their jobs share."""
+
+    def __init__(self, places: NodePlaces, callers: Callers, holder: Callable[[], str]) -> None:
+        self._places = places
+        self._callers = callers
+        self._holder = holder
+        self._loop = asyncio.get_running_loop()
+        self._hosted: dict[str, HostedComputation] = {}
+        self._arguments: dict[bytes, _SharedArguments] = {}
+        self.performers: Mapping[type, Callable[[Any], None]] = {
+            do.PrepareComputation: self._prepare,
+            do.RestartComputation: self._restart,
+            do.CleanComputation: self._clean,
+            do.ForkWorker: self._fork,
+            do.FeedWorker: self._feed,
+            do.RecallFromWorker: self._recall,
+            do.CancelInWorker: self._cancel,
+            do.SignalWorker: self._signal,
+            do.RetireWorker: self._retire,
+            do.FetchArguments: self._fetch_arguments,
+            do.ForgetArguments: self._forget_arguments,
+        }
+
+    async def close(self) -> None:
+        """End every computation and let its files go."""
+        for name in list(self._arguments):
+            self._forget_arguments(do.ForgetArguments(name))
+        await asyncio.gather(*(hosted.end() for hosted in self._hosted.values()))
+
+    def cleaned(self, computation: str) -> None:
+        """It is gone from here."""
+        self._hosted.pop(computation, None)
+
+    def _prepare(self, action: do.PrepareComputation) -> None:
+        spec = action.computation
+        hosted = HostedComputation(spec, action.setup_args, self._callers.exchange(action.peer), self._places)
+        self._hosted[spec.id] = hosted
+        logger.info("preparing %s for %s", spec.name, self._holder())
+        hosted.prepare()
+
+    def _restart(self, action: do.RestartComputation) -> None:
+        logger.warning("the fork server of %s died; starting it again", self._hosted[action.computation].spec.name)
+        self._hosted[action.computation].restart()
+
+    def _clean(self, action: do.CleanComputation) -> None:
+        self._hosted[action.computation].clean(run_cleanup=action.run_cleanup)
+
+    def _fork(self, action: do.ForkWorker) -> None:
+        if (server := self._hosted[action.computation].server) is not None:
+            server.fork(action.worker)
+
+    def _feed(self, action: do.FeedWorker) -> None:
+        if (server := self._hosted[action.computation].server) is not None:
+            server.feed(action.worker, action.jobs)
+
+    def _recall(self, action: do.RecallFromWorker) -> None:
+        if (server := self._hosted[action.computation].server) is not None:
+            server.recall(action.worker, action.before)
+
+    def _cancel(self, action: do.CancelInWorker) -> None:
+        if (server := self._hosted[action.computation].server) is not None:
+            server.cancel(action.worker, action.sequence)
+
+    def _signal(self, action: do.SignalWorker) -> None:
+        if (server := self._hosted[action.computation].server) is not None:
+            server.signal(action.worker, action.sequence, action.signal)
+
+    def _retire(self, action: do.RetireWorker) -> None:
+        if (server := self._hosted[action.computation].server) is not None:
+            server.retire(action.worker)
+
+    def _fetch_arguments(self, action: do.FetchArguments) -> None:
+        name = action.blob.name
+        shared = self._arguments.get(name)
+        if shared is not None and shared.peer == action.peer:
+            return
+        if shared is not None:
+            self._forget_arguments(do.ForgetArguments(name))
+        task = self._loop.create_task(self._fetch(action), name="fetch arguments")
+        self._arguments[name] = _SharedArguments(action.peer, task)
+
+    async def _fetch(self, action: do.FetchArguments) -> None:
+        name = action.blob.name
+        try:
+            descriptor = await self._callers.exchange(action.peer).fetch_memfd(action.blob)
+        except (TransferError, NodeError) as error:
+            self._arguments.pop(name, None)
+            self._places.post(ev.ArgumentsFailed(name, str(error)))
+            return
+        shared = self._arguments[name]
+        shared.task, shared.descriptor = None, descriptor
+        self._places.post(ev.ArgumentsFetched(name, descriptor))
+
+    def _forget_arguments(self, action: do.ForgetArguments) -> None:
+        shared = self._arguments.pop(action.name, None)
+        if shared is None:
+            return
+        if shared.task is not None:
+            shared.task.cancel()
+        if shared.descriptor is not None:
+            os.close(shared.descriptor)

@@ -1,0 +1,94 @@
+"""What a fork server is started with, what it and its workers answer, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from dispy.errors import DispyError
+
+
+class SetupFailed(DispyError):
+    """A computation could not be loaded, or its setup failed."""
+
+    def __init__(self, reason: str, trace: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.trace = trace
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerSpec:
+    """What a fork server is started with."""
+
+    python: str
+    """Path of the interpreter."""
+    cwd: Path
+    """The computation's directory."""
+    env: Mapping[str, str]
+    kind: str
+    """`function` or `program`."""
+    name: str
+    code: bytes | None = None
+    program: str = ""
+    """Relative to `cwd`, or absolute."""
+    setup_args: bytes = b""
+    job_names: Mapping[str, str] = field(default_factory=dict)
+    output_limit: int = 16 << 20
+
+
+@dataclass(slots=True)
+class Reply:
+    """How a worker's attempt ended; the body is result, stdout, stderr and error text, one after another."""
+
+    sequence: int
+    ending: int
+    started_at: float
+    ended_at: float
+    result_size: int
+    stdout_size: int
+    stderr_size: int
+    error_size: int
+    body: bytes
+    fd: int | None = None
+    """A memfd with the body instead, when it is large; the receiver closes it."""
+
+
+@dataclass(slots=True)
+class WorkerDeath:
+    """A worker has ended; all that it had answered was delivered before."""
+
+    running: int
+    """Sequence of the job that it had claimed and not answered; 0 = none. Jobs behind it have not started."""
+    cause: str
+    """For people: `exit code 3`, `killed by SIGSEGV (segmentation fault)`, …"""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    """What the running job had written, or the worker itself before its first one."""
+    started: float = 0.0
+    """Wall clock at which the job was seen running, or at which the worker was fed it; 0 without one."""
+    limited: bool = False
+    """The output limit ended it: the attempt's ending is LIMITED, not DIED."""
+    expected: bool = False
+    """It ended as it was asked to, or because a job left it unfit for another: nothing went wrong."""
+
+
+class ForkServerHandler(Protocol):
+    """Who is told; every method is called on the event loop."""
+
+    def worker_forked(self, worker: int, pid: int) -> None:
+        """It runs and takes jobs."""
+
+    def worker_answered(self, worker: int, replies: list[Reply]) -> None:
+        """All that one read brought, in order."""
+
+    def worker_died(self, worker: int, death: WorkerDeath) -> None:
+        """It is gone, with everything that it had started."""
+
+    def jobs_recalled(self, worker: int, first: int, before: int) -> None:
+        """The jobs first <= sequence < before have not started and will not."""
+
+    def fork_server_died(self, cause: str) -> None:
+        """It is gone, with everything below it; `worker_died` was called for each worker before."""

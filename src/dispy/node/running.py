@@ -1,0 +1,110 @@
+"""A node from its start to its end: one line that says what was started, signals, service managers, the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+
+from dispy.errors import DispyError, SettingsError
+from dispy.node.service import NodeService
+from dispy.node.settings import NodeSettings
+
+logger = logging.getLogger("dispy.node")
+
+
+def run(node_settings: NodeSettings, *, daemon: bool) -> int:
+    """Run a node until it ends; returns the exit code.
+
+    Raises:
+        SettingsError: it cannot be run as it was asked to.
+    """
+    try:
+        return asyncio.run(_serve(node_settings, daemon=daemon))
+    except SettingsError:
+        raise
+    except (DispyError, OSError) as error:
+        logger.error("dispynode cannot run: %s", error)
+        return 1
+
+
+async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
+    service = NodeService(node_settings)
+    await service.start()
+    take_signals(service, daemon=daemon)
+    if os.geteuid() == 0:
+        logger.warning("running as root: jobs of clients run as root as well; a user of its own is better")
+    if service.callers.port_notice:
+        logger.warning("%s", service.callers.port_notice)
+    logger.info("%s", _ready_line(service))
+    _tell_systemd("READY=1")
+    return await until_ended(service)
+
+
+async def until_ended(service: NodeService) -> int:
+    """Wait for the end of a node that was started, and clear it away; returns the exit code."""
+    try:
+        reason = await service.ended
+    finally:
+        _tell_systemd("STOPPING=1")
+        await service.close()
+    logger.info("ended: %s", reason)
+    return 1 if reason.startswith("cannot ") else 0
+
+
+def take_signals(service: NodeService, *, daemon: bool) -> None:
+    """Let SIGINT end the node in order, SIGTERM and SIGHUP at once (a daemon ignores SIGHUP)."""
+    loop = asyncio.get_running_loop()
+    interrupts = 0
+
+    def interrupted() -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts == 1:
+            logger.info("ending after the jobs that are here (again: ending now)")
+        service.ask_exit(at_once=interrupts > 1)
+
+    def terminated() -> None:
+        logger.info("ending now")
+        service.ask_exit(at_once=True)
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    loop.add_signal_handler(signal.SIGTERM, terminated)
+    loop.add_signal_handler(signal.SIGHUP, (lambda: None) if daemon else terminated)
+
+
+def _ready_line(service: NodeService) -> str:
+    """What a sysadmin wants to know, in one line."""
+    node = service.settings
+    where = ", ".join(f"{_shown(host)}:{service.callers.port}" for host in service.callers.hosts)
+    interfaces = ", ".join(node.interfaces) or "all"
+    parts = [
+        f"{node.name} is ready at {where}",
+        f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}",
+        f"secret: {node.credentials.source}",
+        f"interfaces: {interfaces}",
+    ]
+    if node.group:
+        parts.append(f"group: {node.group}")
+    if node.joins:
+        parts.append("joining " + ", ".join(f"{_shown(host)}:{port}" for host, port in node.joins))
+    parts.append(f"files in {node.prefix}")
+    return "; ".join(parts)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _tell_systemd(state: str) -> None:
+    """The notification protocol of service managers, where one listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    # A manager that does not listen must not stop the node.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())

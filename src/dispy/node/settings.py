@@ -1,0 +1,33 @@
+"""How a node is to be run: what the command line decides and the service obeys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispy.secrets import Credentials
+from dispy.settings import BASE_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """How a node is to be run."""
+
+    name: str
+    cpus: int
+    prefix: Path
+    credentials: Credentials
+    group: str = ""
+    hosts: tuple[str, ...] = ()
+    """Addresses or names to listen on; empty: as `interfaces` say."""
+    interfaces: tuple[str, ...] = ()
+    base_port: int = BASE_PORT
+    insist_on_port: bool = False
+    """The user named the port: do not take another one."""
+    ephemeral: bool = False
+    """Listen on any free port and take no part in discovery (the embedded node)."""
+    joins: tuple[tuple[str, int], ...] = ()
+    clean: bool = False
+    remove_prefix: bool = False
+    """Remove the directory at the end."""
+    oversubscribe: bool = False
