@@ -29,6 +29,7 @@ from dispy.model import (
     ProcessId,
     Role,
 )
+from dispy.node import service
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
 from dispy.secrets import credentials_from_key
@@ -356,6 +357,22 @@ def test_two_schedulers_one_after_the_other(settings: NodeSettings) -> None:
             assert refused.holder.since > 1e9
             anna.send(msg.ReleaseLease())
             await bert.hear(msg.LeaseGranted)
+
+    run(work)
+
+
+def test_the_load_is_looked_at_by_one_timer(settings: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a scheduler stays: a look must not start two further ones."""
+    monkeypatch.setattr(service, "LOAD_INTERVAL", 0.02)
+
+    async def work() -> None:
+        async with running(settings) as (node, anna):
+            await anna.lease(node)
+            for _ in range(10):
+                await anna.hear(msg.LoadMeasured)
+            timers: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+            looks = [each for each in timers if "_watch_load" in repr(each) and not each.cancelled()]
+            assert len(looks) == 1
 
     run(work)
 

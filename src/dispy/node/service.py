@@ -183,13 +183,14 @@ class NodeService:
         lease = self.core.lease
         if lease is None or lease.peer is None or self._closed:
             return
+        # Before the event, whose effects would start a timer of their own for the next look.
+        self._load_timer = self._loop.call_later(LOAD_INTERVAL, self._watch_load)
         try:
             avail = vitals.sample(self._prefix.path)
         except OSError as error:
             logger.debug("the load cannot be measured: %s", error)
         else:
             self.handle(ev.LoadSampled(avail))
-        self._load_timer = self._loop.call_later(LOAD_INTERVAL, self._watch_load)
 
     # ---- actions ----
 
