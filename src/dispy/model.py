@@ -196,6 +196,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     """What jobs can ask for by `dispy_tags`."""
     gpus: int = 0
+    closed: str = ""
+    """Why it offers no CPU now, for people; empty when it does."""
 
 
 class AvailInfo(msgspec.Struct, frozen=True):

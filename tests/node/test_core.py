@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dispy.model import (
     BlobRef,
@@ -620,6 +621,84 @@ def test_exit_now_does_not_wait_for_silent_workers(ready: Node) -> None:
     assert ready.wait(0.4).actions == [do.Exit("it was told to end now")]
 
 
+# ---- what the owner of the node does ----
+
+
+def described(node: Node, cpus: int, closed: str = "") -> Send:
+    holder = Holder("anna", "host", 1, "prog.py", WALL)
+    return Send(ANNA, msg.NodeDescribed(replace(node.info, holder=holder, cpus=cpus, closed=closed)))
+
+
+def test_without_an_offer_what_has_not_started_goes_back_and_workers_end(ready: Node) -> None:
+    ready.run(1, 2, 3)
+    effects = ready.handle(ev.OfferChanged(0, "stopped"))
+    assert effects.sends == [described(ready, 0, "stopped"), recalled(3)]
+    assert ready.handle(ev.OfferChanged(0, "stopped")) == Effects()
+    assert ready.run(4).sends == [recalled(4)]
+    assert ready.handle(ev.WorkerRecalled(1, 3, 3)).actions == []
+    effects = ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    assert effects == Effects([do.RetireWorker(MAP, 1)], [done(3, 1)])
+
+
+def test_an_offer_that_comes_back_is_used_again(ready: Node) -> None:
+    ready.handle(ev.OfferChanged(0, "stopped"))
+    ready.handle(ev.WorkerDied(1, 0, "retired", expected=True))
+    ready.handle(ev.WorkerDied(2, 0, "retired", expected=True))
+    assert ready.handle(ev.OfferChanged(1)).sends == [described(ready, 1)]
+    assert ready.run(1, 2).actions == [do.ForkWorker(MAP, 3)]
+
+
+def test_fewer_cpus_end_the_workers_beyond(ready: Node) -> None:
+    ready.run(1)
+    assert ready.handle(ev.OfferChanged(1)).actions == [do.RetireWorker(MAP, 2)]
+    ready.handle(ev.WorkerDied(2, 0, "retired", expected=True))
+    assert ready.run(2).actions == []
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions == [fed(1, 3)]
+
+
+def test_a_free_node_is_announced_when_it_offers_something_again(node: Node) -> None:
+    assert node.handle(ev.OfferChanged(0, "stopped")).actions == []
+    assert node.handle(ev.OfferChanged(2)).actions == [do.Announce()]
+    assert node.handle(ev.OfferChanged(1)).actions == []
+
+
+def test_the_end_of_the_service_window_ends_the_lease_and_the_node_stays(ready: Node) -> None:
+    ready.run(1, 2)
+    ready.handle(ev.OfferChanged(0, "closed until 17:00"))
+    effects = ready.handle(ev.EndAsked("its service window is over"))
+    assert do.HangUp(ANNA, "its service window is over") in effects.actions
+    assert do.CancelInWorker(MAP, 1, 2) in effects.actions
+    ready.handle(ev.WorkerAnswered(1, [Answer(2, Ending.INTERRUPTED)]))
+    ready.handle(ev.WorkerAnswered(2, [Answer(2, Ending.INTERRUPTED)]))
+    assert ready.handle(ev.ComputationCleaned(MAP)) == Effects()
+    assert ready.core.lease is None
+    assert not ready.core.ended
+
+
+def test_a_holder_that_is_gone_is_released_on_demand(ready: Node) -> None:
+    assert ready.handle(ev.ReleaseAsked()) == Effects()
+    ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    assert ready.handle(ev.ReleaseAsked()) == Effects()
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions == [do.CleanComputation(MAP, True)]
+    assert ready.handle(ev.ComputationCleaned(MAP)).actions == [do.Announce()]
+
+
+def test_a_node_that_serves_two_programs_ends_after_the_second(node: Node) -> None:
+    node.core.serve = 2
+    node.lease()
+    node.handle(ev.LinkOpened(BERT))
+    node.said(msg.AskLease(b"B", OTHER), peer=BERT)
+    node.said(msg.ReleaseLease())
+    assert node.said(msg.ReleaseLease(), peer=BERT).actions == [do.Exit("it has served 2 programs")]
+
+
+def test_cleanup_may_end_the_node(ready: Node) -> None:
+    ready.said(msg.CloseComputation(MAP))
+    effects = ready.handle(ev.ComputationCleaned(MAP, shutdown=True))
+    assert effects.actions == [do.Exit("it was told to end and its jobs are done")]
+
+
 # ---- a walk through everything ----
 
 
@@ -707,8 +786,10 @@ class World:
             self.perform(self.node.handle(event))
         elif choice < 0.65:
             self.work()
-        elif choice < 0.93:
+        elif choice < 0.92:
             self.speak()
+        elif choice < 0.94:
+            self.own()
         else:
             self.perform(self.node.wait(self.random.choice([0.001, 0.05, 1, 7, 90])))
 
@@ -727,6 +808,12 @@ class World:
         answers = [Answer(number, ended_at=50 + took) for number in jobs[:count]]
         del jobs[:count]
         self.perform(self.node.handle(ev.WorkerAnswered(worker, answers)))
+
+    def own(self) -> None:
+        """What the owner of the node may do at any time."""
+        cpus = self.random.choice([0, 1, 2, 4])
+        events = [ev.OfferChanged(cpus, "" if cpus else "x"), ev.EndAsked("x"), ev.ReleaseAsked()]
+        self.perform(self.node.handle(self.random.choice(events)))
 
     def speak(self) -> None:
         peer, token = self.random.choice([(ANNA, b"A"), (BERT, b"B")])

@@ -61,6 +61,8 @@ class NodeCore:
     wall_offset: float = 0.0
     grace: float = GRACE_TIMEOUT
     zombie_interval: float = ZOMBIE_INTERVAL
+    serve: int | None = None
+    """Leases after which the node ends; None: never."""
     lease: Lease | None = None
     line: list[Waiter] = field(default_factory=list)
     links: set[ProcessId] = field(default_factory=set)
@@ -68,6 +70,8 @@ class NodeCore:
     desk: JobDesk = field(init=False)
     computations: ComputationDesk = field(init=False)
     exiting: _Exiting | None = None
+    served: int = 0
+    """Leases that are over."""
     last_sequence: int = 0
     """Number of the last batch of results of all leases that are over."""
     ended: bool = False
@@ -105,6 +109,8 @@ class NodeCore:
                 self.computations.failed(self.lease, event, effects)
             case ev.ComputationCleaned():
                 self.computations.cleaned(self.lease, event, effects)
+                if event.shutdown:
+                    self._on_exit_asked(ev.ExitAsked(at_once=False), now, effects)
             case ev.ForkServerDied():
                 self.computations.fork_server_died(self.lease, event, now, now + self.wall_offset, effects)
             case ev.LinkOpened():
@@ -114,6 +120,12 @@ class NodeCore:
             case ev.LoadSampled():
                 if self.lease is not None and self.lease.peer is not None:
                     effects.sends.append(Send(self.lease.peer, msg.LoadMeasured(event.avail)))
+            case ev.OfferChanged():
+                self._on_offer_changed(event, effects)
+            case ev.EndAsked():
+                self._on_end_asked(event, now, effects)
+            case ev.ReleaseAsked():
+                self._on_release_asked(effects)
             case ev.ExitAsked():
                 self._on_exit_asked(event, now, effects)
             case _:
@@ -318,7 +330,8 @@ class NodeCore:
         assert lease.peer is not None
         computation = lease.computations.get(message.computation)
         takes = (ComputationState.OPENING, ComputationState.READY)
-        if computation is None or self.exiting or lease.ended or computation.state not in takes:
+        refuses = self.exiting or lease.ended or not self.info.cpus
+        if computation is None or refuses or computation.state not in takes:
             effects.sends.append(Send(lease.peer, _given_back(message.jobs)))
             return
         if sum([spec.size for spec in message.jobs]) != len(payload):
@@ -326,6 +339,43 @@ class NodeCore:
             self._hang_up(lease.peer, reason, now, effects)
             return
         self.desk.take(lease, computation, message.jobs, payload, now, effects)
+
+    # ---- what the node's owner wants ----
+
+    def _on_offer_changed(self, event: ev.OfferChanged, effects: Effects) -> None:
+        """Tell everybody; nothing new starts beyond the offer, and without one what has not started goes back."""
+        before = self.info
+        if self.exiting is not None or (before.cpus, before.closed) == (event.cpus, event.reason):
+            return
+        self.info = msgspec.structs.replace(before, cpus=event.cpus, closed=event.reason)
+        lease = self.lease
+        holder = None if lease is None else lease.holder
+        description = msg.NodeDescribed(msgspec.structs.replace(self.info, holder=holder))
+        effects.sends += [Send(peer, description) for peer in sorted(self.links)]
+        self.desk.feeder.resize(event.cpus, effects.actions)
+        if lease is not None:
+            if event.cpus:
+                lease.giving_back = False
+            else:
+                self.desk.give_back_all(lease, effects)
+        elif event.cpus and not before.cpus:
+            effects.actions.append(Announce())
+
+    def _on_end_asked(self, event: ev.EndAsked, now: float, effects: Effects) -> None:
+        lease = self.lease
+        if lease is None or lease.ended:
+            return
+        if lease.peer is not None:
+            self._hang_up(lease.peer, event.reason, now, effects)
+        lease.ended = True
+        for computation in lease.computations.values():
+            self.computations.close(lease, computation, terminate=True, now=now, effects=effects)
+
+    def _on_release_asked(self, effects: Effects) -> None:
+        lease = self.lease
+        if lease is not None and lease.peer is None and not lease.ended:
+            lease.zombie_at = None
+            self._expire(lease, effects)
 
     # ---- the end of things ----
 
@@ -371,12 +421,15 @@ class NodeCore:
             self._withdraw(lease.results.acknowledge(lease.results.sequence), effects)
         elif lease.results.batches:
             self.orphans[lease.token] = Orphan(lease.results, now + self.zombie_interval)
-        if self.line:
-            self._grant(self.line.pop(0), now, effects)
-        elif self.exiting is None:
-            effects.actions.append(Announce())
-        else:
+        self.served += 1
+        if self.exiting is not None:
             self._exit("it was told to end and its jobs are done", effects)
+        elif self.served == self.serve:
+            self._exit(f"it has served {self.served} program{'' if self.served == 1 else 's'}", effects)
+        elif self.line:
+            self._grant(self.line.pop(0), now, effects)
+        elif self.info.cpus:
+            effects.actions.append(Announce())
 
     def _settle_exit(self, exiting: _Exiting, now: float, effects: Effects) -> None:
         lease = self.lease

@@ -75,6 +75,8 @@ class ComputationCleaned:
 
     computation: ComputationId
     trace: str = ""
+    shutdown: bool = False
+    """Its cleanup function asked the node to end (`dispynode_shutdown`)."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,6 +156,26 @@ class LoadSampled:
 
 
 @dataclass(slots=True, frozen=True)
+class OfferChanged:
+    """The node offers so many CPUs from now on; 0 for a reason that people are told."""
+
+    cpus: int
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class EndAsked:
+    """Whoever holds the node must go, with everything that runs; the node stays."""
+
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class ReleaseAsked:
+    """Wait no longer for a holder that is gone."""
+
+
+@dataclass(slots=True, frozen=True)
 class ExitAsked:
     """The node shall end: after the jobs that are here, or at once."""
 
@@ -175,5 +197,8 @@ Event = (
     | ArgumentsFetched
     | ArgumentsFailed
     | LoadSampled
+    | OfferChanged
+    | EndAsked
+    | ReleaseAsked
     | ExitAsked
 )

@@ -74,6 +74,14 @@ class Feeder:
             worker.recalling = worker.sequence + 1
             actions.append(RecallFromWorker(worker.computation, worker.id, worker.recalling))
 
+    def resize(self, cpus: int, actions: list[Action]) -> None:
+        """Use so many CPUs from now on: workers beyond that end after the job that they run."""
+        self.cpus = cpus
+        staying = [each for each in self.workers.values() if each.state is not WorkerState.RETIRING]
+        staying.sort(key=_job_count)
+        for worker in staying[: max(0, len(staying) - cpus)]:
+            self.drain(worker, actions)
+
     def remove(self, worker: Worker, computation: Computation) -> None:
         """The worker is gone."""
         del self.workers[worker.id]

@@ -411,7 +411,8 @@ class JobDesk:
         """Recompute every table from the others."""
         workers = self.feeder.workers
         computations = {} if lease is None else lease.computations
-        assert len(workers) <= self.feeder.cpus, "more workers than CPUs"
+        staying = [each for each in workers.values() if each.state is not WorkerState.RETIRING]
+        assert len(staying) <= self.feeder.cpus, "more workers than CPUs"
         by_computation = {id: each for one in computations.values() for id, each in one.workers.items()}
         assert by_computation == workers, "workers and computations differ"
         seen: list[HeldJob] = []

@@ -60,6 +60,9 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
             return "no node has been found"
         if cluster.asked:
             return "nodes have been found and the cluster's owner has not said yet which it uses"
+        closed = [f"node {node.label} {_why_closed(node)}" for node in tables.nodes.values() if not node.info.cpus]
+        if len(closed) == len(tables.nodes):
+            return "; ".join(closed)
         return f"{_nodes(len(tables.nodes))} found, and the cluster uses none of them"
     ready = [share for share in cluster.shares.values() if share.is_usable]
     others = "; ".join(
@@ -79,6 +82,8 @@ def _why_not(share: Share) -> str:
         return f"refused: {share.reason}" if share.final else f"refused for now: {share.reason}"
     if node.broken_until is not None:
         return "lost its link and is given some time to come back"
+    if not node.info.cpus:
+        return _why_closed(node)
     if node.state is not NodeState.LEASED:
         return _why_not_leased(node)
     if node.is_suspect:
@@ -93,7 +98,11 @@ def _why_not(share: Share) -> str:
         case _ if share.is_paused:
             return "is deallocated for this cluster (allocate_node uses it again)"
         case _:
-            return "has all its CPUs busy" if node.info.cpus else "offers no CPU now"
+            return "has all its CPUs busy"
+
+
+def _why_closed(node: NodeRecord) -> str:
+    return f"offers no CPU now: {node.info.closed}" if node.info.closed else "offers no CPU now"
 
 
 def _why_not_leased(node: NodeRecord) -> str:

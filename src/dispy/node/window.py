@@ -1,0 +1,97 @@
+"""The hours in which a node serves: start, stop (no new jobs) and end (jobs are ended), every day; pure.
+
+All times are local wall clock, so that a day when clocks change has the same window as any other. A window may lie
+over midnight (17:00 to 07:00).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from enum import Enum
+
+from dispy.errors import SettingsError
+
+_MINUTES = 24 * 60
+
+
+class Phase(Enum):
+    """What the hour means for the node."""
+
+    OPEN = "open"
+    STOPPED = "stopped"
+    """Jobs that are here go on, no new ones start."""
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceWindow:
+    """Minutes after midnight. Without `end` jobs that run at `stop` may take their time."""
+
+    start: int
+    stop: int
+    end: int | None = None
+
+    def phase(self, local: datetime) -> Phase:
+        """What holds at this local time."""
+        since = (local.hour * 60 + local.minute - self.start) % _MINUTES
+        if since < (self.stop - self.start) % _MINUTES:
+            return Phase.OPEN
+        if self.end is None or since < (self.end - self.start) % _MINUTES:
+            return Phase.STOPPED
+        return Phase.CLOSED
+
+    def next_change(self, now: float, zone: tzinfo | None = None) -> float:
+        """The next instant (seconds since the epoch) at which the phase changes, in this zone or the machine's."""
+        minute = timedelta(minutes=1)
+        local = datetime.fromtimestamp(now, zone)
+        phase = self.phase(local)
+        # Instants, not local times, are counted: an hour that is skipped or comes twice needs no rule of its own.
+        at = now - (local.second + local.microsecond / 1e6)
+        for _ in range(2 * _MINUTES):
+            at += minute.total_seconds()
+            if self.phase(datetime.fromtimestamp(at, zone)) is not phase:
+                return at
+        raise AssertionError("a window without a change")  # its three times differ
+
+    def text(self, phase: Phase) -> str:
+        """Why no job starts in this phase, for people; empty when jobs do."""
+        if phase is Phase.OPEN:
+            return ""
+        return f"its service window begins at {clock_text(self.start)}"
+
+
+def service_window(start: str | None, stop: str | None, end: str | None) -> ServiceWindow | None:
+    """The window of three options, or None when none is given.
+
+    Raises:
+        SettingsError: a time is no HH:MM, one is missing, or their order is wrong.
+    """
+    if start is None and stop is None and end is None:
+        return None
+    if start is None or (stop is None and end is None):
+        raise SettingsError("a service window needs --service_start and --service_stop or --service_end (or both)")
+    begins = _minutes("--service_start", start)
+    ends = None if end is None else _minutes("--service_end", end)
+    stops = ends if stop is None else _minutes("--service_stop", stop)
+    assert stops is not None
+    if stops == begins or ends == begins:
+        raise SettingsError("a service window that ends when it starts has no time in it")
+    if ends is not None and (ends - begins) % _MINUTES < (stops - begins) % _MINUTES:
+        raise SettingsError(
+            f"--service_end {end} comes before --service_stop {stop}, seen from --service_start {start}"
+        )
+    return ServiceWindow(begins, stops, ends)
+
+
+def clock_text(minutes: int) -> str:
+    """HH:MM."""
+    return f"{minutes // 60:02}:{minutes % 60:02}"
+
+
+def _minutes(option: str, text: str) -> int:
+    match = re.fullmatch(r"(\d{1,2}):(\d\d)", text.strip())
+    if match is None or int(match[1]) > 23 or int(match[2]) > 59:
+        raise SettingsError(f"{option} {text!r}: give a time of day as HH:MM, from 00:00 to 23:59")
+    return int(match[1]) * 60 + int(match[2])
