@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dispy import config
     from dispy.cluster import ClusterStatus, JobCluster
     from dispy.errors import DispyError
     from dispy.job import DispyJob
@@ -34,6 +35,8 @@ _PUBLIC = {
     "logger": "dispy.logs",
 }
 
+_MODULES = ("config", "httpd")
+
 __all__ = [
     "ClusterStatus",
     "DispyError",
@@ -43,6 +46,7 @@ __all__ = [
     "JobCluster",
     "NodeAllocate",
     "__version__",
+    "config",
     "logger",
 ]
 
@@ -52,6 +56,8 @@ def __getattr__(name: str) -> object:
         from dispy.settings import VERSION
 
         return VERSION
+    if name in _MODULES:
+        return importlib.import_module(f"dispy.{name}")
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module 'dispy' has no attribute {name!r}")

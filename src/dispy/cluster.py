@@ -7,7 +7,7 @@ know.
 
 from __future__ import annotations
 
-import logging
+import inspect
 import os
 import secrets
 import threading
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from dispy import config, parameters
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import DispyJob
 from dispy.ledger import ClusterLedger
@@ -28,8 +29,9 @@ from dispy.report import cluster_report
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService, ServiceSettings
 from dispy.secrets import find_credentials
-from dispy.settings import INLINE_SIZE, base_port, names, variable
+from dispy.settings import INLINE_SIZE, base_port, variable
 from dispy.shipping import Shipment, dumps_arguments, pack
+from dispy.steering import NodeSteering
 
 _record_numbers = iter(range(1, 1 << 62))
 
@@ -41,7 +43,7 @@ class ClusterStatus(NamedTuple):
     jobs_pending: int
 
 
-class JobCluster:
+class JobCluster(NodeSteering):
     """Run a function or a program on all nodes that can be found.
 
     Args:
@@ -114,16 +116,34 @@ class JobCluster:
         cafile: str | None = None,
         group: str | None = None,
         insecure: bool = False,
+        **others: Any,
     ) -> None:
+        old = {"callback": callback, "ip_addr": ip_addr, "ext_ip_addr": ext_ip_addr}
+        now = parameters.renamed(
+            {
+                "job_status": job_status,
+                "host": host,
+                "ext_host": ext_host,
+                "dest_path": dest_path,
+                "reentrant": reentrant,
+                "recover_file": recover_file,
+                "dispy_port": dispy_port,
+            },
+            {name: value for name, value in old.items() if value is not None} | others,
+            _PARAMETERS,
+        )
+        dest_path = now["dest_path"]
         for name, text in {"secret": secret, "group": group, "dest_path": dest_path}.items():
             if text is not None and not isinstance(text, str):
                 raise SettingsError(f"{name} must be a string, not {text!r}")
         if loglevel is not None or variable("DISPY_LOGLEVEL"):
-            logger.setLevel(_loglevel(loglevel))
+            logger.setLevel(parameters.loglevel(loglevel))
         self.pid = os.getpid()
-        self.ping_interval = _interval("ping_interval", ping_interval, 1.0, 1000.0)
-        self.pulse_interval = _interval("pulse_interval", pulse_interval, 0.1, 1000.0)
-        self.poll_interval = _interval("poll_interval", poll_interval, 5.0, 1000.0)
+        self.ping_interval = parameters.interval("ping_interval", ping_interval, 1.0, 1000.0)
+        self.pulse_interval = parameters.interval("pulse_interval", pulse_interval, 0.1, 1000.0)
+        self.poll_interval = parameters.interval("poll_interval", poll_interval, 5.0, 1000.0)
+        on_job = parameters.fitting("job_status", now["job_status"], "job")
+        on_event = parameters.fitting("cluster_status", cluster_status, "status", "node", "job")
         items, local = parse_nodes(nodes)
         credentials = find_credentials(
             secret=secret,
@@ -139,12 +159,13 @@ class JobCluster:
         settings = ServiceSettings(
             credentials=credentials,
             group=(variable("DISPY_GROUP") or "") if group is None else group,
-            base_port=base_port(dispy_port),
-            interfaces=_interfaces(host if host is not None else ip_addr),
+            base_port=base_port(config.DispyPort if now["dispy_port"] is None else now["dispy_port"]),
+            client_port=config.ClientPort if now["dispy_port"] is None else now["dispy_port"],
+            interfaces=parameters.interfaces(now["host"]),
             pulse_interval=self.pulse_interval,
         )
         cleanup_function = cleanup if callable(cleanup) else None
-        shipment = pack(computation, depends or (), setup=_called("setup", setup), cleanup=cleanup_function)
+        shipment = pack(computation, depends or (), setup=parameters.called("setup", setup), cleanup=cleanup_function)
         self._shipment = shipment
         self._portal = portal()
         self.service: SchedulerService = service_for(self._portal, settings)
@@ -156,12 +177,12 @@ class JobCluster:
             items,
             local=local,
             may_embed=local or ([item.host for item in items] == ["*"] and variable("DISPY_LOCAL") != "never"),
-            reentrant=_truth("reentrant", reentrant),
+            reentrant=parameters.truth("reentrant", now["reentrant"]),
             interval=self.ping_interval,
         )
         ledger.cluster = self
-        ledger.job_status = _called("job_status", job_status if job_status is not None else callback)
-        ledger.cluster_status = _called("cluster_status", cluster_status)
+        ledger.job_status = on_job
+        ledger.cluster_status = on_event
         self._ledger = ledger
         self._id = spec.id
         self.start_time = time.time()
@@ -193,6 +214,24 @@ class JobCluster:
     def name(self) -> str:
         """The function's name or the program's path."""
         return self._ledger.spec.name
+
+    @property
+    def job_status(self) -> Callable[[DispyJob], Any] | None:
+        """Called with a job when it has ended; may be set at any time."""
+        return self._ledger.job_status
+
+    @job_status.setter
+    def job_status(self, function: Callable[[DispyJob], Any] | None) -> None:
+        self._ledger.job_status = parameters.fitting("job_status", function, "job")
+
+    @property
+    def cluster_status(self) -> Callable[[int, DispyNode | None, DispyJob | None], Any] | None:
+        """Called with (status, node, job) at every event; may be set at any time."""
+        return self._ledger.cluster_status
+
+    @cluster_status.setter
+    def cluster_status(self, function: Callable[[int, DispyNode | None, DispyJob | None], Any] | None) -> None:
+        self._ledger.cluster_status = parameters.fitting("cluster_status", function, "status", "node", "job")
 
     @property
     def cpu_time(self) -> float:
@@ -386,46 +425,12 @@ class JobCluster:
         self.print_status(wall_time)
 
 
+_PARAMETERS = [name for name in inspect.signature(JobCluster).parameters if name != "others"]
+
+
 def _refuse_unknown_options(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name.startswith("dispy_"):
             raise SettingsError(
                 f"submit: {name} is not a job option; names that begin with dispy_ are kept for options"
             )
-
-
-def _loglevel(explicit: int | None) -> int | str:
-    if explicit is not None:
-        if explicit not in (*logging.getLevelNamesMapping(), *range(logging.CRITICAL + 1)):
-            raise SettingsError(f"loglevel must be a level of the module logging, not {explicit!r}")
-        return explicit
-    name = str(variable("DISPY_LOGLEVEL")).upper()
-    if name not in logging.getLevelNamesMapping():
-        raise SettingsError(f"DISPY_LOGLEVEL={name.lower()!r}: use debug, info, warning, error or critical")
-    return name
-
-
-def _interval(name: str, value: float | None, least: float, most: float) -> float | None:
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most):
-        return value
-    raise SettingsError(f"{name} must be a number of seconds from {least:g} to {most:g}, not {value!r}")
-
-
-def _truth(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise SettingsError(f"{name} must be True or False, not {value!r}")
-
-
-def _called(name: str, function: Any) -> Any:
-    if function is not None and not callable(function):
-        raise SettingsError(f"{name} must be something that can be called, not {function!r}")
-    return function
-
-
-def _interfaces(host: str | Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(host, str):
-        return names(host)
-    if host:
-        return tuple(host)
-    return names(variable("DISPY_INTERFACES")) or names(variable("DISPY_HOST"))

@@ -14,8 +14,8 @@ from typing import Any
 from dispy.errors import SettingsError
 from dispy.job import DispyJob
 from dispy.logs import logger
-from dispy.model import AvailInfo, ComputationSpec, JobState, ProcessId
-from dispy.nodes import DispyNode, NodeAllocate, NodeView, available
+from dispy.model import AvailInfo, ComputationSpec, JobState, NodeInfo, ProcessId
+from dispy.nodes import DispyNode, NodeAllocate, NodeView, available, by_specificity, capped
 from dispy.portal import Portal
 from dispy.scheduler.effects import JobEnded, JobRequeued, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
@@ -62,7 +62,8 @@ class ClusterLedger:
         self.cpu_time = 0.0
         self.over = threading.Event()
         self._portal = portal
-        self._items = items
+        self._items = list(items)
+        self._caps: dict[ProcessId, int] = {}
         self._shipment = shipment
         self._local = local
         self._text = spec.kind == "function"
@@ -110,7 +111,23 @@ class ClusterLedger:
                 return known
         return None
 
+    def add_items(self, items: Sequence[NodeAllocate]) -> None:
+        """Further items of `nodes`, before older ones that are no more specific."""
+        self._items = by_specificity([*items, *self._items])
+        self.runs_user_allocation = any(type(item).allocate is not NodeAllocate.allocate for item in self._items)
+
     # In the loop's thread.
+
+    def cap(self, process: ProcessId, cpus: int, offered: NodeInfo | None) -> int:
+        """The user wants at most so many CPUs of a node (n < 0: all but n); returns how many that is."""
+        self._caps[process] = cpus
+        known = self.nodes.get(process)
+        effective = cpus
+        if offered is not None:
+            effective = capped(cpus, offered)
+        if known is not None:
+            known.cpus = effective
+        return effective
 
     def named_nodes(self) -> Iterable[tuple[str, int]]:
         """Hosts that the user named, with port or 0."""
@@ -123,13 +140,16 @@ class ClusterLedger:
         for item in self._items:
             if not (item.matches(view.address, view.info.name, view.port) or (local and item.host == "*")):
                 continue
-            cpus = item.allocate(self.cluster, view.address, view.info.name, view.info.cpus, None, view.info.platform)
+            avail = None if view.avail is None else available(view.avail)
+            cpus = item.allocate(self.cluster, view.address, view.info.name, view.info.cpus, avail, view.info.platform)
             if not isinstance(cpus, int):
                 raise SettingsError(
                     f"{type(item).__name__}.allocate returned {cpus!r}; it must return a number of CPUs"
                 )
             if cpus > 0:
                 most = cpus if view.info.oversubscribe else min(cpus, view.info.cpus)
+                if cap := self._caps.get(view.process):
+                    most = min(most, max(1, capped(cap, view.info)))
                 return Allocation(most, tuple(item.depends), dumps_setup_args(self._shipment, item.setup_args))
         return Allocation(0)
 
@@ -181,7 +201,7 @@ class ClusterLedger:
 
     def node_opened(self, view: NodeView, cpus: int) -> None:
         """A node is ready."""
-        node = self.gone.pop(view.process, None)
+        node = self.gone.pop(view.process, None) or self.nodes.get(view.process)
         if node is None:
             node = DispyNode(view.address, view.info.name, cpus, view.info.cpus, process=view.process)
         node.cpus, node.update_time = cpus, time.time()

@@ -165,8 +165,19 @@ def parse_nodes(nodes: object) -> tuple[list[NodeAllocate], bool]:
         raise SettingsError("nodes is an empty list: no node could ever run a job; leave it out to use every node")
     local = LOCAL in [item for item in listed if isinstance(item, str)]
     items = [_parse_item(item) for item in listed if not (isinstance(item, str) and item == LOCAL)]
-    items.sort(key=lambda item: (item.is_pattern, -len(item.host.replace("*", ""))))
-    return items, local
+    return by_specificity(items), local
+
+
+def by_specificity(items: Iterable[NodeAllocate]) -> list[NodeAllocate]:
+    """The items in the order in which they are asked; of equally specific ones the first comes first."""
+    return sorted(items, key=lambda item: (item.is_pattern, -len(item.host.replace("*", ""))))
+
+
+def capped(cpus: int, info: NodeInfo) -> int:
+    """How many CPUs of a node a bound means: n at most n, -n all but n."""
+    if cpus < 0:
+        return max(0, info.cpus + cpus)
+    return cpus if info.oversubscribe else min(cpus, info.cpus)
 
 
 def _parse_item(item: object) -> NodeAllocate:
@@ -196,3 +207,4 @@ class NodeView:
     info: NodeInfo
     address: str
     port: int
+    avail: AvailInfo | None = None

@@ -156,6 +156,11 @@ class SchedulerCore:
         """Jobs that no node has."""
         return sum(cluster.waiting for cluster in self._tables.clusters.values())
 
+    def uses(self, cluster: ComputationId, node: ProcessId) -> bool:
+        """Whether a cluster has a share of a node, opened or not."""
+        known = self._tables.clusters.get(cluster)
+        return known is not None and node in known.shares
+
     def explain(self, job: int) -> str:
         """One sentence: why this job is where it is."""
         return explain_job(self._tables, job)

@@ -75,11 +75,13 @@ class NodeLinks:
         settings: LinkSettings,
         *,
         base_port: int,
+        client_port: int,
         interfaces: tuple[str, ...],
         on_event: Callable[[Event], None],
     ) -> None:
         self.settings = settings
         self.base_port = base_port
+        self.client_port = client_port
         self.interfaces = interfaces
         self.sources = BlobSources()
         self.nodes: dict[ProcessId, Reached] = {}
@@ -114,7 +116,7 @@ class NodeLinks:
         try:
             self._listener = await Listener.start(
                 listen_hosts(self.settings.credentials, interfaces=self.interfaces),
-                self.base_port,
+                self.client_port,
                 settings=self.settings,
                 handler=self,
                 accept=frozenset({Role.NODE}),

@@ -40,7 +40,7 @@ class ClusterOwner(Protocol):
         """Host and port of the nodes that were named."""
 
     def allocate(self, view: NodeView, local: bool) -> Allocation:
-        """How much of a node to use; in the callback thread if it runs the user's code."""
+        """How much of a node to use; in a thread for files if it runs the user's code, one call after another."""
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """Jobs were handed to a node."""

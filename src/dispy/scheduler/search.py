@@ -61,21 +61,29 @@ class NodeSearch:
         Raises:
             SettingsError: an interface does not exist.
         """
-        for host, port in owner.named_nodes():
-            self._links.dial(host, port or self._links.base_port + NODE_PORT_OFFSET, named=True)
-        if owner.wants_discovery:
-            await self._links.start_discovery()
-            for seconds in FIRST_QUESTIONS:
-                self._later(seconds, self._links.ask)
-            if not self._asking:
-                self._asking = True
-                self._later(owner.interval or DISCOVERY_INTERVAL, self._ask_again)
+        await self.look(owner.named_nodes(), asks=owner.wants_discovery)
+        if owner.wants_discovery and not self._asking:
+            self._asking = True
+            self._later(owner.interval or DISCOVERY_INTERVAL, self._ask_again)
         if owner.may_embed:
             self._later(0.0 if owner.wants_local else EMBEDDED_AFTER, lambda: self._embed_for(owner))
         if not self._looking:
             self._looking = True
             self._later(LISTEN_AFTER, lambda: self._spawn(self._links.listen()))
             self._later(LOOK_INTERVAL, self._look)
+
+    async def look(self, named: Iterable[tuple[str, int]], *, asks: bool) -> None:
+        """Dial hosts (port 0: that of nodes), and ask the network if `asks`.
+
+        Raises:
+            SettingsError: an interface does not exist.
+        """
+        for host, port in named:
+            self._links.dial(host, port or self._links.base_port + NODE_PORT_OFFSET, named=True)
+        if asks:
+            await self._links.start_discovery()
+            for seconds in FIRST_QUESTIONS:
+                self._later(seconds, self._links.ask)
 
     async def stop(self) -> None:
         """End what is under way, and the embedded node."""

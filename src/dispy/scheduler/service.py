@@ -14,13 +14,15 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dispy import config
+from dispy.errors import TransferError
 from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, FileSpec, Holder, ProcessId, Role
-from dispy.nodes import NodeView
+from dispy.nodes import NodeAllocate, NodeView
 from dispy.portal import Portal
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import (
@@ -60,6 +62,8 @@ class ServiceSettings:
     credentials: Credentials
     group: str
     base_port: int
+    client_port: int
+    """Where nodes can join this program."""
     interfaces: tuple[str, ...]
     pulse_interval: float | None = field(default=None, compare=False)
     """That of the first cluster: with a service of its own, a second one would wait for the first one's nodes."""
@@ -79,6 +83,7 @@ class SchedulerService:
             portal.loop,
             link_settings,
             base_port=settings.base_port,
+            client_port=settings.client_port,
             interfaces=settings.interfaces,
             on_event=self.handle,
         )
@@ -91,6 +96,7 @@ class SchedulerService:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._allocating = asyncio.Lock()
         self._checks = flag("DISPY_CHECK")
 
     # From any thread.
@@ -133,6 +139,15 @@ class SchedulerService:
     def abandon(self) -> None:
         """In a forked child: the embedded node is tied to the parent alone."""
         self.search.abandon()
+
+    def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
+        """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""
+        views = [self.links.view(node) for node in self.links.nodes]
+        return [view.process for view in views if view and item.matches(view.address, view.info.name, view.port)]
+
+    def note_cpus(self, cluster: ComputationId, node: ProcessId, cpus: int) -> None:
+        """The user has said how many CPUs of a node a cluster uses."""
+        self._allocated[cluster, node] = cpus
 
     def explain(self, job: int) -> str:
         """One sentence (or a few) that says why a job is where it is."""
@@ -278,12 +293,14 @@ class SchedulerService:
         reached = self.links.nodes.get(asked.node)
         if owner is None or reached is None:
             return
-        view = NodeView(asked.node, asked.info, asked.address, reached.port)
+        view = NodeView(asked.node, asked.info, asked.address, reached.port, asked.avail)
         allocation = Allocation(0)
         files: tuple[FileSpec, ...] = ()
         try:
             if owner.runs_user_allocation:
-                allocation = await self._in_callback_thread(lambda: owner.allocate(view, reached.local))
+                # not in the callback thread: a callback may wait for a job that waits for this node
+                async with self._allocating:
+                    allocation = await self.portal.loop.run_in_executor(None, owner.allocate, view, reached.local)
             else:
                 allocation = owner.allocate(view, reached.local)
             if allocation.cpus > 0:
@@ -294,21 +311,6 @@ class SchedulerService:
         self._allocated[asked.cluster, asked.node] = allocation.cpus
         self.handle(NodeAllocated(asked.cluster, asked.node, allocation.cpus, files, allocation.setup_args))
 
-    async def _in_callback_thread(self, function: Callable[[], Allocation]) -> Allocation:
-        loop = self.portal.loop
-        future: asyncio.Future[Allocation] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = function()
-            except Exception as error:
-                loop.call_soon_threadsafe(_fail, future, error)
-            else:
-                loop.call_soon_threadsafe(_resolve, future, result)
-
-        self.portal.callback(run)
-        return await future
-
     async def offer_files(self, files: Iterable[tuple[Path, str]]) -> tuple[FileSpec, ...]:
         """Make files fetchable by nodes: local path and path below the computation's directory.
 
@@ -316,7 +318,12 @@ class SchedulerService:
             TransferError: a file cannot be read.
         """
         offered = []
+        most = config.MaxFileSize
         for path, destination in files:
+            if most and path.exists() and path.stat().st_size > most:
+                raise TransferError(
+                    f"{path} has {path.stat().st_size:,} bytes; dispy.config.MaxFileSize allows {most:,}"
+                )
             blob = await self.links.sources.offer_file(path)
             status = path.stat()
             offered.append(FileSpec(destination, blob, status.st_mode & 0o777, status.st_mtime))
@@ -331,16 +338,6 @@ class SchedulerService:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("an internal task failed", exc_info=task.exception())
-
-
-def _resolve(future: asyncio.Future[Allocation], result: Allocation) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Allocation], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _blob_names(spec: ComputationSpec) -> set[bytes]:

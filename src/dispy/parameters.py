@@ -1,0 +1,125 @@
+"""Whether what a user gives to a cluster can be used: old names, ranges, callables. Errors name the parameter."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from dispy.errors import SettingsError
+from dispy.settings import names, variable
+
+OLD_NAMES: Final[Mapping[str, str]] = {
+    "callback": "job_status",
+    "ip_addr": "host",
+    "ext_ip_addr": "ext_host",
+    "transfer_dest": "dest_path",
+    "resubmit": "reentrant",
+    "fault_recover": "recover_file",
+    "port": "dispy_port",
+}
+"""Parameters of earlier versions of the original, and what they are called now."""
+OLD_NODE_PORT: Final = "node_port"
+"""It was the port of nodes, which is one above the base port."""
+
+
+def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Values for the names of today, from what was given under old ones; warns once for each.
+
+    Args:
+        given: values under names of today, for the names that have an old one.
+        old: values under other names.
+        known: all names of today.
+
+    Raises:
+        SettingsError: a name is neither new nor old, or both the old and the new one were given.
+    """
+    values = dict(given)
+    for name, value in old.items():
+        if name == OLD_NODE_PORT:
+            new, hint = "dispy_port", "dispy_port (the port of nodes less one)"
+            value = value - 1 if isinstance(value, int) else value
+        elif name in OLD_NAMES:
+            new = hint = OLD_NAMES[name]
+        else:
+            raise SettingsError(f"JobCluster has no parameter {name!r}{_nearest(name, known)}")
+        if values.get(new) is not None and values[new] is not False:
+            raise SettingsError(f"{name} is the old name of {new}: give one of them, not both")
+        warnings.warn(f"the parameter {name} is called {hint} now", DeprecationWarning, stacklevel=3)
+        values[new] = value
+    return values
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, [*known], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def interval(name: str, value: float | None, least: float, most: float) -> float | None:
+    """Seconds within a range, or None."""
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most):
+        return value
+    raise SettingsError(f"{name} must be a number of seconds from {least:g} to {most:g}, not {value!r}")
+
+
+def truth(name: str, value: object) -> bool:
+    """True or False, nothing like it."""
+    if isinstance(value, bool):
+        return value
+    raise SettingsError(f"{name} must be True or False, not {value!r}")
+
+
+def called(name: str, function: Any) -> Any:
+    """Something that can be called, or None."""
+    if function is not None and not callable(function):
+        raise SettingsError(f"{name} must be something that can be called, not {function!r}")
+    return function
+
+
+def fitting(name: str, function: Any, *arguments: str) -> Any:
+    """Something that can be called with these positional arguments, or None.
+
+    Raises:
+        SettingsError: it cannot; the message names the arguments.
+    """
+    if called(name, function) is None:
+        return None
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # callables of C need not say what they take
+        return function
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise SettingsError(
+            f"{name} is called with ({', '.join(arguments)}), but {_label(function)}{signature} cannot be: {error}"
+        ) from None
+    return function
+
+
+def _label(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
+def loglevel(explicit: int | None) -> int | str:
+    """A level for the logger: the argument, else DISPY_LOGLEVEL."""
+    if explicit is not None:
+        if explicit not in (*logging.getLevelNamesMapping(), *range(logging.CRITICAL + 1)):
+            raise SettingsError(f"loglevel must be a level of the module logging, not {explicit!r}")
+        return explicit
+    name = str(variable("DISPY_LOGLEVEL")).upper()
+    if name not in logging.getLevelNamesMapping():
+        raise SettingsError(f"DISPY_LOGLEVEL={name.lower()!r}: use debug, info, warning, error or critical")
+    return name
+
+
+def interfaces(host: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Interfaces or addresses of this machine to use; empty: all."""
+    if isinstance(host, str):
+        return names(host)
+    if host:
+        return tuple(host)
+    return names(variable("DISPY_INTERFACES")) or names(variable("DISPY_HOST"))

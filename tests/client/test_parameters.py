@@ -1,0 +1,151 @@
+"""What `JobCluster` accepts and refuses, and the numbers of `dispy.config`. No cluster is made here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import dispy
+from dispy import JobCluster, config
+from dispy.errors import SettingsError
+from dispy.parameters import OLD_NAMES, fitting, renamed
+
+NAMES = list(inspect.signature(JobCluster).parameters)
+ORDER = (  # noqa: SIM905 - a list would be a column
+    "computation nodes depends job_status cluster_status host dispy_port ext_host ip_addr ext_ip_addr "
+    "ipv4_udp_multicast dest_path loglevel callback setup cleanup ping_interval pulse_interval poll_interval "
+    "reentrant secret keyfile certfile recover_file"
+).split()
+
+
+@pytest.fixture
+def defaults() -> Iterator[None]:
+    """All settings of `dispy.config` are back to their defaults afterwards."""
+    yield
+    for name in config._DEFAULTS:
+        delattr(config, name)
+
+
+def nothing() -> None: ...
+
+
+def test_parameters_are_in_the_order_of_the_original() -> None:
+    assert NAMES[: len(ORDER)] == ORDER
+
+
+@pytest.mark.parametrize(("old", "new"), [*OLD_NAMES.items(), ("node_port", "dispy_port")])
+def test_an_old_name_is_accepted_with_one_warning(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is called {new}") as caught:
+        values = renamed({new: None}, {old: 9801}, NAMES)
+    assert values[new] == (9800 if old == "node_port" else 9801)
+    assert len(caught) == 1
+
+
+def test_old_and_new_name_together_are_refused() -> None:
+    with pytest.raises(SettingsError, match="callback is the old name of job_status: give one"):
+        JobCluster(nothing, job_status=print, callback=print)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"nods": None}, "no parameter 'nods'; did you mean nodes?"),
+        ({"pulse_intervall": 1}, "did you mean pulse_interval?"),
+        ({"zzzzzz": 1}, "no parameter 'zzzzzz'$"),
+        ({"ping_interval": 0.5}, "ping_interval must be a number of seconds from 1 to 1000"),
+        ({"pulse_interval": 0.05}, "pulse_interval must be a number of seconds from 0.1 to 1000"),
+        ({"poll_interval": 4}, "poll_interval must be a number of seconds from 5 to 1000"),
+        ({"dispy_port": 70000}, "from 1 to 65533"),
+        ({"reentrant": 1}, "reentrant must be True or False"),
+        ({"job_status": 3}, "job_status must be something that can be called"),
+        ({"job_status": lambda: None}, r"job_status is called with \(job\)"),
+        ({"cluster_status": lambda job: None}, r"cluster_status is called with \(status, node, job\)"),
+    ],
+)
+def test_what_cannot_be_used_is_named(parameters: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        JobCluster(nothing, **parameters)
+
+
+class Listener:
+    def heard(self, job: Any) -> None: ...
+
+    def __call__(self, status: int, node: Any, job: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Listener().heard,
+        lambda job: None,
+        lambda *args: None,
+        lambda job, extra=1: None,
+        functools.partial(lambda first, job: None, 1),
+        print,
+        [].append,
+    ],
+)
+def test_whatever_can_be_called_fits(function: Callable[..., Any]) -> None:
+    assert fitting("job_status", function, "job") is function
+
+
+def test_objects_that_can_be_called_fit() -> None:
+    listener = Listener()
+    assert fitting("cluster_status", listener, "status", "node", "job") is listener
+
+
+@pytest.mark.usefixtures("defaults")
+def test_ports_follow_the_base_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (config.DispyPort, config.ClientPort, config.NodePort, config.SharedSchedulerPort) == (
+        9700,
+        9700,
+        9701,
+        9702,
+    )
+    config.DispyPort = 9800
+    assert (config.ClientPort, config.NodePort) == (9800, 9801)
+    del config.DispyPort
+    config.NodePort = 51348
+    assert (config.DispyPort, config.ClientPort) == (51347, 51347)
+    del config.NodePort
+    monkeypatch.setenv("DISPY_PORT", "9900")
+    assert config.NodePort == 9901
+
+
+@pytest.mark.usefixtures("defaults")
+def test_settings_are_checked_when_they_are_set() -> None:
+    assert (config.MsgTimeout, config.MaxFileSize) == (10.0, 0)
+    for name, value in {"DispyPort": 0, "MsgTimeout": -1, "MaxFileSize": "big", "Java": 3}.items():
+        with pytest.raises(SettingsError, match=name):
+            setattr(config, name, value)
+    with pytest.raises(SettingsError, match="did you mean MaxFileSize"):
+        config.MaxFileSise = 3  # type: ignore[attr-defined]
+    config.DispyPort = 9800
+    with pytest.raises(SettingsError, match="set one of the two"):
+        config.NodePort = 9900
+    with pytest.raises(AttributeError):
+        config.Nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.usefixtures("defaults")
+def test_a_file_that_is_too_large_does_not_travel(tmp_path: Any) -> None:
+    config.MaxFileSize = 10
+    data = tmp_path / "data"
+    data.write_bytes(b"x" * 11)
+    with pytest.raises(dispy.DispyError, match="MaxFileSize allows 10"):
+        JobCluster(nothing, nodes=["127.0.0.1"], depends=[str(data)], secret="some words for this test")
+
+
+def test_names_that_the_original_has() -> None:
+    assert dispy.__version__.count(".") == 2
+    assert dispy.config is config
+    assert dispy.DispyNodeAvailInfo(1.0, 2, 3, 4.0).swap == 4.0
+    with pytest.raises(ImportError, match="web monitor"):
+        dispy.httpd  # noqa: B018
+    with pytest.raises(ImportError, match="web monitor"):
+        importlib.import_module("dispy.httpd")
