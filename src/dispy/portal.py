@@ -83,7 +83,7 @@ class Portal:
             callback = self._callbacks.get()
             try:
                 callback()
-            except Exception:
+            except BaseException:  # sys.exit would end this thread, and whoever waits for callbacks waits for ever
                 logger.exception("a callback of this program failed; dispy goes on")
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:

@@ -138,3 +138,43 @@ def test_clusters_of_one_program_share_a_node_whatever_their_pulse(
 def test_settings_of_a_wrong_kind_are_refused_at_once(given: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=f"{next(iter(given))} must be"):
         dispy.JobCluster(abs, nodes="local", **given)
+
+
+def test_a_callback_that_exits_does_not_end_callbacks(
+    clusters: Callable[..., dispy.JobCluster], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`sys.exit` ends a thread; close() waits for the callbacks that come after it."""
+    seen: list[int] = []
+
+    def status(job: dispy.DispyJob) -> None:
+        seen.append(job.result)
+        if job.result == 1:
+            sys.exit("enough")
+
+    cluster = clusters(abs, nodes="local", job_status=status)
+    for number in (-1, -2):
+        ended(cluster.submit(number))
+    assert cluster.close(timeout=SOON)
+    assert seen == [1, 2]
+    assert "a callback of this program failed" in capfd.readouterr().err
+
+
+def test_settings_for_daemons_do_not_stop_a_program(
+    clusters: Callable[..., dispy.JobCluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPY_CPUS", "many")
+    monkeypatch.setenv("DISPY_CONFIG", "/nonexistent")
+    assert ended(clusters(abs, nodes="local").submit(-1)).result == 1
+
+
+def test_wrong_surroundings_of_commands_are_one_sentence(free_base_port: int) -> None:
+    env = {**os.environ, "DISPY_PORT": str(free_base_port)}
+    for command, sentence in [
+        (["env", "DISPY_INTERFACES=nonexistent", sys.executable, "-m", "dispy.node.cli"], "no interface"),
+        ([sys.executable, "-m", "dispy.cli", "--local", "-a", "1", "echo"], "the output cannot be written"),
+    ]:
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode in {1, 2}
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
