@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it. What the commands do is in 
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -44,6 +45,10 @@ class _Commands(click.Group):
             raise _WrongUse(str(error)) from error
         except DispyError as error:
             raise _Failure(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends in silence when nobody reads on
+                raise
+            raise _Failure(f"the output cannot be written: {error.strerror}") from error
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] PROGRAM")

@@ -172,10 +172,10 @@ def command(context: click.Context, /, **options: Any) -> None:
             insecure=options["insecure"],
         )
         node_settings = _node_settings(options, credentials)
+        _hide_secret(options["secret"])
+        context.exit(run(node_settings, daemon=options["daemon"]))
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    _hide_secret(options["secret"])
-    context.exit(run(node_settings, daemon=options["daemon"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,10 @@ from dispy.secrets import SECRET_VARIABLES, Credentials, credentials_from_key
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
+DAEMON_VARIABLES = tuple(
+    f"DISPY_{name}" for name in ("CPUS", "NAME", "JOIN", "DEST_PATH_PREFIX", "CLEAN", "DAEMON", "CONFIG")
+)
+"""What they say is about the daemon of this machine, and may not even be readable for this user."""
 # The user's directory must not shadow the standard library of the node (-P), and dispy's own folder comes last.
 _PROGRAM = "import sys; sys.path.append({path!r}); from dispy.node.cli import main; main(sys.argv[1:])"
 
@@ -100,7 +104,8 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
     package_parent = str(Path(__file__).resolve().parents[2])
-    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
+    unwanted = {*SECRET_VARIABLES, *DAEMON_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     return subprocess.Popen(
         [
             sys.executable,
