@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dispy.model import ComputationId, ComputationSpec, JobState, NodeInfo, ProcessId
+from dispy.model import ComputationId, ComputationSpec, JobOptions, JobState, NodeInfo, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
-from dispy.scheduler.policy import first_queue, how_many_to_recall, portion, whom_to_recall
+from dispy.scheduler.policy import before_next, how_many_to_recall, in_order, portion, whom_to_recall
 
 MAP, REDUCE = ComputationId("1" * 32), ComputationId("2" * 32)
 
 
-def job(number: int, cluster: ComputationId = MAP) -> JobRecord:
-    return JobRecord(number, cluster, b"")
+def job(number: int, cluster: ComputationId = MAP, priority: int = 0) -> JobRecord:
+    return JobRecord(number, cluster, b"", options=JobOptions(priority=priority) if priority else None)
 
 
 def queue(*numbers: int, priority: int = 0) -> JobQueue:
-    made = JobQueue(MAP, priority=priority)
+    made = JobQueue(MAP)
     for number in numbers:
-        made.append(job(number))
+        made.append(job(number, priority=priority))
     return made
+
+
+def taken(some: JobQueue) -> list[int]:
+    return [some.take(1)[0].job for _ in range(some.waiting)]
 
 
 def cluster(ahead: float = 0.01) -> ClusterRecord:
@@ -40,42 +44,59 @@ def share(of: ClusterRecord, name: str, cpus: int, flight: int = 0) -> Share:
 
 def test_queue_gives_the_oldest_first() -> None:
     some = queue(1, 2, 3)
-    assert [some.take().job for _ in range(3)] == [1, 2, 3]
+    assert [record.job for record in some.take(2)] == [1, 2]
+    assert taken(some) == [3]
     assert some.waiting == 0
 
 
 def test_jobs_that_come_back_stand_where_they_belong() -> None:
     some = queue(5, 6)
     some.put_back([job(3), job(1)])
-    some.put_back([job(2), job(7)])
-    assert [some.take().job for _ in range(some.waiting)] == [1, 2, 3, 5, 6, 7]
+    some.put_back([job(2), job(7), job(9, priority=1)])
+    assert taken(some) == [9, 1, 2, 3, 5, 6, 7]
 
 
 def test_cancelled_jobs_are_passed_over() -> None:
     some = queue(1, 2, 3)
-    some.jobs[0].state = JobState.Cancelled
-    some.discard()
+    first = next(iter(some))
+    first.state = JobState.Cancelled
+    some.discard(first)
     assert some.waiting == 2
-    assert some.head().job == 2
-    assert [some.take().job, some.take().job] == [2, 3]
+    assert some.rank == (0, 2)
+    assert taken(some) == [2, 3]
 
 
 def test_a_queue_of_cancelled_jobs_keeps_none() -> None:
     some = queue(1)
-    some.jobs[0].state = JobState.Cancelled
-    some.discard()
-    assert not some.jobs
+    (first,) = some
+    first.state = JobState.Cancelled
+    some.discard(first)
+    assert not list(some)
+    some.append(job(2))
+    assert taken(some) == [2]
+
+
+def test_higher_priority_first_then_submission() -> None:
+    some = queue(1, 2)
+    for number, priority in [(3, 5), (4, -1), (5, 5), (6, 0)]:
+        some.append(job(number, priority=priority))
+    assert some.rank == (-5, 3)
+    assert [record.job for record in some.take(2)] == [3, 5]
+    assert some.rank == (0, 1)
+    assert taken(some) == [1, 2, 6, 4]
 
 
 def test_submission_decides_between_queues_and_how_far() -> None:
     first, second = queue(1, 2, 3, 9), queue(4, 5)
-    assert first_queue([second, first]) == (first, 3)
-    assert first_queue([second]) == (second, 2)
+    assert in_order([second, first, queue()])[0][2] is first
+    assert before_next(first, second.rank) == 3
+    assert before_next(second, None) == 2
 
 
 def test_priority_comes_before_submission() -> None:
     early, urgent = queue(1, 2), queue(8, 9, priority=5)
-    assert first_queue([early, urgent]) == (urgent, 2)
+    assert in_order([early, urgent])[0][2] is urgent
+    assert before_next(urgent, early.rank) == 2
 
 
 # ---- nodes ----

@@ -65,7 +65,7 @@ def test_cap_bounds_what_runs(busy: Any) -> None:
     scheduler = Scheduler()
     scheduler.open()
     scheduler.ready(N1, 4)
-    assert steer(scheduler, Steering.CAP, 2) == Effects()
+    assert steer(scheduler, Steering.CAP, 2) == Effects(said(N1, msg.OpenComputation(core.spec(), b"", 2)))
     assert core.sends_of(scheduler.submit(1, 2, 3)) == [(N1, [1, 2])]
     assert core.sends_of(steer(scheduler, Steering.CAP, 3)) == [(N1, [3])]
     steer(scheduler, Steering.CAP, 0)

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from dispy.model import ComputationId, ComputationSpec, FileSpec, ProcessId
-from dispy.scheduler.jobs import JobQueue, JobRecord
+from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import Share, ShareState
 from dispy.scheduler.policy import Rooms
 
@@ -38,11 +38,15 @@ class ClusterRecord:
     is_open_ended: bool
     ahead: float
     """Seconds of work that are sent ahead to a slot."""
+    named: int = 0
+    """Nodes that its owner named and that may still come."""
     state: ClusterState = ClusterState.OPEN
     jobs: int = 0
     """Jobs that have not ended: queued and in flight."""
-    queues: dict[str, JobQueue] = field(default_factory=dict)
-    """By the node that the jobs are pinned to; empty: any node."""
+    plain: JobQueue = field(init=False)
+    """Jobs without wishes about their node."""
+    special: dict[Shape, JobQueue] = field(default_factory=dict)
+    """Jobs with wishes; a queue of which the last job has gone is forgotten."""
     shares: dict[ProcessId, Share] = field(default_factory=dict)
     asked: dict[ProcessId, None] = field(default_factory=dict)
     """Nodes of which its owner has not yet said how much it wants."""
@@ -61,15 +65,23 @@ class ClusterRecord:
     depth: int = 1
     """Jobs per slot that may be at a node."""
 
+    def __post_init__(self) -> None:
+        self.plain = JobQueue(self.computation.id)
+
     @property
     def id(self) -> ComputationId:
         """The client's name for it."""
         return self.computation.id
 
     @property
+    def queues(self) -> list[JobQueue]:
+        """All of its queues."""
+        return [self.plain, *self.special.values()]
+
+    @property
     def waiting(self) -> int:
         """Jobs in its queues."""
-        return sum(queue.waiting for queue in self.queues.values())
+        return sum(queue.waiting for queue in self.queues)
 
     @property
     def wants_nodes(self) -> bool:
@@ -88,10 +100,14 @@ class ClusterRecord:
 
     def queue_for(self, record: JobRecord) -> JobQueue:
         """The queue in which this job belongs."""
-        pinned = record.pinned
-        queue = self.queues.get(pinned)
+        if record.options is None:
+            return self.plain
+        shape = record.shape
+        queue = self.special.get(shape)
         if queue is None:
-            queue = self.queues[pinned] = JobQueue(self.id, pinned)
+            if shape == self.plain.shape:
+                return self.plain
+            queue = self.special[shape] = JobQueue(self.id, shape)
         return queue
 
     def with_files(self, files: tuple[FileSpec, ...]) -> ComputationSpec:

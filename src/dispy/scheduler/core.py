@@ -199,7 +199,7 @@ class SchedulerCore:
             flow.end_hopeless(tables, out, tables.runnable)
         if tables.closing:
             membership.finish_closing(tables, out)
-        if tables.runnable or tables.restless:
+        if tables.runnable or tables.restless or tables.blocked or tables.claims:
             flow.dispatch(tables, out)
         return out.close()
 

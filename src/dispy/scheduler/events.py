@@ -19,6 +19,8 @@ class ClusterOpened:
     reentrant: bool = False
     open_ended: bool = True
     """Whether nodes that are not known yet may still come (a pattern in `nodes`, or the embedded node)."""
+    named: int = 0
+    """Nodes that the client named."""
 
 
 @dataclass(slots=True, frozen=True)

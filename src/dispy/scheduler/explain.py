@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
-from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.placement import candidates, why_unfit, wishes
 from dispy.scheduler.tables import Tables
 
 
@@ -23,8 +24,8 @@ def explain_job(tables: Tables, job: int) -> str:
         share = cluster.shares.get(node.id) if node is not None else None
         if share is None:
             return f"{where}, and the cluster's owner has not said yet how much it uses of it."
-        return f"{where}, which {_why_not(share)}."
-    return f"Job {job} waits: {_why_waiting(tables, cluster)}."
+        return f"{where}, which {why_unfit(share, record.shape) or _why_not(share)}."
+    return f"Job {job} waits{_for_what(record.shape)}: {_why_shape_waits(tables, cluster, record.shape)}."
 
 
 def explain_cluster(tables: Tables, id: ComputationId) -> str:
@@ -32,9 +33,38 @@ def explain_cluster(tables: Tables, id: ComputationId) -> str:
     cluster = tables.clusters.get(id)
     if cluster is None or not cluster.waiting:
         return ""
-    count = cluster.waiting
-    jobs = "1 job waits" if count == 1 else f"{count} jobs wait"
-    return f"{jobs}: {_why_waiting(tables, cluster)}."
+    return " ".join(_explain_queue(tables, cluster, queue) for queue in cluster.queues if queue.waiting)
+
+
+def _explain_queue(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
+    jobs = "1 job waits" if queue.waiting == 1 else f"{queue.waiting} jobs wait"
+    return f"{jobs}{_for_what(queue.shape)}: {_why_shape_waits(tables, cluster, queue.shape)}."
+
+
+def _for_what(shape: Shape) -> str:
+    wanted = wishes(shape)
+    return f" for {wanted}" if wanted else ""
+
+
+def _why_shape_waits(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
+    shares = list(candidates(cluster, shape))
+    unfit = {share: reason for share in shares if (reason := why_unfit(share, shape))}
+    if not shares or (not unfit and not shape.is_heavy):
+        return _why_waiting(tables, cluster)
+    sentences = [f"node {share.node.label} {reason}" for share, reason in unfit.items()]
+    if len(unfit) == len(shares):
+        return f"no node that is known can run it ({'; '.join(sentences)})"
+    for share in shares:
+        if share in unfit:
+            continue
+        node = share.node
+        if not share.is_usable:
+            sentences.append(f"node {node.label} {_why_not(share)}")
+        elif node.claimed.cpus:
+            sentences.append(f"node {node.label} is being kept free, for this job or one before it")
+        else:
+            sentences.append(f"on node {node.label} not enough is free")
+    return "; ".join(sentences)
 
 
 def _in_flight(tables: Tables, record: JobRecord) -> str:
@@ -49,7 +79,7 @@ def _in_flight(tables: Tables, record: JobRecord) -> str:
     if node.is_suspect:
         return f"{text}, which has been silent for a while."
     before = list(share.flight).index(record.job)
-    if before < share.slots:
+    if before < share.slots or record.cpus:
         return f"{text} and runs there or is about to."
     return f"{text} and waits there behind {before} others of its cluster."
 
@@ -72,6 +102,8 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
         return others
     slots = sum(share.slots for share in ready)
     text = f"every CPU of {_nodes(len(ready))} ({slots} in all) has work up to the measured depth"
+    if any(share.node.claimed.cpus for share in ready):
+        text += " or is kept free for a job that needs several"
     return f"{text} ({others})" if others else text
 
 

@@ -6,20 +6,25 @@ What becomes of nodes and computations is in `membership`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 from typing import Final
 
 from dispy.errors import InvalidTransition
 from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobSpec, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
-from dispy.scheduler.effects import JobEnded, JobsStarted
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobsStarted
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
-from dispy.scheduler.policy import first_queue, how_many_to_recall, portion, whom_to_recall
+from dispy.scheduler.placement import claim, cpus_on, place, why_none_fits
+from dispy.scheduler.policy import before_next, how_many_to_recall, in_order, portion, whom_to_recall
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import CancelJobs, JobsDone, RecallJobs, RunJobs
 
 BATCH: Final = 512
 """Jobs in one message at most, so that the node works on the first while the next is encoded."""
+
+RETRIED: Final = frozenset({Ending.RAISED, Ending.DIED, Ending.LIMITED, Ending.UNSENDABLE})
+"""Endings after which a job is tried again that has retries left."""
 
 SENTENCES: Final = {
     Ending.RAISED: "the function raised an exception",
@@ -43,7 +48,7 @@ def submit(tables: Tables, out: Outbox, records: Sequence[JobRecord]) -> None:
             tables.counters.ended += 1
             out.ended.append(JobEnded(record, JobState.Cancelled, cause="its cluster is closed"))
             continue
-        if queue is None or record.options is not None or queue.node:
+        if queue is None or record.options is not None or not queue.is_plain:
             queue = cluster.queue_for(record)
         jobs[record.job] = record
         cluster.jobs += 1
@@ -56,16 +61,16 @@ def end_hopeless(tables: Tables, out: Outbox, queues: Iterable[JobQueue]) -> Non
     """End the jobs of queues when no node can ever run them; forget queues that are empty."""
     for queue in tuple(queues):
         if not queue.waiting:
-            tables.runnable.pop(queue, None)
+            tables.forget_queue(queue)
         elif cause := why_hopeless(tables, tables.clusters[queue.cluster], queue):
             end_queue(tables, out, queue, cause)
 
 
 def end_queue(tables: Tables, out: Outbox, queue: JobQueue, cause: str) -> None:
     """Abandon all jobs that wait in a queue."""
-    for record in [record for record in queue.jobs if record.state is JobState.Created]:
+    for record in list(queue):
         tables.end(out, record, JobState.Abandoned, cause)
-    tables.runnable.pop(queue, None)
+    tables.forget_queue(queue)
 
 
 def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
@@ -73,64 +78,72 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str
     if cluster.is_hopeless:
         refusals = "; ".join(f"{share.node.label}: {share.reason}" for share in cluster.shares.values())
         return f"every node refused it for good: {refusals}"
-    if not queue.node:
-        return ""
-    node = tables.nodes.get(ProcessId(queue.node))
+    if not queue.shape.node:
+        return why_none_fits(cluster, queue)
+    node = tables.nodes.get(ProcessId(queue.shape.node))
     if node is None:
-        return f"the node that it asks for ({queue.node}) is not known, or was lost"
+        return f"the node that it asks for ({queue.shape.node}) is not known, or was lost"
     if node.id in cluster.declined:
         return f"the cluster does not use node {node.label}, which it asks for"
     share = cluster.shares.get(node.id)
     if share is not None and share.state is ShareState.REFUSED and share.final:
         return f"node {node.label}, which it asks for, refused: {share.reason}"
-    return ""
+    return why_none_fits(cluster, queue)
 
 
 def dispatch(tables: Tables, out: Outbox) -> None:
     """Hand out every job that a node has room for, then call back what waits where others idle."""
     touched: dict[Share, None] = {}
-    runnable = tables.runnable
-    while runnable:
-        queue, before_others = first_queue(runnable)
+    if tables.claims or tables.blocked:
+        tables.release_claims()
+    heap = in_order(tables.runnable)
+    while heap:
+        _, number, queue = heappop(heap)
         cluster = tables.clusters[queue.cluster]
-        found = _place(cluster, queue)
+        found = place(cluster, queue)
         if found is None:
-            del runnable[queue]
+            if queue.is_heavy:
+                _block(tables, cluster, queue)
             continue
         share, room = found
-        count = portion(share, room, before_others, 1 if queue.node else len(cluster.rooms))
-        _hand_over(queue, share, min(count, before_others))
+        before = before_next(queue, heap[0][0] if heap else None)
+        rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
+        count = 1 if queue.is_heavy else portion(share, room, before, 1 if queue.shape.node else rooms)
+        _hand_over(queue, share, min(count, before))
         touched[share] = None
-        if not queue.waiting:
-            del runnable[queue]
+        if queue.waiting:
+            heappush(heap, (queue.rank, number, queue))
+        else:
+            tables.forget_queue(queue)
+    tables.runnable.clear()
     for share in touched:
         _send_batch(share, out)
-    for node in {share.node.id: share.node for share in touched}.values():
+    for node in {**{share.node: None for share in touched}, **tables.claims}:
         for share in node.shares.values():
             tables.weigh(share)
     if tables.restless:
         _recall(tables, out)
 
 
-def _place(cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:
-    if not queue.node:
-        return cluster.rooms.best()
-    share = cluster.shares.get(ProcessId(queue.node))
-    if share is None:
-        return None
-    room, _ = share.standing()
-    return (share, room) if room > 0 else None
+def _block(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> None:
+    tables.blocked[queue] = None
+    node = claim(cluster, queue)
+    if node is not None:
+        tables.claims[node] = None
 
 
 def _hand_over(queue: JobQueue, share: Share, count: int) -> None:
-    flight, batch, node, take = share.flight, share.batch, share.node.id, queue.take
-    for _ in range(count):
-        record = take()
+    flight, node = share.flight, share.node.id
+    records = queue.take(count)
+    for record in records:
         record.attempt += 1
         record.state = JobState.Running
         record.node = node
         flight[record.job] = record
-        batch.append(record)
+    share.batch += records
+    if queue.is_heavy:
+        for record in records:
+            share.hold(record, cpus_on(share, queue.shape))
 
 
 def _send_batch(share: Share, out: Outbox) -> None:
@@ -178,7 +191,9 @@ def take_results(tables: Tables, out: Outbox, node: NodeRecord, message: JobsDon
             _account(tables, share, seconds, count, over)
             share, seconds, count, over = shares[record.cluster], 0.0, 0, 0
         del share.flight[done.job]
-        if done.started_at:
+        if record.cpus:
+            share.release(record)
+        elif done.started_at:
             seconds += done.ended_at - done.started_at
             count += 1
         if done.ending == 0:  # Ending.FINISHED: an enum member's lookup costs as much as this line
@@ -186,6 +201,9 @@ def take_results(tables: Tables, out: Outbox, node: NodeRecord, message: JobsDon
             del jobs[done.job]
             over += 1
             ended.append(JobEnded(record, finished, id, done, body))
+        elif done.ending in RETRIED and record.retries and not record.cancelled:
+            _try_again(tables, out, node, record, _sentence(done, body))
+            back.append(record)
         elif done.ending != Ending.NOT_STARTED:
             tables.end(out, record, JobState.Terminated, _sentence(done, body), done, body)
         elif record.cancelled:
@@ -196,6 +214,16 @@ def take_results(tables: Tables, out: Outbox, node: NodeRecord, message: JobsDon
     tables.requeue(back)
     node.is_spent = False
     tables.refresh(node)
+
+
+def _try_again(tables: Tables, out: Outbox, node: NodeRecord, record: JobRecord, sentence: str) -> None:
+    """An attempt has failed and the job may have another."""
+    record.failures += 1
+    record.losses = 0
+    tables.counters.retried += 1
+    left = record.retries
+    text = f"{sentence} (on node {node.label}; {left or 'no'} more {'retry' if left == 1 else 'retries'} after this)"
+    out.notice(JobRequeued(record, node.id, text))
 
 
 def _account(tables: Tables, share: Share | None, seconds: float, count: int, over: int) -> None:
@@ -227,11 +255,14 @@ def take_recalled(tables: Tables, out: Outbox, node: NodeRecord, attempts: Itera
         if record is None or record.attempt != held.attempt or record.node != node.id:
             tables.counters.ignored += 1
             continue
-        del node.shares[record.cluster].flight[held.job]
+        share = node.shares[record.cluster]
+        del share.flight[held.job]
+        useful = useful or (record.cluster == wanted and not record.pinned and not record.cancelled and not record.cpus)
+        if record.cpus:
+            share.release(record)
         if record.cancelled:
             tables.end(out, record, JobState.Cancelled, "cancelled before it started")
             continue
-        useful = useful or (record.cluster == wanted and not record.pinned)
         back.append(record)
     node.is_spent = not useful
     tables.requeue(back)

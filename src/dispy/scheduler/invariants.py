@@ -7,7 +7,9 @@ from typing import NoReturn
 from dispy.errors import InvalidTransition
 from dispy.model import JobState
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
-from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.jobs import JobQueue
+from dispy.scheduler.nodes import Amount, NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.placement import place, why_none_fits
 from dispy.scheduler.tables import Tables
 
 
@@ -38,17 +40,8 @@ def _check_places(tables: Tables) -> None:
     """Every job is in exactly one queue or in exactly one flight."""
     places: dict[int, str] = {}
     for cluster in tables.clusters.values():
-        for pinned, queue in cluster.queues.items():
-            waiting = [record for record in queue.jobs if record.state is JobState.Created]
-            _require(len(waiting) == queue.waiting, f"a queue counts {queue.waiting} jobs, not {len(waiting)}")
-            ids = [record.job for record in waiting]
-            _require(ids == sorted(ids), "a queue is not in the order of submission")
-            for record in waiting:
-                _require(record.job not in places, f"job {record.job} is in two places")
-                _require(record.node is None, f"job {record.job} waits and has a node")
-                _require(not record.cancelled, f"job {record.job} waits and is cancelled")
-                _require(record.pinned == pinned, f"job {record.job} is in another node's queue")
-                places[record.job] = cluster.id
+        for queue in cluster.queues:
+            _check_queue(cluster, queue, places)
         for share in cluster.shares.values():
             _require(not share.batch, "a batch was not sent")
             for job, record in share.flight.items():
@@ -60,6 +53,23 @@ def _check_places(tables: Tables) -> None:
     _require(places.keys() == tables.jobs.keys(), "a job is nowhere, or somewhere and not known")
     for job, record in tables.jobs.items():
         _require(places[job] == record.cluster, f"job {job} is with another cluster")
+
+
+def _check_queue(cluster: ClusterRecord, queue: JobQueue, places: dict[int, str]) -> None:
+    waiting = list(queue)
+    _require(len(waiting) == queue.waiting, f"a queue counts {queue.waiting} jobs, not {len(waiting)}")
+    _require(queue.is_plain or cluster.special.get(queue.shape) is queue, "a queue stands under another shape")
+    last: dict[int, int] = {}
+    for record in waiting:
+        priority = record.options.priority if record.options is not None else 0
+        _require(last.get(priority, -1) < record.job, "a queue is not in the order of submission")
+        last[priority] = record.job
+        _require(record.job not in places, f"job {record.job} is in two places")
+        _require(record.node is None, f"job {record.job} waits and has a node")
+        _require(not record.cancelled, f"job {record.job} waits and is cancelled")
+        _require(not record.cpus, f"job {record.job} waits and CPUs are kept for it")
+        _require(record.shape == queue.shape, f"job {record.job} is in the queue of another shape")
+        places[record.job] = cluster.id
 
 
 def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
@@ -83,9 +93,16 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
     _require(entries == len(cluster.rooms), f"cluster {cluster.id} counts its rooms wrongly")
     for share in cluster.shares.values():
         _check_share(tables, cluster, share)
-    for queue in cluster.queues.values():
-        if queue.waiting and queue.node:
-            _require(queue.node in tables.nodes, f"jobs wait for node {queue.node}, which is lost")
+    for queue in cluster.special.values():
+        if not queue.waiting:
+            continue
+        node = queue.shape.node
+        _require(not node or node in tables.nodes, f"jobs wait for node {node}, which is lost")
+        _require(place(cluster, queue) is None, f"a job with wishes of {cluster.id} waits although a node could run it")
+        _require(not why_none_fits(cluster, queue), f"jobs of {cluster.id} wait for what no node has")
+        _require(
+            not queue.is_heavy or queue in tables.blocked, f"heavy jobs of {cluster.id} wait and are not looked at"
+        )
     if cluster.is_hopeless:
         _require(not cluster.waiting, f"jobs of {cluster.id} wait although every node refused")
 
@@ -94,19 +111,33 @@ def _check_share(tables: Tables, cluster: ClusterRecord, share: Share) -> None:
     node = share.node
     _require(tables.nodes.get(node.id) is node, f"a share is of node {node.id}, which is not known")
     _require(node.shares.get(cluster.id) is share, f"node {node.id} does not know its share")
+    heavy = [record for record in share.flight.values() if record.shape.is_heavy]
+    _require(len(heavy) == share.heavy, f"node {node.id} counts its heavy jobs wrongly")
+    _require(all(record.cpus for record in heavy), f"nothing is kept for a heavy job on node {node.id}")
+    _require(sum(record.cpus for record in heavy) == share.heavy_cpus, f"node {node.id} counts kept CPUs wrongly")
+    _require(share.heavy == len([1 for record in share.flight.values() if record.cpus]), "CPUs are kept for light jobs")
     if not share.idle:
         return
     _require(share.entry is not None, f"node {node.id} has an idle CPU and is not offered")
-    for pinned in ("", node.id):
-        queue = cluster.queues.get(pinned)
-        waits = queue is not None and queue.waiting > 0
-        _require(not waits, f"a job of {cluster.id} waits although node {node.id} could run it")
+    waits = cluster.plain.waiting > 0
+    _require(not waits, f"a job of {cluster.id} waits although node {node.id} could run it")
 
 
 def _check_node(tables: Tables, node: NodeRecord) -> None:
     for id, share in node.shares.items():
         known = tables.clusters.get(id)
         _require(known is share.cluster, f"node {node.id} has a share of cluster {id}, which is not known")
+    flight = [record.shape for share in node.shares.values() for record in share.flight.values()]
+    taken = Amount(
+        sum(share.heavy_cpus for share in node.shares.values()),
+        sum(shape.memory for shape in flight),
+        sum(shape.gpus for shape in flight),
+    )
+    _require(taken == node.taken, f"node {node.id} keeps {node.taken} for jobs that need {taken}")
+    _require(node.claimed == Amount() or node in tables.claims, f"node {node.id} is kept free for nobody")
+    _require(
+        not node.claimed.cpus or node.claimed.cpus <= node.capacity, f"more of node {node.id} is claimed than it has"
+    )
     broken = node.broken_until is not None
     _require(broken == (node.id in tables.deadlines), f"node {node.id} is without link or has a deadline")
     opened = any(

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from dispy.model import BlobRef, ComputationId, JobOptions, JobState, ProcessId
+
+
+class Shape(NamedTuple):
+    """What a job asks of a node. Jobs of one shape are as good as each other for the choice of a node."""
+
+    node: str = ""
+    """Process id of the only node that may run it; empty: any."""
+    cpus: int = 1
+    """0: all that the cluster may use there."""
+    memory: int = 0
+    gpus: int = 0
+    tags: tuple[str, ...] = ()
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it occupies more than its turn on a CPU, so that it is placed only where that is free."""
+        return self.cpus != 1 or self.memory > 0 or self.gpus > 0
+
+
+PLAIN: Final = Shape()
 
 
 @dataclass(slots=True, eq=False)
@@ -27,34 +49,46 @@ class JobRecord:
     node: ProcessId | None = None
     cancelled: bool = False
     """It shall end and is in flight: if it comes back without having started, it is not queued again."""
+    cpus: int = 0
+    """CPUs that are kept for it at its node; 0: it takes its turn with others (or waits)."""
+    failures: int = 0
+    """Attempts that failed and were tried again, as `dispy_retries` allows."""
+    losses: int = 0
+    """Nodes in a row that were lost while they probably ran it."""
 
     @property
     def pinned(self) -> str:
         """Process id of the only node that may run it; empty: any."""
         return self.options.node if self.options is not None else ""
 
+    @property
+    def retries(self) -> int:
+        """Further attempts that it may have after a failure."""
+        return 0 if self.options is None else max(0, self.options.retries - self.failures)
 
-class JobQueue:
-    """Waiting jobs of one cluster that ask for the same, so that choosing looks at queues, never at jobs.
+    @property
+    def shape(self) -> Shape:
+        """What it asks of a node."""
+        options = self.options
+        if options is None:
+            return PLAIN
+        return Shape(options.node, options.cpus, options.memory, options.gpus, options.tags)
 
-    Jobs stand in the order of their ids, which is the order of submission. A job that is cancelled stays in the
-    deque until it is met (removing it would be a search): its state says that it no longer waits.
+
+class Lane:
+    """Waiting jobs of one shape and one priority, in the order of their ids, which is the order of submission.
+
+    A job that is cancelled stays in the deque until it is met (removing it would be a search): its state says that it
+    no longer waits.
     """
 
-    __slots__ = ("cluster", "jobs", "node", "priority", "waiting")
+    __slots__ = ("jobs", "priority", "waiting")
 
-    def __init__(self, cluster: ComputationId, node: str = "", priority: int = 0) -> None:
-        self.cluster = cluster
-        self.node = node
+    def __init__(self, priority: int = 0) -> None:
         self.priority = priority
         self.jobs: deque[JobRecord] = deque()
         self.waiting = 0
         """How many of `jobs` really wait."""
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """What is smaller is served first: higher priority, then earlier submission. The queue must not be empty."""
-        return -self.priority, self.head().job
 
     def head(self) -> JobRecord:
         """The first job that waits; there must be one."""
@@ -71,11 +105,6 @@ class JobQueue:
         self.waiting -= 1
         return record
 
-    def append(self, record: JobRecord) -> None:
-        """Queue a new job."""
-        self.jobs.append(record)
-        self.waiting += 1
-
     def put_back(self, records: Iterable[JobRecord]) -> None:
         """Queue jobs that were handed out before: where their ids belong, which is near the front."""
         back = sorted(records, key=lambda record: record.job)
@@ -88,8 +117,73 @@ class JobQueue:
             merged.append(record)
         jobs.extendleft(reversed(merged))
 
-    def discard(self) -> None:
-        """One of its jobs has ended where it stood."""
+
+class JobQueue:
+    """Waiting jobs of one cluster that ask for the same, so that choosing looks at queues, never at jobs."""
+
+    __slots__ = ("_lanes", "_priorities", "cluster", "is_heavy", "is_plain", "shape", "waiting")
+
+    def __init__(self, cluster: ComputationId, shape: Shape = PLAIN) -> None:
+        self.cluster = cluster
+        self.shape = shape
+        self.is_plain = shape == PLAIN
+        self.is_heavy = shape.is_heavy
+        self.waiting = 0
+        """How many jobs wait, of all priorities."""
+        self._lanes: dict[int, Lane] = {}
+        self._priorities: list[int] = []
+        """Of the lanes, ascending."""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What is smaller is served first: higher priority, then earlier submission. The queue must not be empty."""
+        lane = self.top()
+        return -lane.priority, lane.head().job
+
+    def top(self) -> Lane:
+        """The lane that is served next; a job must wait."""
+        while not (lane := self._lanes[self._priorities[-1]]).waiting:
+            del self._lanes[self._priorities.pop()]
+        return lane
+
+    def append(self, record: JobRecord) -> None:
+        """Queue a new job."""
+        lane = self._lane(0 if record.options is None else record.options.priority)
+        lane.jobs.append(record)
+        lane.waiting += 1
+        self.waiting += 1
+
+    def take(self, count: int) -> list[JobRecord]:
+        """Remove the first jobs of the lane that is served next; it must have so many."""
+        take = self.top().take
+        self.waiting -= count
+        return [take() for _ in range(count)]
+
+    def put_back(self, records: Iterable[JobRecord]) -> None:
+        """Queue jobs that were handed out before."""
+        lanes: dict[int, list[JobRecord]] = {}
+        for record in records:
+            lanes.setdefault(0 if record.options is None else record.options.priority, []).append(record)
+        for priority, back in lanes.items():
+            self._lane(priority).put_back(back)
+            self.waiting += len(back)
+
+    def discard(self, record: JobRecord) -> None:
+        """This job has ended where it stood."""
+        lane = self._lanes[0 if record.options is None else record.options.priority]
+        lane.waiting -= 1
         self.waiting -= 1
-        if not self.waiting:
-            self.jobs.clear()
+        if not lane.waiting:
+            lane.jobs.clear()
+
+    def __iter__(self) -> Iterator[JobRecord]:
+        """The jobs that wait, lane by lane."""
+        for lane in self._lanes.values():
+            yield from [record for record in lane.jobs if record.state is JobState.Created]
+
+    def _lane(self, priority: int) -> Lane:
+        lane = self._lanes.get(priority)
+        if lane is None:
+            lane = self._lanes[priority] = Lane(priority)
+            insort(self._priorities, priority)
+        return lane

@@ -37,13 +37,16 @@ from dispy.wire.messages import (
 RETRY_INTERVAL: Final = 10.0
 """Seconds after which a node is asked again that refused a computation for the time being (a full disk, say)."""
 
+POISONOUS: Final = 3
+"""A job is not given to another node when so many were lost in a row while they ran it."""
+
 
 def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
     """A client made a cluster: its owner says of every known node how much it wants."""
     id = event.computation.id
     if id in tables.clusters:
         raise InvalidTransition(f"cluster {id} was opened twice")
-    cluster = ClusterRecord(event.computation, event.reentrant, event.open_ended, tables.ahead)
+    cluster = ClusterRecord(event.computation, event.reentrant, event.open_ended, tables.ahead, event.named)
     tables.clusters[id] = cluster
     for node in tables.nodes.values():
         ask_allocation(out, cluster, node)
@@ -109,6 +112,8 @@ def describe(tables: Tables, out: Outbox, node: NodeRecord, info: NodeInfo) -> N
         for cluster in tables.clusters.values():
             ask_allocation(out, cluster, node)
     tables.refresh(node)
+    for share in node.shares.values():
+        end_hopeless(tables, out, share.cluster.queues)
 
 
 def measure(node: NodeRecord, out: Outbox, avail: AvailInfo) -> None:
@@ -133,18 +138,28 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
             share.cpus = 0
             close_share(tables, out, share, "the cluster does not use it any more")
             tables.refresh(node)
-        end_hopeless(tables, out, cluster.queues.values())
+        end_hopeless(tables, out, cluster.queues)
         release_if_unused(tables, out, node)
         return
     cluster.declined.pop(node.id, None)
     if share is None:
         share = Share(cluster, node, event.cpus, event.files, event.setup_args)
         cluster.shares[node.id] = node.shares[cluster.id] = share
+    changed = share.cpus != event.cpus
     share.cpus, share.files, share.setup_args = event.cpus, event.files, event.setup_args
+    if changed:
+        tell_limit(out, share)
     if share.state is ShareState.RENEWING:
         share.state = ShareState.WANTED
     want(tables, out, share)
     tables.refresh(node)
+    end_hopeless(tables, out, cluster.queues)
+
+
+def tell_limit(out: Outbox, share: Share) -> None:
+    """The cluster may use more or fewer CPUs of a node than before: a computation that is opened again takes that."""
+    if share.state in (ShareState.OPENING, ShareState.READY) and share.node.can_hear:
+        out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit))
 
 
 def want(tables: Tables, out: Outbox, share: Share) -> None:
@@ -169,7 +184,7 @@ def ask_lease(tables: Tables, out: Outbox, node: NodeRecord) -> None:
 
 def _open(out: Outbox, share: Share) -> None:
     share.state = ShareState.OPENING
-    out.send(share.node, OpenComputation(share.spec, share.setup_args))
+    out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit))
 
 
 def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseGranted) -> None:
@@ -203,6 +218,8 @@ def _never_received(tables: Tables, out: Outbox, share: Share, missing: list[Job
     back = []
     for record in missing:
         del share.flight[record.job]
+        if record.cpus:
+            share.release(record)
         if record.cancelled:
             tables.end(out, record, JobState.Cancelled, "cancelled before it started")
         else:
@@ -231,7 +248,7 @@ def lease_refused(tables: Tables, out: Outbox, node: NodeRecord, holder: Holder)
         tables.counters.ignored += 1
         return
     node.state, node.holder = NodeState.REFUSED, holder
-    _lose_flights(tables, out, node, f"node {node.label} is {_held_by(holder)}")
+    _lose_flights(tables, out, node, f"node {node.label} is {_held_by(holder)}", died=False)
     for share in tuple(node.shares.values()):
         if share.state is ShareState.CLOSING:
             computation_closed(tables, out, node, share.cluster.id)
@@ -268,7 +285,7 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
         tables.deadlines[share.cluster.id, node.id] = now + RETRY_INTERVAL
     out.notice(NodeRefused(message.computation, node.id, message.reason, message.trace))
     tables.refresh(node)
-    end_hopeless(tables, out, share.cluster.queues.values())
+    end_hopeless(tables, out, share.cluster.queues)
     release_if_unused(tables, out, node)
 
 
@@ -333,7 +350,7 @@ def close_share(tables: Tables, out: Outbox, share: Share, cause: str, *, termin
 
 def _drop_share(tables: Tables, out: Outbox, share: Share) -> None:
     tables.remove_share(share)
-    end_hopeless(tables, out, share.cluster.queues.values())
+    end_hopeless(tables, out, share.cluster.queues)
     release_if_unused(tables, out, share.node)
 
 
@@ -382,8 +399,9 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
     tables.end_recall(node)
     tables.deadlines.pop(node.id, None)
     node.state = NodeState.FREE
-    _lose_flights(tables, out, node, f"node {node.label} was lost ({cause})")
+    _lose_flights(tables, out, node, f"node {node.label} was lost ({cause})", died=True)
     del tables.nodes[node.id]
+    tables.claims.pop(node, None)
     clusters = list(tables.clusters.values())
     for share in tuple(node.shares.values()):
         tables.remove_share(share)
@@ -391,22 +409,30 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
     for cluster in clusters:
         cluster.asked.pop(node.id, None)
         cluster.declined.pop(node.id, None)
-        if (queue := cluster.queues.get(node.id)) is not None:
+        for queue in [queue for queue in cluster.special.values() if queue.shape.node == node.id]:
             end_queue(tables, out, queue, f"node {node.label}, which it asks for, was lost ({cause})")
-            del cluster.queues[node.id]
-        end_hopeless(tables, out, cluster.queues.values())
+        end_hopeless(tables, out, cluster.queues)
 
 
-def _lose_flights(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None:
+def _lose_flights(tables: Tables, out: Outbox, node: NodeRecord, cause: str, *, died: bool) -> None:
     for share in tuple(node.shares.values()):
         lost, share.flight = share.flight, {}
         back = []
-        for record in lost.values():
-            if share.cluster.is_reentrant and not record.cancelled:
+        for place, record in enumerate(lost.values()):
+            if record.cpus:
+                share.release(record)
+            # those behind had hardly started: they did not kill it
+            if died and place < share.slots:
+                record.losses += 1
+            if record.cancelled or not (share.cluster.is_reentrant or record.retries):
+                tables.end(out, record, JobState.Abandoned, f"{cause} and the job may have started")
+            elif record.losses >= POISONOUS:
+                text = f"{cause}, the last of {record.losses} nodes in a row that were lost while they ran it"
+                tables.end(out, record, JobState.Terminated, f"{text}; it is not given to another")
+            else:
+                if not share.cluster.is_reentrant:
+                    record.failures += 1
                 out.notice(JobRequeued(record, node.id, cause))
                 back.append(record)
-            else:
-                text = f"{cause} and the job may have started"
-                tables.end(out, record, JobState.Abandoned, text)
         tables.counters.requeued += len(back)
         tables.requeue(back)

@@ -45,6 +45,21 @@ class ShareState(Enum):
     """Closed to be opened again, once its owner has said how much of the node it wants now."""
 
 
+@dataclass(slots=True)
+class Amount:
+    """CPUs, bytes of memory and GPUs."""
+
+    cpus: int = 0
+    memory: int = 0
+    gpus: int = 0
+
+    def add(self, cpus: int, memory: int, gpus: int) -> None:
+        """Count more in; negative figures count out."""
+        self.cpus += cpus
+        self.memory += memory
+        self.gpus += gpus
+
+
 @dataclass(slots=True, eq=False)
 class Share:
     """What one cluster has of one node."""
@@ -58,6 +73,10 @@ class Share:
     state: ShareState = ShareState.WANTED
     flight: dict[int, JobRecord] = field(default_factory=dict)
     """Jobs that the node has, in the order in which they were handed over."""
+    heavy: int = 0
+    """Jobs in flight for which CPUs are kept."""
+    heavy_cpus: int = 0
+    """CPUs that are kept for them."""
     batch: list[JobRecord] = field(default_factory=list)
     """Jobs of the running dispatch pass, not yet sent."""
     entry: float | None = None
@@ -80,8 +99,13 @@ class Share:
 
     @property
     def slots(self) -> int:
-        """Jobs of the cluster that may run here at once."""
-        return min(self.cpus, self.node.info.cpus)
+        """CPUs that the cluster may use here at once."""
+        return min(self.cpus, self.node.capacity)
+
+    @property
+    def limit(self) -> int:
+        """What the node is told of it: the CPUs that it may use, 0 for all that the node offers."""
+        return 0 if self.cpus == self.node.info.cpus else self.cpus
 
     @property
     def depth(self) -> int:
@@ -90,6 +114,16 @@ class Share:
         A node runs whatever it has on all of its CPUs, so a cluster that may use only some of them sends nothing ahead.
         """
         return self.cluster.depth if self.cpus >= self.node.info.cpus else 1
+
+    @property
+    def load(self) -> float:
+        """CPUs that its jobs keep busy: of those that take turns, as many as the depth make up one."""
+        return (len(self.flight) - self.heavy) / self.depth + self.heavy_cpus
+
+    @property
+    def wanted(self) -> int:
+        """CPUs that its jobs would use at once."""
+        return len(self.flight) - self.heavy + self.heavy_cpus
 
     @property
     def is_usable(self) -> bool:
@@ -109,12 +143,13 @@ class Share:
     def balance(self) -> tuple[int, int]:
         """Jobs that it could start at once, and jobs that are here and cannot have a CPU yet."""
         node, flight = self.node, len(self.flight)
-        cpus, together = node.info.cpus, flight if len(node.shares) == 1 else node.in_flight
+        cpus, wanted = node.capacity, flight - self.heavy + self.heavy_cpus
+        together = wanted if len(node.shares) == 1 else sum([share.wanted for share in node.shares.values()])
         slots = self.cpus if self.cpus < cpus else cpus
-        free, over = slots - flight, together - cpus
+        free, over = slots - wanted, together - cpus
         if over >= 0 or free <= 0 or not self.is_usable:
-            return 0, max(0, -free, min(flight, over))
-        return min(free, -over), 0
+            return 0, min(flight - self.heavy, max(0, -free, over))
+        return max(0, min(free, -over - node.claimed.cpus)), 0
 
     def standing(self) -> tuple[int, float]:
         """How many more jobs it takes, and the load of its node (1: every CPU has work up to the depth).
@@ -125,12 +160,29 @@ class Share:
         node = self.node
         if not self.is_usable:
             return 0, 0.0
-        cpus, depth, flight = node.info.cpus, self.depth, len(self.flight)
-        most = self.slots * depth
-        if len(node.shares) == 1:
-            return most - flight, flight / (depth * cpus)
-        others = sum(len(share.flight) / share.depth for share in node.shares.values() if share is not self)
-        return min(most, ceil((cpus - others) * depth)) - flight, (others + flight / depth) / cpus
+        cpus, depth, flight = node.capacity, self.depth, len(self.flight)
+        slots = self.cpus if self.cpus < cpus else cpus
+        if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
+            return slots * depth - flight, flight / (depth * cpus)
+        others = sum([share.load for share in node.shares.values() if share is not self])
+        free = min(slots, cpus - others - node.claimed.cpus) - self.heavy_cpus
+        return ceil(free * depth) - (flight - self.heavy), (others + self.load) / cpus
+
+    def hold(self, record: JobRecord, cpus: int) -> None:
+        """Keep for a job what it asks for."""
+        record.cpus = cpus
+        self.heavy += 1
+        self.heavy_cpus += cpus
+        shape = record.shape
+        self.node.taken.add(cpus, shape.memory, shape.gpus)
+
+    def release(self, record: JobRecord) -> None:
+        """A job for which something was kept is no longer in flight."""
+        self.heavy -= 1
+        self.heavy_cpus -= record.cpus
+        shape = record.shape
+        self.node.taken.add(-record.cpus, -shape.memory, -shape.gpus)
+        record.cpus = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +199,10 @@ class NodeRecord:
     broken_until: float | None = None
     """Without a link: when it counts as lost."""
     shares: dict[ComputationId, Share] = field(default_factory=dict)
+    taken: Amount = field(default_factory=Amount)
+    """What is kept for jobs that are there."""
+    claimed: Amount = field(default_factory=Amount)
+    """What is kept free for jobs that wait for more of it."""
     recall: tuple[ComputationId, int] | None = None
     """The recall that is under way: for which cluster, how many."""
     is_spent: bool = False
@@ -173,6 +229,14 @@ class NodeRecord:
         return any(
             share.state is not ShareState.REFUSED or not share.final or share.flight for share in self.shares.values()
         )
+
+    @property
+    def capacity(self) -> int:
+        """CPUs that jobs may use; more than it has where the node allows that and a cluster wants it."""
+        info = self.info
+        if not info.oversubscribe or not info.cpus:
+            return info.cpus
+        return max(info.cpus, max([share.cpus for share in self.shares.values()], default=0))
 
     @property
     def in_flight(self) -> int:

@@ -5,7 +5,7 @@ Nothing here changes a job or sends anything.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Final
 
@@ -78,14 +78,20 @@ class Rooms:
             self._valid -= 1
 
 
-def first_queue(queues: Collection[JobQueue]) -> tuple[JobQueue, int]:
-    """Of queues that are not empty: the one to serve, and how many of its jobs come before those of all others."""
-    ranked = sorted(queues, key=lambda queue: queue.rank) if len(queues) > 1 else list(queues)
-    first = ranked[0]
-    if len(ranked) == 1 or ranked[1].priority != first.priority:
-        return first, first.waiting
-    # ids ascend along a queue: the distance between two heads bounds the jobs in between
-    return first, min(first.waiting, ranked[1].head().job - first.head().job)
+def in_order(queues: Iterable[JobQueue]) -> list[tuple[tuple[int, int], int, JobQueue]]:
+    """A heap of the queues that are not empty, the one to serve first on top; pop, and push again with its new rank."""
+    heap = [(queue.rank, number, queue) for number, queue in enumerate(queues) if queue.waiting]
+    heapify(heap)
+    return heap
+
+
+def before_next(queue: JobQueue, following: tuple[int, int] | None) -> int:
+    """How many jobs of the queue come before those of all others, of which the first has the rank `following`."""
+    lane = queue.top()
+    if following is None or following[0] != -lane.priority:
+        return lane.waiting
+    # ids ascend along a lane: the distance between two heads bounds the jobs in between
+    return min(lane.waiting, following[1] - lane.head().job)
 
 
 def portion(share: Share, room: int, waiting: int, rooms: int) -> int:

@@ -10,7 +10,7 @@ from typing import assert_never
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.events import NodeSteered, Steering
 from dispy.scheduler.flow import end_hopeless
-from dispy.scheduler.membership import ask_allocation, ask_lease, close_share, release_if_unused, want
+from dispy.scheduler.membership import ask_allocation, ask_lease, close_share, release_if_unused, tell_limit, want
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
 from dispy.scheduler.tables import Outbox, Tables
 
@@ -34,6 +34,7 @@ def steer(tables: Tables, out: Outbox, event: NodeSteered) -> None:
             share.is_paused = event.cpus <= 0
             if share.cpus and event.cpus > 0:
                 share.cpus = event.cpus
+                tell_limit(out, share)
         case Steering.CLOSE:
             cluster.declined[node.id] = None
             share.cpus, share.is_renewed = 0, False
@@ -43,7 +44,7 @@ def steer(tables: Tables, out: Outbox, event: NodeSteered) -> None:
         case _:
             assert_never(event.how)
     tables.refresh(node)
-    end_hopeless(tables, out, cluster.queues.values())
+    end_hopeless(tables, out, cluster.queues)
     release_if_unused(tables, out, node)
 
 
@@ -53,7 +54,7 @@ def _steer_unused(tables: Tables, out: Outbox, cluster: ClusterRecord, node: Nod
         ask_allocation(out, cluster, node)
     else:
         cluster.declined[node.id] = None
-        end_hopeless(tables, out, cluster.queues.values())
+        end_hopeless(tables, out, cluster.queues)
 
 
 def _use(tables: Tables, out: Outbox, share: Share) -> None:

@@ -9,7 +9,7 @@ from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects, JobEnded, JobsEnded, Notice, Send
 from dispy.scheduler.jobs import JobQueue, JobRecord
-from dispy.scheduler.nodes import NodeRecord, Share
+from dispy.scheduler.nodes import Amount, NodeRecord, Share
 from dispy.wire.messages import AnyMessage
 
 
@@ -51,6 +51,8 @@ class Counters:
     ended: int = 0
     requeued: int = 0
     """Attempts that were lost with a node and whose jobs were queued again."""
+    retried: int = 0
+    """Attempts that failed and whose jobs were queued again."""
     dropped: int = 0
     """Results of attempts that were no longer expected."""
     ignored: int = 0
@@ -71,6 +73,10 @@ class Tables:
     """Every job that has not ended."""
     runnable: dict[JobQueue, None] = field(default_factory=dict)
     """Queues that are to be looked at in the next dispatch pass."""
+    blocked: dict[JobQueue, None] = field(default_factory=dict)
+    """Queues of heavy jobs for which nothing was free; they are looked at in every dispatch pass."""
+    claims: dict[NodeRecord, None] = field(default_factory=dict)
+    """Nodes that are kept free for jobs of these."""
     restless: dict[ComputationId, None] = field(default_factory=dict)
     """Clusters with both idle CPUs and jobs that wait for one elsewhere."""
     deadlines: dict[ProcessId | tuple[ComputationId, ProcessId], float] = field(default_factory=dict)
@@ -84,13 +90,13 @@ class Tables:
         """The load of a node fell, or whether it can be used changed: put what is derived from that right."""
         for share in node.shares.values():
             room, load = share.standing()
+            cluster = share.cluster
             if room > 0:
-                cluster = share.cluster
                 cluster.rooms.offer(share, load)
-                for pinned in ("", node.id):
-                    queue = cluster.queues.get(pinned)
-                    if queue is not None and queue.waiting:
-                        self.runnable[queue] = None
+                if cluster.plain.waiting:
+                    self.runnable[cluster.plain] = None
+            for queue in cluster.special.values():
+                self.runnable[queue] = None
             self.weigh(share)
 
     def weigh(self, share: Share) -> None:
@@ -107,6 +113,16 @@ class Tables:
             cluster.excesses.pop(node, None)
         if cluster.idlers and cluster.excesses:
             self.restless[cluster.id] = None
+
+    def release_claims(self) -> None:
+        """Nothing is kept free for anybody: the next dispatch pass says anew what is."""
+        for node in self.claims:
+            node.claimed = Amount()
+            self.refresh(node)
+        self.claims.clear()
+        for queue in self.blocked:
+            self.runnable[queue] = None
+        self.blocked.clear()
 
     def remove_share(self, share: Share) -> None:
         """Forget a share; nothing is in flight there."""
@@ -131,6 +147,13 @@ class Tables:
             queue.put_back(back)
             self.runnable[queue] = None
 
+    def forget_queue(self, queue: JobQueue) -> None:
+        """A queue is empty: one of jobs with wishes may never have another."""
+        self.runnable.pop(queue, None)
+        cluster = self.clusters.get(queue.cluster)
+        if cluster is not None and cluster.special.get(queue.shape) is queue:
+            del cluster.special[queue.shape]
+
     def end(
         self,
         out: Outbox,
@@ -143,7 +166,7 @@ class Tables:
         """End a job for good. If it waits, it leaves its queue; from a flight the caller has taken it."""
         cluster = self.clusters[record.cluster]
         if record.state is JobState.Created:
-            cluster.queue_for(record).discard()
+            cluster.queue_for(record).discard(record)
         record.state = state
         del self.jobs[record.job]
         cluster.jobs -= 1

@@ -1,0 +1,159 @@
+"""Where jobs with wishes can run: nodes that satisfy them, nodes that are kept free for them.
+
+A job that needs more than is free anywhere claims a node: what comes after it in the order does not get the CPUs (or
+memory, or GPUs) that it waits for, so that a stream of small jobs cannot keep it out. Claims are made anew in every
+dispatch pass, in the order of the jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dispy.model import ProcessId
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.jobs import JobQueue, Shape
+from dispy.scheduler.nodes import NodeRecord, Share, ShareState
+
+NEARLY: float = 1e-9
+"""Parts of CPUs are sums of fractions."""
+
+
+def candidates(cluster: ClusterRecord, shape: Shape) -> Iterable[Share]:
+    """Shares on which a job of this shape may run as far as its node is named."""
+    if not shape.node:
+        return cluster.shares.values()
+    share = cluster.shares.get(ProcessId(shape.node))
+    return () if share is None else (share,)
+
+
+def cpus_on(share: Share, shape: Shape) -> int:
+    """CPUs that a job of this shape occupies there."""
+    return shape.cpus or share.slots
+
+
+def why_unfit(share: Share, shape: Shape) -> str:
+    """What the node lacks for this shape even when nothing else runs there; empty if nothing.
+
+    A node that offers no CPU for the time being is not judged by its CPUs.
+    """
+    node = share.node
+    info = node.info
+    if lacking := [tag for tag in shape.tags if tag not in info.tags]:
+        return f"does not have the tag{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
+    if shape.gpus > info.gpus:
+        return f"has {_count(info.gpus, 'GPU')}, not {shape.gpus}"
+    if shape.memory > info.memory:
+        return f"has {gib(info.memory)} of memory, not {gib(shape.memory)}"
+    if shape.cpus > share.slots and node.capacity:
+        if share.slots < node.capacity:
+            return f"lets this cluster use {_count(share.slots, 'CPU')}, not {shape.cpus}"
+        return f"has {_count(node.capacity, 'CPU')}, not {shape.cpus}"
+    return ""
+
+
+def why_none_fits(cluster: ClusterRecord, queue: JobQueue) -> str:
+    """Why no node that can come can ever run jobs of this queue; empty when one may."""
+    if queue.is_plain or cluster.asked:
+        return ""
+    shape = queue.shape
+    if not shape.node and (
+        cluster.is_open_ended or not cluster.shares or len(cluster.shares) + len(cluster.declined) < cluster.named
+    ):
+        return ""
+    reasons = []
+    for share in candidates(cluster, shape):
+        if share.state is ShareState.REFUSED and share.final:
+            reasons.append(f"{share.node.label} refused: {share.reason}")
+        elif reason := why_unfit(share, shape):
+            reasons.append(f"{share.node.label} {reason}")
+        else:
+            return ""
+    return f"no node can run it: {'; '.join(reasons)}" if reasons else ""
+
+
+def place(cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:
+    """The least loaded share that takes jobs of this queue now, and how many; None when none does."""
+    if queue.is_plain:
+        return cluster.rooms.best()
+    best: tuple[float, int] | None = None
+    found: tuple[Share, int] | None = None
+    for share in candidates(cluster, queue.shape):
+        room, load = _room(share, queue)
+        if room > 0 and (best is None or (load, share.node.order) < best) and not why_unfit(share, queue.shape):
+            best, found = (load, share.node.order), (share, room)
+    return found
+
+
+def _room(share: Share, queue: JobQueue) -> tuple[int, float]:
+    if queue.is_heavy:
+        return (1, _busy(share.node)) if has_free(share, queue.shape) else (0, 0.0)
+    return share.standing()
+
+
+def has_free(share: Share, shape: Shape) -> bool:
+    """Whether the node has free what a heavy job of this shape asks for, beside all claims."""
+    if not share.is_usable:
+        return False
+    node = share.node
+    cpus, claimed = cpus_on(share, shape), node.claimed
+    return (
+        share.load + cpus <= share.slots + NEARLY
+        and _busy(node) + claimed.cpus + cpus <= node.capacity + NEARLY
+        and node.taken.memory + claimed.memory + shape.memory <= node.info.memory
+        and node.taken.gpus + claimed.gpus + shape.gpus <= node.info.gpus
+    )
+
+
+def claim(cluster: ClusterRecord, queue: JobQueue) -> NodeRecord | None:
+    """Keep the node free for the first job of a queue where that can be soonest; None when it must wait for others."""
+    shape = queue.shape
+    best: Share | None = None
+    for share in candidates(cluster, shape):
+        if not share.is_usable or why_unfit(share, shape):
+            continue
+        node = share.node
+        claimed = node.claimed
+        if (
+            claimed.cpus + cpus_on(share, shape) <= node.capacity
+            and claimed.memory + shape.memory <= node.info.memory
+            and claimed.gpus + shape.gpus <= node.info.gpus
+            and (best is None or _nearness(node) < _nearness(best.node))
+        ):
+            best = share
+    if best is None:
+        return None
+    best.node.claimed.add(cpus_on(best, shape), shape.memory, shape.gpus)
+    return best.node
+
+
+def _nearness(node: NodeRecord) -> tuple[float, int]:
+    return _busy(node) + node.claimed.cpus - node.capacity, node.order
+
+
+def _busy(node: NodeRecord) -> float:
+    return sum([share.load for share in node.shares.values()])
+
+
+def gib(count: int) -> str:
+    """Bytes as people write memory."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+def wishes(shape: Shape) -> str:
+    """What a job of this shape asks for, in words."""
+    parts = []
+    if shape.cpus != 1:
+        parts.append(f"{shape.cpus} CPUs" if shape.cpus else "all CPUs of a node")
+    elif shape.is_heavy:
+        parts.append("1 CPU")
+    if shape.memory:
+        parts.append(f"{gib(shape.memory)} of memory")
+    if shape.gpus:
+        parts.append(_count(shape.gpus, "GPU"))
+    if shape.tags:
+        parts.append(f"the tag{'s' if len(shape.tags) > 1 else ''} {', '.join(shape.tags)}")
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number or 'no'} {word}s"
