@@ -29,7 +29,8 @@ class DispyJob:
     Attributes:
         id: counts 1, 2, 3 … per process; may be set to anything.
         status: a state of `DispyJob` (`DispyJob.Finished` …).
-        result: what the function returned, or the program's exit code; None unless finished.
+        result: what the function returned, or the program's exit code; None unless finished. While the job runs, the
+            last provisional result.
         stdout, stderr: captured output; str for functions, bytes for programs.
         exception: traceback, or the sentence that says what ended the job; None if it finished.
         submit_time, start_time, end_time: seconds since the epoch; start and end by the node's clock.
@@ -137,14 +138,30 @@ class DispyJob:
         return self.exception
 
     def _load(self) -> None:
-        data, self._lazy = self._lazy, None
+        data = self._lazy
         if data is None:
             return
+        value, problem = None, None
         try:
-            self._result = loads_result(data)
+            value = loads_result(data)
         except Exception as error:  # any class of the user can raise anything while it is rebuilt
-            self._status = JobState.Terminated
-            self.exception = f"the result cannot be unpickled in this program: {type(error).__name__}: {error}"
+            problem = f"the result cannot be unpickled in this program: {type(error).__name__}: {error}"
+        with _event_lock:
+            if self._lazy is not data:
+                return  # a later result has come, or another thread was quicker
+            self._result, self._lazy = value, None
+            if problem is not None:
+                self.exception = problem
+                if self._ended or self._status is JobState.Finished:
+                    self._status = JobState.Terminated
+
+    def _take_provisional(self, data: bytes) -> None:
+        """Show an interim result; whoever waits for the end goes on waiting."""
+        self.exception = None
+        self._status = JobState.ProvisionalResult
+        self._lazy = data
+        if len(data) <= INLINE_SIZE:
+            self._load()
 
     def _settle(
         self,
@@ -161,6 +178,7 @@ class DispyJob:
         if done is None:
             self.exception = cause
             self.end_time = time.time()
+            self._lazy = self._result = None
         else:
             if done.started_at:
                 self.start_time = done.started_at
@@ -187,7 +205,10 @@ class DispyJob:
             self.stdout = self.stderr = "" if text else b""
         if state is JobState.Finished:
             self._lazy = body if len(body) == done.result_size else memoryview(body)[: done.result_size]
-        elif done.error_size:
+            self.exception = None
+            return
+        self._lazy = self._result = None
+        if done.error_size:
             self.exception = bytes(body[at : at + done.error_size]).decode(errors="replace")
         else:
             self.exception = cause

@@ -17,7 +17,7 @@ from dispy.logs import logger
 from dispy.model import AvailInfo, ComputationSpec, JobState, NodeInfo, ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, NodeView, available, by_specificity, capped
 from dispy.portal import Portal
-from dispy.scheduler.effects import JobEnded, JobRequeued, NodeClosed, NodeRefused
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
 from dispy.shipping import Shipment, dumps_setup_args
@@ -190,6 +190,18 @@ class ClusterLedger:
         if self._idle and not self.pending:
             for event in list(self._idle):
                 event.set()
+
+    def job_spoke(self, spoke: JobSpoke, view: NodeView | None) -> None:
+        """A running job has an interim result."""
+        job: Any = spoke.job.handle
+        job._take_provisional(spoke.result)
+        node = self._node_of(view)
+        if node is not None:
+            node.rx += len(spoke.result)
+        if self.job_status is not None:
+            self._call_job_status(job)
+        if self.cluster_status is not None:
+            self._call_status(JobState.ProvisionalResult, node, job)
 
     def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
         """An attempt was lost: the job waits again."""

@@ -64,6 +64,29 @@ def test_a_job_that_failed_has_its_cause_and_no_result() -> None:
 
 
 @pytest.mark.parametrize("padding", [0, INLINE_SIZE + 1])
+def test_an_interim_result_is_shown_until_the_end(padding: int) -> None:
+    interim = pickle.dumps(("so far", b"x" * padding))
+    job = DispyJob()
+    job._take_provisional(interim)
+    copy = job._snapshot()
+    assert (job.status, job.result[0], job._ended) == (DispyJob.ProvisionalResult, "so far", False)
+    job._take_provisional(interim)
+    settle(job, result=pickle.dumps("end"))
+    assert (job(), job.status) == ("end", DispyJob.Finished)
+    assert (copy.status, copy.result[0]) == (DispyJob.ProvisionalResult, "so far")
+    failed = DispyJob()
+    failed._take_provisional(interim)
+    settle(failed, JobState.Terminated, cause="short", ending=int(Ending.RAISED))
+    assert (failed(), failed.exception) == (None, "short")
+    odd = DispyJob()
+    odd._take_provisional(pickle.dumps((b"x" * padding, Unloadable())))
+    assert odd.result is None
+    assert (odd.status, "not here" in str(odd.exception)) == (DispyJob.ProvisionalResult, True)
+    settle(odd, result=pickle.dumps("end"))
+    assert (odd(), odd.exception) == ("end", None)
+
+
+@pytest.mark.parametrize("padding", [0, INLINE_SIZE + 1])
 def test_a_result_that_cannot_be_unpickled_ends_the_job_terminated(padding: int) -> None:
     job = DispyJob()
     settle(job, result=pickle.dumps((b"x" * padding, Unloadable())))

@@ -885,3 +885,32 @@ def test_snapshot_tells_what_people_may_see(ready: Node) -> None:
     shown: Any = ready.core.snapshot()
     assert (shown.queued, shown.given, shown.workers, shown.waiting) == (1, 2, 2, 0)
     assert shown.computations == [(MAP, "compute", "ready")]
+
+
+# What running jobs say
+
+
+def test_an_interim_result_waits_like_a_result_and_ends_nothing(ready: Node) -> None:
+    ready.run(1)
+    blob = BlobRef(b"b" * 32, 9, False)
+    small = Answer(2, Ending.PROVISIONAL, 0.0, 60.0, 2, body=b"so")
+    effects = ready.handle(ev.WorkerSpoke(1, small))
+    done = JobDone(1, 1, Ending.PROVISIONAL, 0.0, 60.0, 2, 0, 0, 0)
+    assert effects == Effects([], [Send(ANNA, msg.JobsDone(3, [done]), [b"so"])])
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    large = Answer(2, Ending.PROVISIONAL, 0.0, 61.0, 9, body=b"")
+    assert ready.handle(ev.WorkerSpoke(1, large, blob)) == Effects()
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    sends = ready.lease().sends
+    assert sends[0].message == msg.LeaseGranted([HeldAttempt(1, 1)], [MAP])
+    batches: list[Any] = [send.message for send in sends[1:]]
+    assert [(batch.sequence, batch.jobs[0].ending) for batch in batches] == [(3, 7), (4, 7), (5, 0)]
+    assert ready.said(msg.AckResults(4)).actions == [do.WithdrawResults([blob.name])]
+    # the end is not acknowledged: the same attempt is not run again
+    assert not ready.run(1).actions
+
+
+def test_what_an_unknown_job_says_is_dropped(ready: Node) -> None:
+    blob = BlobRef(b"b" * 32, 9, False)
+    late = ready.handle(ev.WorkerSpoke(1, Answer(7, Ending.PROVISIONAL, body=b""), blob))
+    assert late == Effects([do.WithdrawResults([blob.name])], [])

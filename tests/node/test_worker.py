@@ -10,7 +10,7 @@ import pytest
 
 from dispy.model import Ending
 from dispy.node import calls, deaths, worker
-from dispy.node.channel import CANCEL, CELL_SIZE
+from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, SENT_FILE
 from dispy.node.hygiene import read_output
 
 
@@ -20,6 +20,8 @@ def test_endings_are_those_of_the_model() -> None:
     assert worker.NOT_STARTED == Ending.NOT_STARTED
     assert worker.INTERRUPTED == Ending.INTERRUPTED
     assert worker.UNSENDABLE == Ending.UNSENDABLE
+    assert PROVISIONAL == Ending.PROVISIONAL
+    assert SENT_FILE not in list(Ending)
 
 
 def cell() -> memoryview:

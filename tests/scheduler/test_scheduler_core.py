@@ -32,6 +32,7 @@ from dispy.scheduler.effects import (
     JobEnded,
     JobRequeued,
     JobsEnded,
+    JobSpoke,
     JobsStarted,
     NodeClosed,
     NodeOpened,
@@ -704,3 +705,19 @@ def test_snapshot_shows_clusters_and_nodes(busy: Scheduler) -> None:
     assert view.counters["submitted"] == 3
     busy.handle(ev.LinkBroken(N1))
     assert busy.core.snapshot().nodes[0].state == "broken"
+
+
+# ---- what running jobs say ----
+
+
+def test_an_interim_result_is_told_and_counts_as_nothing(busy: Scheduler) -> None:
+    before = busy.core.snapshot()
+    interim = JobDone(1, 1, Ending.PROVISIONAL, 0.0, 5.0, 2, 0, 0, 0)
+    stale = JobDone(1, 9, Ending.PROVISIONAL, 0.0, 5.0, 2, 0, 0, 0)
+    batch = msg.JobsDone(1, [interim, result(1), interim, stale])
+    effects = busy.handle(ev.NodeSaid(N1, batch, [b"so", b"r", b"no", b"no"]))
+    assert effects.notices[0] == JobSpoke(busy.jobs[1], N1, b"so")
+    assert [type(notice) for notice in effects.notices[1:]] == [JobsEnded, JobsStarted]
+    after = busy.core.snapshot()
+    assert (after.counters["ended"], after.counters["dropped"]) == (before.counters["ended"] + 1, 2)
+    assert after.clusters[0].mean == 1.0

@@ -84,6 +84,18 @@ def function_call(cell: memoryview, compute: Callable[..., object]) -> Callable[
     return call
 
 
+def dumps_result(value: object) -> bytes:
+    """Pickle what a job gives back, by value where nothing else helps.
+
+    Raises:
+        UnsendableError: it cannot be pickled; the text says what of it.
+    """
+    try:
+        return pickle.dumps(value, 5)
+    except Exception:
+        return _dumps_by_value(value)
+
+
 def _dumps_by_value(value: object) -> bytes:
     try:
         return namespace.dumps_result(value)

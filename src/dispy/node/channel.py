@@ -19,6 +19,9 @@ Job channel (daemon ↔ worker): daemon → worker is `JOB` + arguments; one des
 (then the arguments are the content of that sealed memfd and `size` is 0).
 worker → daemon is `REPLY` + body (result, stdout, stderr, error text); one descriptor rides along when `fds` is 1
 (then the body is the content of that memfd and nothing follows the header).
+A reply with the ending PROVISIONAL or SENT_FILE does not end its job. SENT_FILE brings two descriptors, the open file
+and a socket, and its body (JSON: path, size, digest, mode, mtime) follows the header; one byte over that socket says
+that the file has arrived, its end says that it has not.
 
 A worker numbers its jobs by `sequence`: 1, 2, 3 … in the order in which the daemon sent them.
 
@@ -33,7 +36,7 @@ import json
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 CONTROL: Final = struct.Struct("<BBHII")  # kind, unused, unused, size of JSON, size of payload
@@ -47,6 +50,11 @@ FORK_FDS: Final = 4
 JOB: Final = struct.Struct("<QIHH")  # sequence, size, fds, unused
 REPLY: Final = struct.Struct("<QBBHIIIIdd")
 # sequence, ending (model.Ending), fds, flags, sizes of result, stdout, stderr, error, started_at, ended_at
+
+PROVISIONAL: Final = 7
+"""As `model.Ending`; a test compares them. Whatever is less ends the job."""
+SENT_FILE: Final = 8
+"""Only here: the job sends a file."""
 
 FLAG_RETIRE: Final = 1
 """In a reply: this worker ends itself after this reply (it would not be clean for another job)."""
@@ -92,6 +100,13 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found.frombytes(data[: len(data) - len(data) % found.itemsize])
     return found.tolist()
+
+
+def send_with(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Write all of it to a blocking socket, with descriptors."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
+    sent = sock.sendmsg([data], ancillary)
+    sock.sendall(data[sent:])
 
 
 class ControlReader:

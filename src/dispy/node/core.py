@@ -93,6 +93,8 @@ class NodeCore:
                 self.desk.worker_answered(self.lease, event, now, effects)
             case ev.SchedulerSaid():
                 self._on_said(event, now, effects)
+            case ev.WorkerSpoke():
+                self.desk.worker_spoke(self.lease, event, effects)
             case ev.WorkerForked():
                 self.desk.worker_forked(event, now)
             case ev.WorkerDied():

@@ -105,6 +105,15 @@ class WorkerAnswered:
 
 
 @dataclass(slots=True, frozen=True)
+class WorkerSpoke:
+    """The running job of a worker has an interim result; with `blob`, that is where it can be fetched."""
+
+    worker: int
+    reply: Reply
+    blob: BlobRef | None = None
+
+
+@dataclass(slots=True, frozen=True)
 class WorkerDied:
     """The worker's process ended; all replies that it had sent came before this."""
 
@@ -192,6 +201,7 @@ Event = (
     | ForkServerDied
     | WorkerForked
     | WorkerAnswered
+    | WorkerSpoke
     | WorkerDied
     | WorkerRecalled
     | ArgumentsFetched

@@ -187,6 +187,11 @@ class HostedComputation:
                 blobs[reply.sequence] = self._places.sources.offer_fd(reply.fd, size)
         self._places.post(ev.WorkerAnswered(worker, replies, blobs))
 
+    def worker_spoke(self, worker: int, reply: Reply) -> None:
+        """A running job has an interim result."""
+        blob = None if reply.fd is None else self._places.sources.offer_fd(reply.fd, reply.result_size)
+        self._places.post(ev.WorkerSpoke(worker, reply, blob))
+
     def worker_died(self, worker: int, death: WorkerDeath) -> None:
         """A worker is gone."""
         self._places.post(

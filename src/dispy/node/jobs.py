@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dispy.model import Ending, HeldAttempt, JobDone, JobSpec
 from dispy.node import events as ev
 from dispy.node.arguments import ArgumentTable
-from dispy.node.effects import CancelInWorker, Effects, Send, SignalWorker
+from dispy.node.effects import CancelInWorker, Effects, Send, SignalWorker, WithdrawResults
 from dispy.node.feeding import Feeder, requeue
 from dispy.node.serving import Computation, HeldJob, Lease, RecallRequest, clip, death_text
 from dispy.node.slots import Escalation, Worker, WorkerState
@@ -145,6 +145,18 @@ class JobDesk:
         if done:
             self._tell_done(lease, done, bodies, effects)
         self._after_progress(worker, now, effects)
+
+    def worker_spoke(self, lease: Lease | None, event: ev.WorkerSpoke, effects: Effects) -> None:
+        """Pass an interim result on, among the results."""
+        worker, reply = self.feeder.workers.get(event.worker), event.reply
+        job = None if worker is None else worker.jobs.get(reply.sequence)
+        if lease is None or job is None or job in lease.superseded:
+            if event.blob is not None:
+                effects.actions.append(WithdrawResults([event.blob.name]))
+            return
+        said_at, size = reply.ended_at, reply.result_size
+        done = JobDone(job.job, job.attempt, Ending.PROVISIONAL, 0.0, said_at, size, 0, 0, 0, event.blob)
+        self._tell_done(lease, [done], [reply.body] if event.blob is None else [], effects)
 
     def _after_progress(self, worker: Worker, now: float, effects: Effects) -> None:
         """The worker's first job has changed: end it if it is to be ended, end the worker if that is due."""

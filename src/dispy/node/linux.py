@@ -121,3 +121,12 @@ def private_memory() -> int:
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = file.read().split()
     return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE")
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """A file in memory with this content; returns its descriptor."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+    return fd

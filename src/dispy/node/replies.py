@@ -53,7 +53,9 @@ class Reply:
     error_size: int
     body: bytes
     fd: int | None = None
-    """A memfd with the body instead, when it is large; the receiver closes it."""
+    """A memfd with the body instead, when it is large, or the file that a job sends; the receiver closes it."""
+    answer: int | None = None
+    """With a file: the socket over which the job waits for an answer; the receiver closes it."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,9 @@ class ForkServerHandler(Protocol):
 
     def worker_answered(self, worker: int, replies: list[Reply]) -> None:
         """All that one read brought, in order."""
+
+    def worker_spoke(self, worker: int, reply: Reply) -> None:
+        """Its running job has said something (PROVISIONAL, SENT_FILE) and goes on."""
 
     def worker_died(self, worker: int, death: WorkerDeath) -> None:
         """It is gone, with everything that it had started."""

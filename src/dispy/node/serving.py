@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from dispy.model import BlobRef, ComputationId, ComputationSpec, HeldAttempt, Holder, JobDone, ProcessId
+from dispy.model import BlobRef, ComputationId, ComputationSpec, Ending, HeldAttempt, Holder, JobDone, ProcessId
 from dispy.node.slots import Worker
 from dispy.wire.messages import JobsDone
 
@@ -141,7 +141,7 @@ class Results:
         names = []
         while self.batches and self.batches[0][0].sequence <= sequence:
             for done in self.batches.popleft()[0].jobs:
-                if self.attempts.get(done.job) == done.attempt:
+                if done.ending != Ending.PROVISIONAL and self.attempts.get(done.job) == done.attempt:
                     del self.attempts[done.job]
                 if done.blob is not None:
                     names.append(done.blob.name)
@@ -151,7 +151,8 @@ class Results:
         """Every attempt of which the result is here."""
         for message, _ in self.batches:
             for done in message.jobs:
-                yield HeldAttempt(done.job, done.attempt)
+                if done.ending != Ending.PROVISIONAL:
+                    yield HeldAttempt(done.job, done.attempt)
 
 
 @dataclass(slots=True, eq=False)

@@ -38,6 +38,7 @@ class WorkerRecord:
         "cell_map",
         "early",
         "expected",
+        "fds",
         "fed",
         "fed_at",
         "forked_at",
@@ -51,6 +52,7 @@ class WorkerRecord:
         "rest",
         "seen",
         "socket",
+        "speaks",
     )
 
     def __init__(self, number: int, sock: socket.socket, outbox: Outbox) -> None:
@@ -70,6 +72,8 @@ class WorkerRecord:
         self.open = 0
         """Jobs that it was given and that are neither answered nor recalled."""
         self.rest = b""
+        self.fds: list[int] = []
+        """Descriptors that came and whose reply has not come whole."""
         self.early: list[Reply] = []
         """Answers that came before the fork server reported the fork."""
         self.seen = 0
@@ -79,6 +83,8 @@ class WorkerRecord:
         self.cancels: list[int] = []
         self.limited: tuple[int, str] = (0, "")
         self.expected = False
+        self.speaks = False
+        """Among the replies that were read and not delivered is one that ends no job."""
 
 
 def _output_file(name: str) -> int:

@@ -7,7 +7,6 @@ Standard library and cloudpickle only.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import faulthandler
 import mmap
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dispy import namespace
-from dispy.node import calls, linux
+from dispy.node import calls, jobside, linux
 from dispy.node.channel import (
     ANCILLARY,
     CANCEL,
@@ -36,6 +35,7 @@ from dispy.node.channel import (
     REPLY,
     RUNNING,
     descriptors,
+    send_with,
 )
 from dispy.node.hygiene import NormalState
 
@@ -99,7 +99,8 @@ class _Worker:
             self._call = calls.program_call(post.cell, post.program)
         else:
             self._call = calls.function_call(post.cell, post.computation.compute)
-        self._own_frames = {type(self).serve.__code__}
+        self.speaker = jobside.Speaker(post.socket, post.cell)
+        self._own_frames = {type(self).serve.__code__, *jobside.WHOLE_FRAMES}
         self.normal = NormalState(post.outputs, post.cell, max(post.output_limit, 2))
         self._become_worker()
 
@@ -110,6 +111,7 @@ class _Worker:
         linux.name_process("dispy-worker")
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("500")  # the kernel shall end a worker before the fork server that holds setup's data
+        jobside.speak_through(self.speaker)
         os.register_at_fork(after_in_child=self._leave)
         signal.signal(signal.SIGINT, self._on_interrupt)
         if self._program:
@@ -207,6 +209,8 @@ class _Worker:
             else:
                 stdout, stderr = output.stdout, output.stderr
                 flags = 0 if output.clean else FLAG_RETIRE
+            if flags:
+                self.speaker.silence()  # a thread that the job left must not speak into what follows
             body = result if output is None and not error else b"".join((result, stdout, stderr, error))
             sizes = len(result), len(stdout), len(stderr), len(error)
             if len(body) > INLINE:
@@ -222,13 +226,8 @@ class _Worker:
                 os._exit(0)
 
     def _send_memfd(self, header: bytes, body: bytes) -> None:
-        fd = os.memfd_create("dispy-result", os.MFD_CLOEXEC)
-        rest = memoryview(body)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]).tobytes())]
-        sent = self._socket.sendmsg([header], ancillary)
-        self._socket.sendall(header[sent:])
+        fd = linux.memory_file("dispy-result", body)
+        send_with(self._socket, header, [fd])
         os.close(fd)
 
     def _describe(self, raised: BaseException, sequence: int) -> tuple[int, bytes]:

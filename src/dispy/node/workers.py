@@ -25,7 +25,7 @@ import cloudpickle
 
 import dispy
 from dispy.node import channel, linux
-from dispy.node.channel import CANCEL, CELL_SIZE, REPLY, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, REPLY, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import cause_of_death, exit_words
 from dispy.node.forkserver import FRESH
 from dispy.node.hygiene import read_output
@@ -389,7 +389,7 @@ class ForkServer:
         worker.socket.close()
         worker.cell.release()
         worker.cell_map.close()
-        for fd in worker.outputs:
+        for fd in (*worker.outputs, *worker.fds):
             os.close(fd)
 
     # Answers of workers
@@ -422,12 +422,16 @@ class ForkServer:
         data: bytes | memoryview = memoryview(buffer)[:size]
         if worker.rest:
             data = worker.rest + data
-        fds = channel.descriptors(ancillary) if ancillary else []
+        fds = worker.fds
+        if ancillary:
+            fds += channel.descriptors(ancillary)
         unpack, header = REPLY.unpack_from, REPLY.size
         at, total = 0, len(data)
         while total - at >= header:
             sequence, ending, count, _, result, stdout, stderr, error, started, ended = unpack(data, at)
-            if count:
+            if ending >= PROVISIONAL:
+                worker.speaks = True
+            if count == 1:
                 at += header
                 replies.append(Reply(sequence, ending, started, ended, result, stdout, stderr, error, b"", fds.pop(0)))
                 continue
@@ -436,6 +440,8 @@ class ForkServer:
                 break
             body = bytes(data[at + header : end])
             replies.append(Reply(sequence, ending, started, ended, result, stdout, stderr, error, body))
+            if count:
+                replies[-1].fd, replies[-1].answer = fds.pop(0), fds.pop(0)
             at = end
         worker.rest = bytes(data[at:])
         return True
@@ -451,6 +457,10 @@ class ForkServer:
         if not worker.pid:
             worker.early = worker.early + replies
             return
+        if worker.speaks:
+            worker.speaks = False
+            self._deliver_apart(worker, replies)
+            return
         if not replies:
             return
         worker.open -= len(replies)
@@ -459,6 +469,18 @@ class ForkServer:
         if worker.cancels:
             self._uncancel(worker, 0, worker.answered + 1)
         self._handler.worker_answered(worker.number, replies)
+
+    def _deliver_apart(self, worker: WorkerRecord, replies: list[Reply]) -> None:
+        """Deliver in order what ends jobs and what does not."""
+        ends: list[Reply] = []
+        for reply in replies:
+            if reply.ending < PROVISIONAL:
+                ends.append(reply)
+                continue
+            self._deliver(worker, ends)
+            ends = []
+            self._handler.worker_spoke(worker.number, reply)
+        self._deliver(worker, ends)
 
 
 def _cause(info: dict[str, Any]) -> str:

@@ -65,6 +65,15 @@ class JobsEnded:
 
 
 @dataclass(slots=True, frozen=True)
+class JobSpoke:
+    """A running job has an interim result."""
+
+    job: JobRecord
+    node: ProcessId
+    result: bytes
+
+
+@dataclass(slots=True, frozen=True)
 class JobRequeued:
     """An attempt was lost and the job waits again."""
 
@@ -124,6 +133,7 @@ class ClusterEnded:
 Notice = (
     AskAllocation
     | JobsStarted
+    | JobSpoke
     | JobsEnded
     | JobRequeued
     | NodeOpened

@@ -12,7 +12,7 @@ from typing import Final
 from dispy.errors import InvalidTransition
 from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobSpec, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
-from dispy.scheduler.effects import JobEnded, JobRequeued, JobsStarted
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, JobsStarted
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
 from dispy.scheduler.placement import claim, cpus_on, place, why_none_fits
@@ -190,6 +190,10 @@ def take_results(tables: Tables, out: Outbox, node: NodeRecord, message: JobsDon
         if share is None or share.cluster.id != record.cluster:
             _account(tables, share, seconds, count, over)
             share, seconds, count, over = shares[record.cluster], 0.0, 0, 0
+        if done.ending == 7:  # Ending.PROVISIONAL, written as the next one
+            out.notice(JobSpoke(record, id, body))
+            ended = out.ended
+            continue
         del share.flight[done.job]
         if record.cpus:
             share.release(record)

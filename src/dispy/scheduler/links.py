@@ -1,18 +1,16 @@
 """Links from a scheduler to nodes: finds them, dials them, accepts those that join, and turns what happens to a link
-into events of the core. Bodies of results that travel as blobs are fetched here, before the core hears of the result.
+into events of the core. How results come in is in `intake`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import msgspec
-
-from dispy.errors import AuthenticationRejected, LinkError, NodeError, SettingsError, TransferError
+from dispy.errors import AuthenticationRejected, LinkError, NodeError, SettingsError
 from dispy.logs import logger
-from dispy.model import Ending, JobDone, NodeInfo, ProcessId, Role
+from dispy.model import NodeInfo, ProcessId, Role
 from dispy.nodes import NodeView
 from dispy.scheduler.events import (
     Event,
@@ -24,11 +22,12 @@ from dispy.scheduler.events import (
     NodeSaid,
     NodeSuspected,
 )
+from dispy.scheduler.intake import ResultIntake
 from dispy.settings import REDIAL_MOST
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
-from dispy.wire.messages import AckResults, AnyMessage, JobsDone, NodeDescribed
+from dispy.wire.messages import AnyMessage, JobsDone, NodeDescribed
 
 DIALS_OF_FOUND_NODE = 5
 """Failed dials of a discovered node before it has to be discovered again."""
@@ -43,14 +42,11 @@ class Reached:
     address: str
     port: int
     exchange: BlobExchange
+    intake: ResultIntake
     link: Link | None
     dialler: Dialler | None
     info: NodeInfo | None = None
     local: bool = False
-    fetching: set[int] = field(default_factory=set)
-    """Sequence numbers of results whose bodies are still on their way."""
-    highest: int = 0
-    acknowledged: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -198,6 +194,7 @@ class NodeLinks:
         for reached in self.nodes.values():
             if reached.link is not None:
                 reached.link.close(reason)
+            reached.intake.close()
             reached.exchange.close(reason)
         self.nodes.clear()
         if self._listener is not None:
@@ -242,9 +239,10 @@ class NodeLinks:
             dialler = target.dialler if target is not None else None
             exchange = BlobExchange(link, self.sources)
             local = target is not None and target.local
-            self.nodes[process] = Reached(
-                process, link.peer.address, link.peer.port, exchange, link, dialler, local=local
-            )
+            intake = ResultIntake(process, exchange, self._on_event, self._spawn)
+            intake.link = link
+            address, port = link.peer.address, link.peer.port
+            self.nodes[process] = Reached(process, address, port, exchange, intake, link, dialler, local=local)
             return
         if reached.link is not None:
             if better_link(reached.link, link) is not link:
@@ -252,17 +250,16 @@ class NodeLinks:
                 return
             self._drop_first(reached, reached.link)
             self._on_event(LinkBroken(process))
-        reached.link = link
+        reached.link = reached.intake.link = link
         if target is not None:
             reached.dialler = target.dialler
         reached.exchange.link_replaced(link)
-        if reached.acknowledged:  # the last acknowledgement may have been lost with the old link
-            link.send(AckResults(reached.acknowledged))
+        reached.intake.acknowledge_again(link)
         if reached.info is not None:
             self._on_event(LinkResumed(process))
 
     def _drop_first(self, reached: Reached, old: Link) -> None:
-        reached.link = None
+        reached.link = reached.intake.link = None
         target = self._target_of(old)
         # Without a goodbye, which could overtake the news of the other link and would mean that we are gone.
         old.abort(SECOND_LINK)
@@ -277,7 +274,7 @@ class NodeLinks:
             return
         for message, payload in messages:
             if type(message) is JobsDone:
-                self._jobs_done(reached, message, payload)
+                reached.intake.arrived(message, payload)
             elif reached.exchange.message_arrived(message, payload):
                 continue
             elif type(message) is NodeDescribed and reached.info is None:
@@ -287,7 +284,7 @@ class NodeLinks:
                 if type(message) is NodeDescribed:
                     reached.info = message.info
                 self._on_event(NodeSaid(reached.process, message))
-        self._acknowledge(reached)
+        reached.intake.acknowledge()
 
     def link_suspected(self, link: Link) -> None:
         """Nothing was heard for a while."""
@@ -304,7 +301,7 @@ class NodeLinks:
         reached = self.nodes.get(link.peer.process)
         if reached is None or reached.link is not link:
             return
-        reached.link = None
+        reached.link = reached.intake.link = None
         if goodbye or link.was_silent or reached.info is None:  # silence has used up its grace
             self._lose(reached, cause)
         else:
@@ -357,12 +354,14 @@ class NodeLinks:
         reached = self.nodes.pop(node, None)
         if reached is None:
             return
+        reached.intake.close()
         reached.exchange.close("the node was lost")
         if reached.link is not None:
             reached.link.abort("the node was given up")
 
     def _lose(self, reached: Reached, cause: str) -> None:
         self.nodes.pop(reached.process, None)
+        reached.intake.close()
         reached.exchange.close(cause)
         if reached.info is not None:
             self._on_event(NodeLost(reached.process, cause))
@@ -379,57 +378,7 @@ class NodeLinks:
                 return target
         return self._targets.get((link.peer.address, link.peer.port))
 
-    # Results.
-
-    def _jobs_done(self, reached: Reached, message: JobsDone, payload: bytes | memoryview) -> None:
-        if message.sequence <= reached.acknowledged or message.sequence in reached.fetching:
-            return
-        view = memoryview(payload)
-        jobs, bodies, at = [], [], 0
-        for done in message.jobs:
-            if done.blob is not None:
-                reached.fetching.add(message.sequence)
-                continue
-            end = at + done.result_size + done.stdout_size + done.stderr_size + done.error_size
-            jobs.append(done)
-            bodies.append(bytes(view[at:end]))
-            at = end
-        reached.highest = max(reached.highest, message.sequence)
-        if message.sequence in reached.fetching:
-            large = [done for done in message.jobs if done.blob is not None]
-            self._spawn(self._fetch_bodies(reached, message.sequence, large))
-            message = JobsDone(message.sequence, jobs)
-        if jobs:
-            self._on_event(NodeSaid(reached.process, message, bodies))
-
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _fetch_bodies(self, reached: Reached, sequence: int, jobs: list[JobDone]) -> None:
-        for done in jobs:
-            assert done.blob is not None
-            try:
-                body = await reached.exchange.fetch_bytes(done.blob)
-            except TransferError as error:
-                if reached.process not in self.nodes:
-                    return  # the loss of the node has already decided about its jobs
-                body = f"the result could not be fetched from the node: {error}".encode()
-                done = msgspec.structs.replace(
-                    done,
-                    ending=int(Ending.DIED),
-                    result_size=0,
-                    stdout_size=0,
-                    stderr_size=0,
-                    error_size=len(body),
-                )
-            self._on_event(NodeSaid(reached.process, JobsDone(sequence, [done]), [body]))
-        reached.fetching.discard(sequence)
-        self._acknowledge(reached)
-
-    def _acknowledge(self, reached: Reached) -> None:
-        safe = min(reached.fetching) - 1 if reached.fetching else reached.highest
-        if safe > reached.acknowledged and reached.link is not None:
-            reached.acknowledged = safe
-            reached.link.send(AckResults(safe))

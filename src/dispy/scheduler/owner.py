@@ -8,7 +8,7 @@ from typing import Protocol
 
 from dispy.model import AvailInfo, ComputationSpec, ProcessId
 from dispy.nodes import NodeView
-from dispy.scheduler.effects import JobEnded, JobRequeued, NodeClosed, NodeRefused
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
 
 
@@ -50,6 +50,9 @@ class ClusterOwner(Protocol):
 
     def batch_ended(self) -> None:
         """All jobs that ended in this round have been told."""
+
+    def job_spoke(self, spoke: JobSpoke, view: NodeView | None) -> None:
+        """A running job has an interim result."""
 
     def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
         """An attempt was lost; the job waits again."""

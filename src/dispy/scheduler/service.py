@@ -32,6 +32,7 @@ from dispy.scheduler.effects import (
     JobEnded,
     JobRequeued,
     JobsEnded,
+    JobSpoke,
     JobsStarted,
     NodeClosed,
     NodeMeasured,
@@ -209,6 +210,10 @@ class SchedulerService:
                     self._tell_ended(notice.jobs)
                 case JobsStarted():
                     self._tell_started(notice)
+                case JobSpoke():
+                    owner = self.owners.get(notice.job.cluster)
+                    if owner is not None:
+                        owner.job_spoke(notice, self.links.view(notice.node))
                 case AskAllocation():
                     self._spawn(self._allocate(notice))
                 case _:

@@ -1,0 +1,146 @@
+"""Results as they come over the link to one node: large bodies are fetched before the core hears of them, what one job
+says stays in its order, and a batch is acknowledged when all of it is here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+
+import msgspec
+
+from dispy.errors import TransferError
+from dispy.logs import logger
+from dispy.model import Ending, JobDone, ProcessId
+from dispy.scheduler.events import Event, NodeSaid
+from dispy.wire.blobs import BlobExchange
+from dispy.wire.link import Link
+from dispy.wire.messages import AckResults, JobsDone
+
+_Late = tuple[int, JobDone, bytes]
+"""Sequence number of the batch, what ended, and its body unless that is a blob."""
+
+
+class ResultIntake:
+    """Takes the `JobsDone` of one node."""
+
+    def __init__(
+        self,
+        node: ProcessId,
+        exchange: BlobExchange,
+        on_event: Callable[[Event], None],
+        spawn: Callable[[Coroutine[None, None, None]], None],
+    ) -> None:
+        self.link: Link | None = None
+        self._node = node
+        self._exchange = exchange
+        self._on_event = on_event
+        self._spawn = spawn
+        self._pending: Counter[int] = Counter()
+        """How many results of a batch are still on their way."""
+        self._line: deque[_Late] = deque()
+        """Large interim results on their way, and whatever their jobs said after them."""
+        self._in_line: Counter[int] = Counter()
+        self._highest = 0
+        self._acknowledged = 0
+        self._closed = False
+
+    def arrived(self, message: JobsDone, payload: bytes | memoryview) -> None:
+        """Take a batch; one that was taken before is ignored."""
+        number = message.sequence
+        if number <= self._acknowledged or number in self._pending:
+            return
+        view = memoryview(payload)
+        jobs: list[JobDone] = []
+        bodies: list[bytes] = []
+        late: list[_Late] = []
+        in_line, at = self._in_line, 0
+        for done in message.jobs:
+            if done.blob is not None:
+                if done.ending == Ending.PROVISIONAL or done.job in in_line:
+                    self._stand_in_line((number, done, b""))
+                else:
+                    late.append((number, done, b""))
+                continue
+            end = at + done.result_size + done.stdout_size + done.stderr_size + done.error_size
+            if in_line and done.job in in_line:
+                self._stand_in_line((number, done, bytes(view[at:end])))
+            else:
+                jobs.append(done)
+                bodies.append(bytes(view[at:end]))
+            at = end
+        self._highest = max(self._highest, number)
+        if late:
+            self._pending[number] += len(late)
+            self._spawn(self._take_late(late))
+        if len(jobs) != len(message.jobs):
+            message = JobsDone(number, jobs)
+        if jobs:
+            self._on_event(NodeSaid(self._node, message, bodies))
+
+    def acknowledge(self) -> None:
+        """Tell the node up to where everything is here."""
+        safe = min(self._pending) - 1 if self._pending else self._highest
+        if safe > self._acknowledged and self.link is not None:
+            self._acknowledged = safe
+            self.link.send(AckResults(safe))
+
+    def acknowledge_again(self, link: Link) -> None:
+        """The last acknowledgement may have been lost with an earlier link."""
+        if self._acknowledged:
+            link.send(AckResults(self._acknowledged))
+
+    def close(self) -> None:
+        """The node is given up: what is still on its way is not told any more."""
+        self._closed = True
+
+    def _stand_in_line(self, item: _Late) -> None:
+        self._pending[item[0]] += 1
+        self._in_line[item[1].job] += 1
+        self._line.append(item)
+        if len(self._line) == 1:
+            self._spawn(self._walk_line())
+
+    async def _walk_line(self) -> None:
+        while self._line:
+            number, done, body = self._line[0]
+            await self._take_one(number, done, body)
+            self._line.popleft()
+            self._in_line[done.job] -= 1
+            if not self._in_line[done.job]:
+                del self._in_line[done.job]
+
+    async def _take_late(self, late: list[_Late]) -> None:
+        for number, done, body in late:
+            await self._take_one(number, done, body)
+
+    def _is_wanted(self) -> bool:
+        return not self._closed
+
+    async def _take_one(self, number: int, said: JobDone, body: bytes) -> None:
+        done: JobDone | None = said
+        if self._is_wanted() and said.blob is not None:
+            try:
+                body = await self._exchange.fetch_bytes(said.blob)
+            except TransferError as error:
+                if not self._is_wanted():
+                    return  # the loss of the node has already decided about its jobs
+                done, body = _without_body(said, error)
+        if not self._is_wanted():
+            return
+        if done is not None:
+            self._on_event(NodeSaid(self._node, JobsDone(number, [done]), [body]))
+        self._pending[number] -= 1
+        if not self._pending[number]:
+            del self._pending[number]
+            self.acknowledge()
+
+
+def _without_body(done: JobDone, error: TransferError) -> tuple[JobDone | None, bytes]:
+    """What is told instead of a result that cannot be fetched; of an interim one nothing."""
+    if done.ending == Ending.PROVISIONAL:
+        logger.warning("an interim result could not be fetched from the node: %s", error)
+        return None, b""
+    text = f"the result could not be fetched from the node: {error}".encode()
+    sizes = {"result_size": 0, "stdout_size": 0, "stderr_size": 0, "error_size": len(text)}
+    return msgspec.structs.replace(done, ending=int(Ending.DIED), **sizes), text

@@ -1,0 +1,178 @@
+"""What a running job and its client say to each other, with a real node of this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dispy
+from dispy import DispyJob
+
+SOON = 20.0
+
+Local = Callable[..., dispy.JobCluster]
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+    """`local(computation, …)`: a cluster on a node that is started for the test; the program is in `tmp_path/here`."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    clusters: list[dispy.JobCluster] = []
+
+    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
+        clusters.append(dispy.JobCluster(computation, nodes="local", **settings))
+        return clusters[-1]
+
+    yield make
+    for cluster in clusters:
+        cluster.close(terminate=True)
+    for cluster in clusters:
+        cluster.shutdown()
+
+
+def ended(job: Any) -> Any:
+    assert job.finish.wait(SOON), f"the job is still {job.status!r}"
+    return job
+
+
+class Seen:
+    """Collects what callbacks are given."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[int, Any]] = []
+        self.events: list[tuple[int, Any]] = []
+
+    def job(self, job: DispyJob) -> None:
+        self.jobs.append((job.status, job.result))
+
+    def cluster(self, status: int, node: Any, job: Any) -> None:
+        if job is not None:
+            assert node is not None or status in (DispyJob.Created, DispyJob.Running)
+            self.events.append((status, job.result))
+
+
+# Provisional results
+
+
+def test_interim_results_come_in_order_and_before_the_end(local: Local) -> None:
+    def search(size: int) -> str:
+        for number in range(5):
+            dispy_provisional_result((number, bytes(size)))  # type: ignore[name-defined] # noqa: F821
+        return "end"
+
+    for size in (3, 300_000):
+        seen = Seen()
+        cluster = local(search, job_status=seen.job, cluster_status=seen.cluster)
+        job = cluster.submit(size)
+        assert job() == "end", job.exception
+        assert job.status == DispyJob.Finished
+        cluster.close()
+        interim = [(DispyJob.ProvisionalResult, (number, bytes(size))) for number in range(5)]
+        assert seen.jobs == [*interim, (DispyJob.Finished, "end")]
+        assert seen.events[2:] == seen.jobs
+        assert cluster.cpu_time < SOON
+
+
+def test_a_job_waits_for_its_end_whatever_it_says(local: Local, wait_until: Callable[..., Any]) -> None:
+    def improve(path: str) -> int:
+        print("looking")
+        assert dispy_provisional_result([1, 2]) == 0  # type: ignore[name-defined] # noqa: F821
+        while not os.path.exists(path):  # type: ignore[name-defined] # noqa: F821
+            time.sleep(0.01)
+        return 3
+
+    cluster = local(improve)
+    job = cluster.submit(str(Path("go").absolute()))
+    wait_until(lambda: job.status == DispyJob.ProvisionalResult, timeout=SOON)
+    assert (job.result, job.stdout, job.end_time) == ([1, 2], None, None)
+    assert not job.finish.is_set()
+    Path("go").touch()
+    assert job() == 3
+
+
+def test_the_best_so_far_when_it_is_cancelled(local: Local) -> None:
+    """The original's example of a long run: the client ends it when the interim result is good enough."""
+
+    def halve(goal: float) -> float:
+        best = goal
+        try:
+            while True:
+                best /= 2
+                dispy_provisional_result(best)  # type: ignore[name-defined] # noqa: F821
+                time.sleep(0.005)
+        except KeyboardInterrupt:
+            return best
+
+    def judge(job: DispyJob) -> None:
+        if job.status == DispyJob.ProvisionalResult and job.result < 1:
+            cluster.cancel(job)
+
+    cluster = local(halve, job_status=judge)
+    job = ended(cluster.submit(100.0))
+    assert job.status == DispyJob.Finished, job.exception
+    assert 0 < job.result < 1
+
+
+def test_interim_results_of_a_job_that_fails(local: Local) -> None:
+    def fail() -> None:
+        dispy_provisional_result("promising")  # type: ignore[name-defined] # noqa: F821
+        raise ValueError("no")
+
+    def unsendable() -> None:
+        dispy_provisional_result({"deep": [threading.Lock()]})  # type: ignore[name-defined] # noqa: F821
+
+    job = ended(local(fail).submit())
+    assert (job.status, job.result) == (DispyJob.Terminated, None)
+    assert "ValueError: no" in job.exception
+    job = ended(local(unsendable).submit())
+    assert job.status == DispyJob.Terminated
+    assert "['deep'][0] (a _thread.lock) cannot be pickled" in job.exception
+
+
+def test_threads_of_a_job_speak_and_its_children_do_not(local: Local) -> None:
+    def many() -> list[int]:
+        said: list[int] = []
+
+        def speak(first: int) -> None:
+            for number in range(50):
+                answer = dispy_provisional_result(bytes([first]) * (number * 3000))  # type: ignore[name-defined] # noqa: F821
+                said.append(answer)
+
+        threads = [threading.Thread(target=speak, args=(first,)) for first in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        import multiprocessing
+
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            return [*said, pool.apply(dispy_provisional_result, ("child",))]  # type: ignore[name-defined] # noqa: F821
+
+    seen = Seen()
+    cluster = local(many, job_status=seen.job)
+    job = cluster.submit()
+    assert job() == [0] * 150 + [-1], job.exception
+    cluster.close()
+    sizes: dict[int, list[int]] = {first: [] for first in range(3)}
+    for _, result in seen.jobs[:-1]:
+        for first in sizes:
+            if result and result[0] == first:
+                sizes[first].append(len(result))
+    assert len(seen.jobs) == 151
+    assert sizes == {first: [number * 3000 for number in range(1, 50)] for first in range(3)}
+
+
+def test_a_setup_has_nobody_to_tell(local: Local) -> None:
+    def prepare() -> int:
+        global said
+        said = dispy_provisional_result("x")  # type: ignore[name-defined] # noqa: F821
+        return 0
+
+    assert local(lambda: said, setup=prepare).submit()() == -1  # type: ignore[name-defined]
