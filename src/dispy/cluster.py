@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import msgspec
+
 from dispy import config, parameters
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import DispyJob
@@ -32,6 +34,8 @@ from dispy.secrets import find_credentials
 from dispy.settings import INLINE_SIZE, base_port, variable
 from dispy.shipping import Shipment, dumps_arguments, pack
 from dispy.steering import NodeSteering
+
+SETUP_PLACES = ("node", "worker", "auto")
 
 _record_numbers = iter(range(1, 1 << 62))
 
@@ -72,6 +76,9 @@ class JobCluster(NodeSteering):
         recover_file: accepted for old programs; without effect yet.
         secret_file: file that holds the secret.
         group: use only nodes of this group.
+        isolate: give every job a worker process of its own: what it does to globals is gone with it.
+        setup_in: where `setup` runs: `'node'` (once, workers are forked from that process), `'worker'` (in each
+            worker), or `'auto'`: as `'node'`, unless that process cannot be forked afterwards.
         insecure: allow the empty secret beyond loopback.
 
     Raises:
@@ -116,6 +123,8 @@ class JobCluster(NodeSteering):
         cafile: str | None = None,
         group: str | None = None,
         insecure: bool = False,
+        isolate: bool = False,
+        setup_in: str = "auto",
         **others: Any,
     ) -> None:
         old = {"callback": callback, "ip_addr": ip_addr, "ext_ip_addr": ext_ip_addr}
@@ -166,10 +175,19 @@ class JobCluster(NodeSteering):
         )
         cleanup_function = cleanup if callable(cleanup) else None
         shipment = pack(computation, depends or (), setup=parameters.called("setup", setup), cleanup=cleanup_function)
+        if setup_in not in SETUP_PLACES:
+            raise SettingsError(f"setup_in must be 'node', 'worker' or 'auto', not {setup_in!r}")
         self._shipment = shipment
         self._portal = portal()
         self.service: SchedulerService = service_for(self._portal, settings)
-        spec = self._portal.call(self._make_spec(shipment, dest_path or "", keep_files=cleanup is False))
+        spec = self._portal.call(self._make_spec(shipment))
+        spec = msgspec.structs.replace(
+            spec,
+            dest_path=(dest_path or "").strip("/\\"),
+            keep_files=cleanup is False,
+            isolate=parameters.truth("isolate", isolate),
+            setup_in=setup_in,
+        )
         ledger = ClusterLedger(
             self._portal,
             spec,
@@ -192,7 +210,7 @@ class JobCluster(NodeSteering):
         remember(self)
         ledger.constructed_at = time.monotonic()
 
-    async def _make_spec(self, shipment: Shipment, dest_path: str, *, keep_files: bool) -> ComputationSpec:
+    async def _make_spec(self, shipment: Shipment) -> ComputationSpec:
         try:
             files = await self.service.offer_files([(file.path, file.dest) for file in shipment.files])
         except TransferError as error:
@@ -206,8 +224,6 @@ class JobCluster(NodeSteering):
             code=None if shipment.code is None else sources.offer_bytes(shipment.code, hashed=True),
             program=shipment.program,
             files=files,
-            dest_path=dest_path.strip("/\\"),
-            keep_files=keep_files,
         )
 
     @property

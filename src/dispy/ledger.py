@@ -135,8 +135,6 @@ class ClusterLedger:
 
     def allocate(self, view: NodeView, local: bool) -> Allocation:
         """How much of a node to use: the first item that matches and wants CPUs decides."""
-        if local and self._local:
-            return Allocation(view.info.cpus)
         for item in self._items:
             if not (item.matches(view.address, view.info.name, view.port) or (local and item.host == "*")):
                 continue
@@ -151,7 +149,7 @@ class ClusterLedger:
                 if cap := self._caps.get(view.process):
                     most = min(most, max(1, capped(cap, view.info)))
                 return Allocation(most, tuple(item.depends), dumps_setup_args(self._shipment, item.setup_args))
-        return Allocation(0)
+        return Allocation(view.info.cpus if local and self._local else 0)
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """Set the state of jobs that a node has now."""
@@ -216,7 +214,7 @@ class ClusterLedger:
         node = self.gone.pop(view.process, None) or self.nodes.get(view.process)
         if node is None:
             node = DispyNode(view.address, view.info.name, cpus, view.info.cpus, process=view.process)
-        node.cpus, node.update_time = cpus, time.time()
+        node.cpus, node.update_time, node.reason = cpus, time.time(), ""
         self.nodes[view.process] = node
         self.views[view.process] = view
         logger.debug("node %s (%s) is ready for %s with %d CPUs", node.name, node.ip_addr, self.spec.name, cpus)
@@ -243,6 +241,7 @@ class ClusterLedger:
         known = self.nodes.pop(node, None)
         if known is None:
             return
+        known.reason = cause
         self.gone[node] = known
         logger.debug("node %s is gone for %s: %s", known.name, self.spec.name, cause)
         if self.cluster_status is not None:
@@ -253,11 +252,25 @@ class ClusterLedger:
         where = f"{view.info.name} ({view.address})" if view is not None else refused.node
         trace = f"\n{refused.trace.rstrip()}" if refused.trace else ""
         again = self._refusals.get(refused.node) == refused.reason
+        if not again and refused.holder is None:
+            self._tell_unused(view, f"{refused.reason}{trace}")
         self._refusals[refused.node] = refused.reason
         level = logger.DEBUG if again else logger.WARNING
         logger.log(level, "node %s cannot run %s: %s%s", where, self.spec.name, refused.reason, trace)
         if refused.holder is None:
             self._node_gone(refused.node, refused.reason)
+
+    def _tell_unused(self, view: NodeView | None, reason: str) -> None:
+        """Tell the user's callback of a node that was never, or is no more, ready."""
+        if view is None:
+            return
+        node = self.nodes.pop(view.process, None) or self.gone.get(view.process)
+        if node is None:
+            node = DispyNode(view.address, view.info.name, 0, view.info.cpus, process=view.process)
+        else:
+            self.gone[view.process] = node
+        node.reason = reason
+        self._call_status(DispyNode.Closed, node, None)
 
     def ended(self) -> None:
         """Everything of this cluster is done."""

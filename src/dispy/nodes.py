@@ -54,6 +54,8 @@ class DispyNode:
     rx: int = 0
     update_time: float = 0.0
     avail_info: DispyNodeAvailInfo | None = None
+    reason: str = field(default="", repr=False)
+    """Why it is not used any more, or not at all: with the traceback when setup failed."""
     process: ProcessId = field(default=ProcessId(""), repr=False)
 
 

@@ -232,7 +232,7 @@ def test_a_refused_computation_leaves_jobs_waiting_when_other_nodes_may_come(sch
     assert scheduler.said(N1, msg.ComputationRefused(MAP, "setup failed", "trace")) == Effects(
         said(N1, msg.ReleaseLease()), [NodeRefused(MAP, N1, "setup failed", "trace")]
     )
-    assert scheduler.core.explain(1) == "Job 1 waits: node n1 (10.0.0.1) refused: setup failed."
+    assert scheduler.core.explain(1) == "Job 1 waits: node n1 (10.0.0.1) refused: setup failed.\ntrace"
 
 
 def test_jobs_are_abandoned_when_every_node_refused_for_good_and_no_other_can_come() -> None:

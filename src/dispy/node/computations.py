@@ -135,7 +135,13 @@ class ComputationDesk:
     def worker_died(self, lease: Lease | None, event: ev.WorkerDied, now: float, effects: Effects) -> None:
         """A worker ended; a computation whose workers cannot live is refused."""
         computation = self._jobs.worker_died(lease, event, now, effects)
-        if lease is not None and computation is not None and self._jobs.gives_up(computation):
+        if lease is None or computation is None or computation.state is ComputationState.CLEANING:
+            return
+        if event.setup_failed and not computation.refused:
+            trace = event.stderr.decode("utf-8", "replace")
+            reason = "setup failed in a worker: " + trace.strip().rpartition("\n")[2]
+            self._refuse(lease, computation, reason, trace, final=True, effects=effects)
+        elif self._jobs.gives_up(computation):
             count = computation.stillborn
             reason = f"{count} workers in a row ended before they could run a job; last: {event.cause}"
             self._refuse(lease, computation, reason, "", final=True, effects=effects)

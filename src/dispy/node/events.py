@@ -130,6 +130,8 @@ class WorkerDied:
     """A limit ended it; the cause has the figures."""
     expected: bool = False
     """It ended as it should: asked to, or because a job had left it unfit for another."""
+    setup_failed: bool = False
+    """It was to run setup by itself, and that failed; stderr has the traceback."""
 
 
 @dataclass(slots=True, frozen=True)

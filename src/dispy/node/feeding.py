@@ -88,7 +88,8 @@ class Feeder:
         del computation.workers[worker.id]
 
     def _feed(self, computation: Computation, now: float, actions: list[Action]) -> None:
-        depth = prefetch_depth(computation.mean)
+        isolated = computation.spec.isolate
+        depth = 1 if isolated else prefetch_depth(computation.mean)
         takers = []
         starting = 0
         for worker in computation.workers.values():
@@ -98,6 +99,7 @@ class Feeder:
                 worker.state is WorkerState.READY
                 and not worker.recalling
                 and (not worker.jobs or (depth > 1 and not worker.is_stalled(now)))
+                and not (isolated and worker.sequence)
             ):
                 takers.append(worker)
         if not takers:

@@ -122,6 +122,7 @@ class _Server:
         self._setup_args: tuple[object, ...] = ()
         self._computation: namespace.Computation | None = None
         self._setup_in = "node"
+        self._is_second = False
         self._doing = ""
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
@@ -173,13 +174,15 @@ class _Server:
 
     def load_again(self, state: int) -> None:
         """Load what an earlier start of this process was sent; workers run the setup."""
-        self._setup_in = "worker"
+        self._is_second = True
         with open(state, "rb") as file:
             for kind, info, payload in self._reader.feed(file.read()):
                 self._handlers[kind](info, payload)
 
     def _on_load(self, spec: dict[str, Any], payload: bytes) -> None:
         self._spec = spec
+        if self._is_second or spec["setup_in"] == "worker":
+            self._setup_in = "worker"
         try:
             self._load(payload)
         except calls.SetupRefusedError as error:
@@ -190,7 +193,7 @@ class _Server:
             self._send(channel.FAILED, reason=reason, trace=calls.user_trace(error, __file__))
             return
         threads = threading.active_count() - 1
-        if self._setup_in == "node" and (threads or _cuda_started()):
+        if self._setup_in == "node" and spec["setup_in"] == "auto" and (threads or _cuda_started()):
             self._start_again(payload)
         self._kept = set(linux.children())
         gc.collect()
@@ -299,6 +302,7 @@ class _Server:
                 output_limit=spec["output_limit"],
                 computation=self._computation,
                 setup_args=self._setup_args if self._setup_in == "worker" else None,
+                single=spec["isolate"],
             )
             self._children.clear()
             self._by_pidfd.clear()

@@ -130,6 +130,8 @@ class HostedComputation:
                 setup_args=self._setup_args,
                 job_names={**self._places.names, "dispy_job_path": str(path)},
                 output_limit=spec.output_limit,
+                isolate=spec.isolate,
+                setup_in=spec.setup_in,
             ),
             self,
         )
@@ -205,6 +207,7 @@ class HostedComputation:
                 self._places.wall(),
                 death.limited,
                 death.expected,
+                death.setup_failed,
             )
         )
 

@@ -37,6 +37,10 @@ class ForkServerSpec:
     setup_args: bytes = b""
     job_names: Mapping[str, str] = field(default_factory=dict)
     output_limit: int = 16 << 20
+    isolate: bool = False
+    """A worker runs one job and ends."""
+    setup_in: str = "auto"
+    """`node`, `worker`, or `auto`: as `node`, but in workers where the process could not be forked after setup."""
 
 
 @dataclass(slots=True)
@@ -75,6 +79,8 @@ class WorkerDeath:
     """The output limit ended it: the attempt's ending is LIMITED, not DIED."""
     expected: bool = False
     """It ended as it was asked to, or because a job left it unfit for another: nothing went wrong."""
+    setup_failed: bool = False
+    """Its own run of setup failed; stderr has the traceback."""
 
 
 class ForkServerHandler(Protocol):

@@ -43,7 +43,8 @@ FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, _LIMITED, UNSENDABLE = range(
 """As `dispy.model.Ending`, which needs more than the standard library; a test compares them."""
 
 SETUP_FAILED: Final = 120
-"""Exit code of a worker whose setup failed (only where setup runs in workers)."""
+CLEANUP_FAILED: Final = 121
+"""Exit codes of a worker whose setup or cleanup failed (only where these run in workers); its stderr says how."""
 _BUFFER_SIZE: Final = 256 << 10
 _AGAIN_AFTER: Final = 3.0
 """Seconds after which a cancelled job that still runs is interrupted once more."""
@@ -65,21 +66,30 @@ class Post:
     computation: namespace.Computation | None
     setup_args: tuple[object, ...] | None
     """Given when this worker has to run the setup itself."""
+    single: bool = False
+    """It runs one job and ends."""
 
 
 def run(post: Post) -> int:
-    """Run jobs until the daemon closes the channel or this process is not clean any more; returns its exit code."""
+    """Run jobs until there are no more for this process; returns its exit code.
+
+    That is when the daemon closes the channel, after a single job, or (without a return) when a job left it unclean.
+    """
     worker = _Worker(post)
     if post.setup_args is not None and post.computation is not None:
         try:
             calls.run_setup(post.computation, post.setup_args)
         except BaseException as error:
-            os.write(2, f"setup failed in a worker: {calls.user_trace(error)}".encode())
+            os.write(2, _encoded(calls.user_trace(error, __file__)))
             return SETUP_FAILED
         worker.normal.note()
     worker.serve()
     if post.setup_args is not None and post.computation is not None and post.computation.cleanup is not None:
-        post.computation.cleanup(*post.setup_args)
+        try:
+            post.computation.cleanup(*post.setup_args)
+        except BaseException as error:
+            os.write(2, _encoded(calls.user_trace(error, __file__)))
+            return CLEANUP_FAILED
     return 0
 
 
@@ -92,6 +102,7 @@ class _Worker:
         self._lock = post.lock
         self._outputs = post.outputs
         self._program = post.program
+        self._single = post.single
         self._omitted = post.computation.omitted if post.computation is not None else {}
         self._interrupted = 0
         self._interrupted_at = 0.0
@@ -164,6 +175,7 @@ class _Worker:
         out, err = self._outputs
         send, pack = self._socket.send, REPLY.pack
         unpack, header = JOB.unpack_from, JOB.size
+        last = FLAG_RETIRE if self._single else 0
         buffer = bytearray(_BUFFER_SIZE)
         view = memoryview(buffer)
         fds: list[int] = []
@@ -205,10 +217,10 @@ class _Worker:
             output = end_job()
             if output is None:
                 stdout = stderr = b""
-                flags = 0
+                flags = last
             else:
                 stdout, stderr = output.stdout, output.stderr
-                flags = 0 if output.clean else FLAG_RETIRE
+                flags = last if output.clean else FLAG_RETIRE
             if flags:
                 self.speaker.silence()  # a thread that the job left must not speak into what follows
             body = result if output is None and not error else b"".join((result, stdout, stderr, error))
@@ -223,6 +235,8 @@ class _Worker:
                     self._socket.sendall(frame[sent:])
             cell[RUNNING] = 0
             if flags:
+                if output is None or output.clean:
+                    return
                 os._exit(0)
 
     def _send_memfd(self, header: bytes, body: bytes) -> None:

@@ -32,6 +32,7 @@ from dispy.node.hygiene import read_output
 from dispy.node.outbox import Outbox
 from dispy.node.replies import ForkServerHandler, ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.watch import Watch, WorkerRecord
+from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED
 
 _BOOT: Final = (
     "import sys; sys.path[:0] = sys.argv[3:]; from dispy.node.forkserver import main; "
@@ -61,10 +62,12 @@ class ForkServer:
         self._pids: set[int] = set()
         self._watch = Watch(self._workers, spec.output_limit, self.signal)
         self._ended: asyncio.Future[None] | None = None
+        self._emptied: asyncio.Future[None] | None = None
+        self._cleanup_trace = ""
         self.pid = 0
         """Process id of the fork server, and of its guard as long as it has not reported."""
         self.setup_in = "node"
-        """`worker` when setup left threads or used a GPU, so that every worker runs it itself."""
+        """`worker` when every worker runs setup itself, as asked or because setup left threads or used a GPU."""
 
     # Life
 
@@ -100,6 +103,8 @@ class ForkServer:
             "program": self._program(),
             "job_names": dict(self._spec.job_names),
             "output_limit": self._spec.output_limit,
+            "isolate": self._spec.isolate,
+            "setup_in": self._spec.setup_in,
             "code_size": len(code),
         }
         self._outbox.send(channel.control_frame(channel.LOAD, info, code + self._spec.setup_args))
@@ -129,14 +134,20 @@ class ForkServer:
         return str(self._spec.cwd / self._spec.program) if self._spec.kind == "program" else ""
 
     async def cleanup(self) -> str:
-        """Run the computation's cleanup function; returns the traceback if it failed, else nothing.
+        """Run the computation's cleanup function where setup ran; returns the traceback if it failed, else nothing.
 
-        A fork server that is gone has nothing to clean up.
+        To be called when no job is left. A fork server that is gone has nothing to clean up.
         """
         if self._control is None:
             return ""
+        if self.setup_in == "worker" and self._workers:
+            self._emptied = self._loop.create_future()
+            for number in self._workers:
+                self.retire(number)
+            await self._emptied
+            return self._cleanup_trace
         self._outbox.send(channel.control_frame(channel.CLEANUP, {}))
-        return await self._cleaned
+        return await self._cleaned or self._cleanup_trace
 
     def kill(self) -> None:
         """End the fork server and everything below it; the handler hears nothing more."""
@@ -149,8 +160,8 @@ class ForkServer:
         self._watch.stop()
         for worker in list(self._workers.values()):
             self._forget(worker)
-        for future in (self._loaded, self._cleaned):
-            if not future.done():
+        for future in (self._loaded, self._cleaned, self._emptied):
+            if future is not None and not future.done():
                 future.cancel()
         while self._reader.fds:
             os.close(self._reader.fds.popleft())
@@ -354,7 +365,11 @@ class ForkServer:
             if worker.limited[0] == running:
                 death.cause = worker.limited[1]
                 death.limited = True
-        death.expected = not running and status == 0
+        code = os.waitstatus_to_exitcode(status) if status is not None else None
+        death.expected = not running and code == 0
+        death.setup_failed = not running and code == SETUP_FAILED and self.setup_in == "worker"
+        if not running and code == CLEANUP_FAILED:
+            self._cleanup_trace = death.stderr.decode("utf-8", "replace")
         self._forget(worker)
         self._handler.worker_died(worker.number, death)
 
@@ -384,6 +399,8 @@ class ForkServer:
 
     def _forget(self, worker: WorkerRecord) -> None:
         self._workers.pop(worker.number, None)
+        if self._emptied is not None and not self._workers and not self._emptied.done():
+            self._emptied.set_result(None)
         self._loop.remove_reader(worker.socket)
         worker.outbox.close()
         worker.socket.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
-from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState, traces_of
 from dispy.scheduler.placement import candidates, why_unfit, wishes
 from dispy.scheduler.tables import Tables
 
@@ -24,8 +24,9 @@ def explain_job(tables: Tables, job: int) -> str:
         share = cluster.shares.get(node.id) if node is not None else None
         if share is None:
             return f"{where}, and the cluster's owner has not said yet how much it uses of it."
-        return f"{where}, which {why_unfit(share, record.shape) or _why_not(share)}."
-    return f"Job {job} waits{_for_what(record.shape)}: {_why_shape_waits(tables, cluster, record.shape)}."
+        return f"{where}, which {why_unfit(share, record.shape) or _why_not(share)}.{traces_of([share])}"
+    why = _why_shape_waits(tables, cluster, record.shape)
+    return f"Job {job} waits{_for_what(record.shape)}: {why}.{traces_of(cluster.shares.values())}"
 
 
 def explain_cluster(tables: Tables, id: ComputationId) -> str:

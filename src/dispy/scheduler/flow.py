@@ -14,7 +14,7 @@ from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobSpec, Jo
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, JobsStarted
 from dispy.scheduler.jobs import JobQueue, JobRecord
-from dispy.scheduler.nodes import NodeRecord, Share, ShareState
+from dispy.scheduler.nodes import NodeRecord, Share, ShareState, traces_of
 from dispy.scheduler.placement import claim, cpus_on, place, why_none_fits
 from dispy.scheduler.policy import before_next, how_many_to_recall, in_order, portion, whom_to_recall
 from dispy.scheduler.tables import Outbox, Tables
@@ -77,7 +77,7 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str
     """Why no node can ever run jobs of this queue; empty when one may."""
     if cluster.is_hopeless:
         refusals = "; ".join(f"{share.node.label}: {share.reason}" for share in cluster.shares.values())
-        return f"every node refused it for good: {refusals}"
+        return f"every node refused it for good: {refusals}{traces_of(cluster.shares.values())}"
     if not queue.shape.node:
         return why_none_fits(cluster, queue)
     node = tables.nodes.get(ProcessId(queue.shape.node))
@@ -87,7 +87,7 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str
         return f"the cluster does not use node {node.label}, which it asks for"
     share = cluster.shares.get(node.id)
     if share is not None and share.state is ShareState.REFUSED and share.final:
-        return f"node {node.label}, which it asks for, refused: {share.reason}"
+        return f"node {node.label}, which it asks for, refused: {share.reason}{traces_of([share])}"
     return why_none_fits(cluster, queue)
 
 

@@ -281,6 +281,7 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
         tables.counters.ignored += 1
         return
     share.state, share.reason, share.final = ShareState.REFUSED, message.reason, message.final
+    share.trace = message.trace
     if not message.final:
         tables.deadlines[share.cluster.id, node.id] = now + RETRY_INTERVAL
     out.notice(NodeRefused(message.computation, node.id, message.reason, message.trace))

@@ -5,6 +5,7 @@ Records and the arithmetic on them. What happens to them when is in `membership`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import ceil
@@ -83,6 +84,8 @@ class Share:
     """The load under which it stands among its cluster's rooms; None: it does not."""
     reason: str = ""
     """Why the node refused it."""
+    trace: str = ""
+    """The traceback that came with that."""
     final: bool = False
     """Whether it refused for good."""
     is_paused: bool = False
@@ -249,3 +252,9 @@ class NodeRecord:
         if not self.address or self.info.name == self.address:
             return self.info.name or self.address or self.id
         return f"{self.info.name or self.id} ({self.address})"
+
+
+def traces_of(shares: Iterable[Share]) -> str:
+    """The tracebacks of nodes that refused, each once, on lines of their own."""
+    traces = dict.fromkeys(share.trace.rstrip() for share in shares if share.state is ShareState.REFUSED)
+    return "".join(f"\n{trace}" for trace in traces if trace)

@@ -1,0 +1,199 @@
+"""What a computation runs in, on real nodes: isolation, setup and cleanup, and the memory that setup made."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dispy
+from dispy.errors import SettingsError
+
+SOON = 30.0
+
+
+@pytest.fixture
+def local() -> Iterator[Callable[..., dispy.JobCluster]]:
+    """`local(computation, …)`: a cluster on a node that is started for the test."""
+    clusters: list[dispy.JobCluster] = []
+
+    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
+        clusters.append(dispy.JobCluster(computation, **{"nodes": "local", **settings}))
+        return clusters[-1]
+
+    yield make
+    for cluster in clusters:
+        cluster.close(terminate=True)
+    for cluster in clusters:
+        cluster.shutdown()
+
+
+def ended(job: dispy.DispyJob) -> dispy.DispyJob:
+    assert job.finish.wait(SOON), f"the job is still {job.status!r}"
+    return job
+
+
+# ---- isolation ----
+
+
+def test_isolated_jobs_find_nothing_of_each_other(local: Callable[..., dispy.JobCluster]) -> None:
+    def leave(number: int) -> tuple[int, int, bool]:
+        import math
+
+        before = getattr(math, "left_behind", -1)
+        math.left_behind = number  # type: ignore[attr-defined]
+        print("job", number)
+        return before, os.getpid(), number in globals().setdefault("seen", [])
+
+    cluster = local(leave, isolate=True)
+    jobs = [cluster.submit(number) for number in range(12)]
+    results = [job() for job in jobs]
+    assert [result[0] for result in results] == [-1] * 12
+    assert len({result[1] for result in results}) == 12, "a process ran two jobs"
+    assert [job.stdout for job in jobs] == [f"job {number}\n" for number in range(12)]
+
+
+def test_jobs_share_a_worker_without_isolation(local: Callable[..., dispy.JobCluster]) -> None:
+    cluster = local(lambda number: (number, os.getpid()))
+    processes = {cluster.submit(number)()[1] for number in range(20)}
+    assert len(processes) <= (os.cpu_count() or 1)
+
+
+def test_isolated_jobs_are_cancelled_die_and_raise_alone(
+    local: Callable[..., dispy.JobCluster], tmp_path: Path
+) -> None:
+    def act(what: str) -> str:
+        if what == "die":
+            os._exit(7)
+        if what == "raise":
+            raise ValueError(what)
+        if what == "hang":
+            Path(str(tmp_path / "runs")).touch()
+            time.sleep(600)
+        return what
+
+    cluster = local(act, isolate=True)
+    hanging = cluster.submit("hang")
+    others = [cluster.submit(what) for what in ("good", "die", "raise", "well")]
+    good, dead, raised, well = [ended(job) for job in others]
+    deadline = time.monotonic() + SOON
+    while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    cluster.cancel(hanging)
+    assert (good.result, well.result) == ("good", "well")
+    assert "exit code 7" in str(dead.exception)
+    assert "ValueError: raise" in str(raised.exception)
+    assert ended(hanging).status == dispy.DispyJob.Terminated
+
+
+def test_isolated_jobs_of_a_program(local: Callable[..., dispy.JobCluster]) -> None:
+    cluster = local("/bin/echo", isolate=True)
+    assert [ended(cluster.submit(word)).stdout for word in ("one", "two")] == [b"one\n", b"two\n"]
+
+
+def test_an_isolated_job_leaves_setup_as_it_was(local: Callable[..., dispy.JobCluster]) -> None:
+    def prepare() -> None:
+        global numbers
+        numbers = [1, 2, 3]
+
+    def append(number: int) -> list[int]:
+        numbers.append(number)
+        return numbers
+
+    cluster = local(append, setup=prepare, isolate=True)
+    assert [cluster.submit(number)() for number in (4, 5)] == [[1, 2, 3, 4], [1, 2, 3, 5]]
+
+
+# ---- where setup runs ----
+
+
+def prepare_here() -> None:
+    global prepared_by
+    prepared_by = os.getpid()
+
+
+def prepare_with_thread() -> None:
+    prepare_here()
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+
+def tidy(folder: Path) -> None:
+    (folder / f"tidied-{prepared_by}").touch()
+
+
+def prepare_for_tidying(folder: Path) -> None:
+    prepare_here()
+
+
+def prepare_in_vain() -> None:
+    raise LookupError("no licence here")
+
+
+def who_prepared(seconds: float = 0.0) -> tuple[int, int]:
+    time.sleep(seconds)
+    return prepared_by, os.getpid()
+
+
+@pytest.mark.parametrize(("setup_in", "in_worker"), [("auto", False), ("node", False), ("worker", True)])
+def test_setup_in(local: Callable[..., dispy.JobCluster], setup_in: str, in_worker: bool) -> None:
+    cluster = local(who_prepared, setup=prepare_here, setup_in=setup_in)
+    job = ended(cluster.submit())
+    assert job.result, job.exception
+    by, worker = job.result
+    assert (by == worker) is in_worker
+
+
+def test_setup_that_leaves_a_thread_runs_in_workers(local: Callable[..., dispy.JobCluster]) -> None:
+    cluster = local(who_prepared, setup=prepare_with_thread)
+    job = ended(cluster.submit())
+    assert job.result, job.exception
+    by, worker = job.result
+    assert by == worker
+
+
+@pytest.mark.parametrize("setup_in", ["node", "worker"])
+def test_a_failing_setup_refuses_the_node_with_its_traceback(
+    local: Callable[..., dispy.JobCluster],
+    capsys: pytest.CaptureFixture[str],
+    wait_until: Callable[..., Any],
+    setup_in: str,
+) -> None:
+    seen: list[tuple[int, dispy.DispyNode | None]] = []
+
+    def note(status: int, node: dispy.DispyNode | None, job: dispy.DispyJob | None) -> None:
+        seen.append((status, node))
+
+    cluster = local(who_prepared, setup=prepare_in_vain, setup_in=setup_in, cluster_status=note)
+    job = cluster.submit()
+    wait_until(lambda: dispy.DispyNode.Closed in [status for status, _ in seen])
+    explained = cluster.explain(job)
+    (node,) = [node for status, node in seen if status == dispy.DispyNode.Closed]
+    assert node is not None
+    for text in (capsys.readouterr().err, explained, node.reason):
+        assert "LookupError: no licence here" in text
+        assert "in prepare_in_vain" in text
+        assert "site-packages" not in text
+        assert "calls.py" not in text
+
+
+def test_cleanup_runs_where_setup_ran(local: Callable[..., dispy.JobCluster], tmp_path: Path) -> None:
+    this_machine = dispy.NodeAllocate("*", setup_args=(tmp_path,))
+    for setup_in in ("node", "worker"):
+        cluster = local(
+            who_prepared, setup=prepare_for_tidying, cleanup=tidy, setup_in=setup_in, nodes=["local", this_machine]
+        )
+        prepared = {ended(cluster.submit(0.3)).result[0] for _ in range(2)}
+        cluster.close()
+        assert {f"tidied-{pid}" for pid in prepared} == {path.name for path in tmp_path.iterdir()}
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+def test_an_unknown_place_for_setup_is_refused() -> None:
+    with pytest.raises(SettingsError, match="'node', 'worker' or 'auto'"):
+        dispy.JobCluster(who_prepared, nodes="local", setup_in="cellar")
