@@ -171,6 +171,7 @@ def test_a_failing_setup_refuses_the_node_with_its_traceback(
     cluster = local(who_prepared, setup=prepare_in_vain, setup_in=setup_in, cluster_status=note)
     job = cluster.submit()
     wait_until(lambda: dispy.DispyNode.Closed in [status for status, _ in seen])
+    wait_until(lambda: "waits" in cluster.explain(job))
     explained = cluster.explain(job)
     (node,) = [node for status, node in seen if status == dispy.DispyNode.Closed]
     assert node is not None

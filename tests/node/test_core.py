@@ -300,7 +300,7 @@ def test_computation_that_fails_is_refused_and_its_jobs_go_back(node: Node) -> N
     effects = node.handle(ev.ComputationFailed(MAP, "setup failed", "trace"))
     assert effects.actions == [do.CleanComputation(MAP, False)]
     refused = msg.ComputationRefused(MAP, "setup failed", "trace", True)
-    assert effects.sends == [recalled(1), Send(ANNA, refused)]
+    assert effects.sends == [Send(ANNA, refused), recalled(1)]
     assert node.handle(ev.ComputationCleaned(MAP)) == Effects()
 
 
@@ -347,7 +347,7 @@ def test_fork_server_is_started_again_twice_then_the_computation_refused(ready: 
     effects = ready.handle(ev.ForkServerDied(MAP, "x"))
     assert effects.actions == [do.CleanComputation(MAP, False)]
     reason = "its fork server died 3 times; last: x"
-    assert effects.sends == [recalled(3), Send(ANNA, msg.ComputationRefused(MAP, reason, "", True))]
+    assert effects.sends == [Send(ANNA, msg.ComputationRefused(MAP, reason, "", True)), recalled(3)]
 
 
 # ---- workers and feeding ----
@@ -423,7 +423,7 @@ def test_workers_that_are_born_dead_are_given_up(node: Node) -> None:
     effects = node.handle(ev.WorkerDied(5, 0, "exit code 1"))
     assert effects.actions == [do.CleanComputation(MAP, False)]
     reason = "5 workers in a row ended before they could run a job; last: exit code 1"
-    assert effects.sends == [recalled(1), Send(ANNA, msg.ComputationRefused(MAP, reason, "", True))]
+    assert effects.sends == [Send(ANNA, msg.ComputationRefused(MAP, reason, "", True)), recalled(1)]
 
 
 def test_stalled_worker_gives_back_for_an_idle_one(ready: Node) -> None:

@@ -94,10 +94,11 @@ class ComputationDesk:
         self, lease: Lease, computation: Computation, reason: str, trace: str, *, final: bool, effects: Effects
     ) -> None:
         """Say that it cannot run here, give its jobs back, remove it."""
-        self._jobs.give_back(lease, computation, effects)
         if computation.state is not ComputationState.CLOSING:
+            # first, or the scheduler would send the jobs here again
             _tell(lease, msg.ComputationRefused(computation.id, reason, trace, final), effects)
             computation.told_closed = True
+        self._jobs.give_back(lease, computation, effects)
         computation.prepared = False
         computation.state = ComputationState.CLOSING
 
