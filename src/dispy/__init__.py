@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dispy.logs import logger
     from dispy.nodes import DispyNode, DispyNodeAvailInfo, NodeAllocate
     from dispy.settings import VERSION as __version__  # noqa: N811
+    from dispy.waiting import as_completed
 
 _PUBLIC = {
     "ClusterStatus": "dispy.cluster",
@@ -32,6 +33,7 @@ _PUBLIC = {
     "DispyNodeAvailInfo": "dispy.nodes",
     "JobCluster": "dispy.cluster",
     "NodeAllocate": "dispy.nodes",
+    "as_completed": "dispy.waiting",
     "logger": "dispy.logs",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "JobCluster",
     "NodeAllocate",
     "__version__",
+    "as_completed",
     "config",
     "logger",
 ]

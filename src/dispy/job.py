@@ -6,10 +6,13 @@ event loop's thread; `_ended` is set last, and whoever waits looks at it again a
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import os
 import threading
 import time
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from dispy.model import JobDone, JobState
@@ -20,7 +23,24 @@ if TYPE_CHECKING:
     from dispy.scheduler.jobs import JobRecord
 
 _numbers = itertools.count(1)
-_event_lock = threading.Lock()
+_waiters_lock = threading.Lock()
+
+
+class Waiters:
+    """Who wants to know that a job has ended: an event, functions, or both."""
+
+    __slots__ = ("event", "functions")
+
+    def __init__(self) -> None:
+        self.event: threading.Event | None = None
+        self.functions: tuple[Callable[[DispyJob], object], ...] = ()
+
+    def wake(self, job: DispyJob) -> None:
+        """The job has ended."""
+        if self.event is not None:
+            self.event.set()
+        for function in self.functions:
+            function(job)
 
 
 class DispyJob:
@@ -49,11 +69,11 @@ class DispyJob:
     __slots__ = (
         "__weakref__",
         "_ended",
-        "_event",
         "_lazy",
         "_record",
         "_result",
         "_status",
+        "_waiters",
         "end_time",
         "exception",
         "id",
@@ -76,7 +96,7 @@ class DispyJob:
         self._status = JobState.Created
         self._result: Any = None
         self._lazy: bytes | memoryview | None = None
-        self._event: threading.Event | None = None
+        self._waiters: Waiters | None = None
         self._ended = False
         self._record: JobRecord | None = None
 
@@ -89,20 +109,52 @@ class DispyJob:
         if not self._ended:
             self.finish.wait()
         result = self.result
-        if clear and self._event is not None:
-            self._event.clear()
+        if clear and self._waiters is not None and self._waiters.event is not None:
+            self._waiters.event.clear()
         return result
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """`await job` is `job()` in a running asyncio loop, which goes on meanwhile."""
+        if not self._ended:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+
+            def resolve() -> None:
+                if not future.done():
+                    future.set_result(None)
+
+            def ended(job: DispyJob) -> None:
+                with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(resolve)
+
+            self._when_ended(ended)
+            yield from future
+        return self.result
 
     @property
     def finish(self) -> threading.Event:
         """Set when the job has ended."""
-        with _event_lock:
-            event = self._event
+        with _waiters_lock:
+            if self._waiters is None:
+                self._waiters = Waiters()
+            event = self._waiters.event
             if event is None:
-                event = self._event = threading.Event()
+                event = self._waiters.event = threading.Event()
         if self._ended:
             event.set()
         return event
+
+    def _when_ended(self, function: Callable[[DispyJob], object]) -> None:
+        """Call a function when the job has ended, or now if it has.
+
+        It may be called twice, and in any thread; it must not wait.
+        """
+        with _waiters_lock:
+            if self._waiters is None:
+                self._waiters = Waiters()
+            self._waiters.functions = (*self._waiters.functions, function)
+        if self._ended:
+            function(self)
 
     @property
     def status(self) -> JobState:
@@ -146,7 +198,7 @@ class DispyJob:
             value = loads_result(data)
         except Exception as error:  # any class of the user can raise anything while it is rebuilt
             problem = f"the result cannot be unpickled in this program: {type(error).__name__}: {error}"
-        with _event_lock:
+        with _waiters_lock:
             if self._lazy is not data:
                 return  # a later result has come, or another thread was quicker
             self._result, self._lazy = value, None
@@ -189,8 +241,8 @@ class DispyJob:
             self._load()
         self._record = None
         self._ended = True
-        if self._event is not None:
-            self._event.set()
+        if self._waiters is not None:
+            self._waiters.wake(self)
 
     def _take(self, state: JobState, done: JobDone, body: bytes, cause: str | None, text: bool) -> None:
         at = done.result_size
@@ -231,8 +283,11 @@ class DispyJob:
 
 
 def _renew_lock() -> None:
-    global _event_lock
-    _event_lock = threading.Lock()  # another thread of the parent may have held it at the fork
+    global _waiters_lock, _load_lock
+    _waiters_lock, _load_lock = (
+        threading.Lock(),
+        threading.RLock(),
+    )  # another thread of the parent may have held it at the fork
 
 
 os.register_at_fork(after_in_child=_renew_lock)
