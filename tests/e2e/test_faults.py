@@ -178,3 +178,23 @@ def test_wrong_surroundings_of_commands_are_one_sentence(free_base_port: int) ->
         assert done.returncode in {1, 2}
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_low_limit_of_open_files(free_base_port: int) -> None:
+    """The soft limit is raised; where the hard one forbids it, a sentence says what to do."""
+    program = (
+        "import dispy, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[1])))\n"
+        "cluster = dispy.JobCluster(abs, nodes='local')\n"
+        "job = cluster.submit(-7)\n"
+        "job.finish.wait(2 if sys.argv[1] == '64' else 20)\n"
+        "print('result', job.result)\n"
+        "cluster.close(terminate=True)\n"
+    )
+    for hard, result, said in (("2048", "result 7", ""), ("64", "result None", "only 64 files open")):
+        command = [sys.executable, "-c", program, hard]
+        env = {**os.environ, "DISPY_PORT": str(free_base_port)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        assert result in done.stdout, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr

@@ -64,6 +64,7 @@ class NodeService:
             NodeError: the directory or the port is taken, or an address cannot be listened on.
             SettingsError: an interface does not exist, or an empty secret forbids an address.
         """
+        vitals.allow_files()
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[str] = self._loop.create_future()
         settings = self.settings

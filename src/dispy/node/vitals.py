@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 from pathlib import Path
+from typing import Final
 
-from dispy.errors import SettingsError
+from dispy.errors import NodeError, SettingsError
 from dispy.model import AvailInfo, NodeInfo, ProcessId
 from dispy.settings import VERSION
+
+FILES_NEEDED: Final = 1024
+"""Descriptors that a process here must be able to have: workers keep theirs from 500 on, out of the way of jobs."""
+
+
+def allow_files() -> None:
+    """Raise the limit of open files, as far as the hard limit allows, where it is too low for a node.
+
+    Raises:
+        NodeError: the hard limit is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= FILES_NEEDED:
+        return
+    if hard != resource.RLIM_INFINITY and hard < FILES_NEEDED:
+        raise NodeError(
+            f"a process may have only {hard} files open here, and a node needs {FILES_NEEDED}: "
+            f"run `ulimit -n {FILES_NEEDED}` before it, or raise the limit of the user or the service"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_NEEDED, hard))
 
 
 def describe(process: ProcessId, name: str, cpus: int, pythons: tuple[str, ...], oversubscribe: bool) -> NodeInfo:
