@@ -283,11 +283,8 @@ class DispyJob:
 
 
 def _renew_lock() -> None:
-    global _waiters_lock, _load_lock
-    _waiters_lock, _load_lock = (
-        threading.Lock(),
-        threading.RLock(),
-    )  # another thread of the parent may have held it at the fork
+    global _waiters_lock
+    _waiters_lock = threading.Lock()  # another thread of the parent may have held it at the fork
 
 
 os.register_at_fork(after_in_child=_renew_lock)
