@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 RUNNABLE = re.compile(r"<!-- runnable -->\n```python\n(.+?)```", re.DOTALL)
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z]")
 ELSEWHERE = {
-    *("--ext_host", "--zombie_interval", "--serve", "--service_start", "--init", "--max_file_size"),
+    *("--zombie_interval", "--serve", "--service_start", "--init", "--max_file_size"),
     *("--client_shutdown", "--force_cleanup", "--scheduler_host", "--admin_secret"),
     # of other programs
     *("--system", "--create-home", "--home-dir", "--now", "--year"),

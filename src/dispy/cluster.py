@@ -31,7 +31,7 @@ from dispy.report import cluster_report
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService, ServiceSettings
 from dispy.secrets import find_credentials
-from dispy.settings import INLINE_SIZE, base_port, variable
+from dispy.settings import INLINE_SIZE, base_port, flag, variable
 from dispy.shipping import Shipment, dumps_arguments, pack
 from dispy.steering import NodeSteering
 
@@ -59,9 +59,9 @@ class JobCluster(NodeSteering):
         cluster_status: called with (status, node, job) at every event.
         host: address or addresses of this machine to use; None for all.
         dispy_port: base port (default 9700); nodes listen on base+1.
-        ext_host: address of this machine as others see it, behind NAT.
+        ext_host: name or address of this machine as others see it, behind NAT: nodes show it for who holds them.
         ip_addr, ext_ip_addr: old names of `host` and `ext_host`.
-        ipv4_udp_multicast: accepted for old programs; discovery speaks by broadcast.
+        ipv4_udp_multicast: IPv4 discovery speaks by multicast, not by broadcast.
         dest_path: name of the directory on nodes for this computation's files.
         loglevel: level of `dispy.logger`.
         callback: old name of `job_status`.
@@ -172,6 +172,8 @@ class JobCluster(NodeSteering):
             client_port=config.ClientPort if now["dispy_port"] is None else now["dispy_port"],
             interfaces=parameters.interfaces(now["host"]),
             pulse_interval=self.pulse_interval,
+            multicast=parameters.truth("ipv4_udp_multicast", ipv4_udp_multicast) or flag("DISPY_IPV4_UDP_MULTICAST"),
+            ext_host=parameters.first_host(now["ext_host"]),
         )
         cleanup_function = cleanup if callable(cleanup) else None
         shipment = pack(computation, depends or (), setup=parameters.called("setup", setup), cleanup=cleanup_function)

@@ -107,7 +107,7 @@ class ClusterLedger:
         if not isinstance(wanted, NodeAllocate):
             raise SettingsError(f"a node is a DispyNode, an address or a name, not {node!r}")
         for known in list(self.nodes.values()):
-            if wanted.matches(known.ip_addr, known.name, self.views[known.process].port):
+            if self.views[known.process].fits(wanted):
                 return known
         return None
 
@@ -136,7 +136,7 @@ class ClusterLedger:
     def allocate(self, view: NodeView, local: bool) -> Allocation:
         """How much of a node to use: the first item that matches and wants CPUs decides."""
         for item in self._items:
-            if not (item.matches(view.address, view.info.name, view.port) or (local and item.host == "*")):
+            if not (view.fits(item) or (local and item.host == "*")):
                 continue
             avail = None if view.avail is None else available(view.avail)
             cpus = item.allocate(self.cluster, view.address, view.info.name, view.info.cpus, avail, view.info.platform)

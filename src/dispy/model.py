@@ -198,6 +198,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     gpus: int = 0
     closed: str = ""
     """Why it offers no CPU now, for people; empty when it does."""
+    addresses: tuple[tuple[str, int], ...] = ()
+    """Hosts and ports, beyond those where it listens, where it says that it can be reached (`--ext_host`)."""
 
 
 class AvailInfo(msgspec.Struct, frozen=True):

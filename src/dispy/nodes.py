@@ -210,3 +210,10 @@ class NodeView:
     address: str
     port: int
     avail: AvailInfo | None = None
+    places: tuple[tuple[str, int], ...] = ()
+    """Every host and port where it is known to be, these two among them."""
+
+    def fits(self, item: NodeAllocate) -> bool:
+        """Whether the item is about this node, by whichever of its addresses."""
+        places = self.places or ((self.address, self.port),)
+        return any(item.matches(host, self.info.name, port) for host, port in places)

@@ -123,3 +123,12 @@ def interfaces(host: str | Sequence[str] | None) -> tuple[str, ...]:
     if host:
         return tuple(host)
     return names(variable("DISPY_INTERFACES")) or names(variable("DISPY_HOST"))
+
+
+def first_host(ext_host: str | Sequence[str] | None) -> str:
+    """The name or address by which others know this machine: the argument, else DISPY_EXT_HOST; empty for none."""
+    if ext_host is None:
+        given: Sequence[str] = names(variable("DISPY_EXT_HOST"))
+    else:
+        given = [ext_host] if isinstance(ext_host, str) else ext_host
+    return str(given[0]).strip() if given else ""

@@ -50,6 +50,8 @@ TERMINATE_TIMEOUT: Final = 2.0
 VARIABLES: Final[Mapping[str, str]] = {
     "DISPY_PORT": f"base port of clients and nodes (default {BASE_PORT}); --dispy_port",
     "DISPY_HOST": "addresses or names to listen on and to tell others, comma-separated; --host",
+    "DISPY_EXT_HOST": "HOST[:PORT] where others reach this machine, behind NAT for example; --ext_host",
+    "DISPY_IPV4_UDP_MULTICAST": "1: IPv4 discovery speaks by multicast, not by broadcast; --ipv4_udp_multicast",
     "DISPY_INTERFACES": "interfaces or addresses, comma-separated: where discovery speaks and where daemons listen",
     "DISPY_SECRET": "the secret itself; --secret",
     "DISPY_SECRET_FILE": "file that holds the secret; --secret-file",

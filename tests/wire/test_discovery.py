@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -14,7 +15,7 @@ from dispy.model import ProcessId
 from dispy.secrets import Credentials, find_credentials
 from dispy.wire import datagrams, discovery
 from dispy.wire.discovery import Answerer, Asker, DiscoveryRefused, NodeFound
-from dispy.wire.interfaces import Scope
+from dispy.wire.interfaces import InterfaceAddress, Scope, address_of, has_ipv6, shown
 
 LOOPBACK = ("lo",)
 ALPHA = ProcessId("a" * 32)
@@ -220,15 +221,17 @@ def test_a_failing_interface_does_not_stop_the_others(base_port: int, monkeypatc
     async def test() -> None:
         heard, nodes = Heard(), Heard()
         async with answerer(base_port, nodes), asker(base_port, heard) as client:
-            (loopback,) = discovery.interface_addresses(LOOPBACK)
+            (loopback,) = discovery.interface_addresses(("127.0.0.1",))
             broken = discovery.InterfaceAddress("eth7", "203.0.113.1", "203.0.113.255", False, loopback.network)
             silent = discovery.InterfaceAddress("tun7", "203.0.113.2", "", False, loopback.network)
             monkeypatch.setattr(select, lambda _names: ([broken, silent, loopback], ["eth8"]))
             client.ask()
             await heard.until(lambda: bool(heard.found))
             assert client.tried == [
-                "eth8: no such interface or IPv4 address is up",
+                "eth8: no such interface or address is up",
                 "tun7: 203.0.113.2 has no broadcast",
+                "eth7: multicasts are not heard at 203.0.113.1: No such device",
+                "tun7: multicasts are not heard at 203.0.113.2: No such device",
                 "eth7: 203.0.113.255 could not be asked: Cannot assign requested address",
                 f"lo: asked 127.255.255.255, UDP port {base_port + 1}",
             ]
@@ -270,7 +273,7 @@ def test_ask_once(base_port: int) -> None:
 
 
 def test_interfaces_by_name_and_address() -> None:
-    (loopback,) = discovery.interface_addresses(LOOPBACK)
+    loopback = discovery.interface_addresses(LOOPBACK)[0]
     assert (loopback.address, loopback.broadcast, loopback.is_loopback) == (
         "127.0.0.1",
         "127.255.255.255",
@@ -294,12 +297,73 @@ def test_scope_keeps_to_its_interfaces() -> None:
 
 
 def test_where_daemons_listen() -> None:
-    assert discovery.listen_hosts(ours()) == ["0.0.0.0"]
+    everywhere = ["0.0.0.0", "::"] if has_ipv6() else ["0.0.0.0"]
+    assert discovery.listen_hosts(ours()) == everywhere
     assert discovery.listen_hosts(ours(), hosts=("10.0.0.1",), interfaces=LOOPBACK) == ["10.0.0.1"]
-    assert discovery.listen_hosts(ours(), interfaces=LOOPBACK) == ["127.0.0.1"]
+    assert discovery.listen_hosts(ours(), interfaces=LOOPBACK)[0] == "127.0.0.1"
     empty = find_credentials(secret="")
     assert discovery.listen_hosts(empty) == ["127.0.0.1"]
     assert discovery.listen_hosts(empty, hosts=("localhost", "127.0.0.2")) == ["localhost", "127.0.0.2"]
     with pytest.raises(SettingsError, match="with an empty secret"):
         discovery.listen_hosts(empty, hosts=("10.0.0.1",))
-    assert discovery.listen_hosts(find_credentials(secret="", insecure=True)) == ["0.0.0.0"]
+    assert discovery.listen_hosts(find_credentials(secret="", insecure=True)) == everywhere
+
+
+def ipv6(name: str, address: str, prefix: str) -> InterfaceAddress:
+    return InterfaceAddress(name, address, "", False, ipaddress.IPv6Network(prefix), 7)
+
+
+def test_ipv6_speaks_once_for_each_interface_and_not_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    local, one, two = (
+        ipv6("eth0", "fe80::1%eth0", "fe80::/64"),
+        ipv6("eth0", "fd77::1", "fd77::/64"),
+        ipv6("eth0", "fd77::2", "fd77::/64"),
+    )
+    other = ipv6("eth1", "fe80::5%eth1", "fe80::/64")
+    loopback = InterfaceAddress("lo", "::1", "", True, ipaddress.IPv6Network("::1/128"))
+    monkeypatch.setattr("dispy.wire.interfaces._select", lambda _names: ([loopback, local, one, two, other], []))
+    scope, tried = Scope(("lo", "eth0", "eth1"), False), list[str]()
+    assert scope.refresh(tried) == [one, other]
+    assert tried == []
+    assert scope.contains("fd77::9")
+    assert scope.contains("fe80::9%eth1")
+    assert not scope.contains("fe80::9%eth2")
+    assert not scope.contains("fd78::9")
+
+
+def test_an_interface_without_broadcast_speaks_by_multicast_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = InterfaceAddress("tun7", "203.0.113.2", "", False, ipaddress.IPv4Network("203.0.113.0/24"))
+    monkeypatch.setattr("dispy.wire.interfaces._select", lambda _names: ([silent], []))
+    assert Scope((), False).refresh([]) == []
+    assert Scope((), False, multicast=True).refresh([]) == [silent]
+
+
+def test_addresses_as_people_write_them() -> None:
+    assert address_of(("10.0.0.1", 9701)) == "10.0.0.1"
+    assert address_of(("fd77::1", 9701, 0, 0)) == "fd77::1"
+    assert address_of(("fe80::1", 9701, 0, socket.if_nametoindex("lo"))) == "fe80::1%lo"
+    assert shown("fd77::1", 9701) == "[fd77::1]:9701"
+    assert shown("n1", 9701) == "n1:9701"
+
+
+def test_other_places_of_a_node_travel_and_are_merged(base_port: int) -> None:
+    async def test() -> None:
+        nodes = Heard()
+        started = await Answerer.start(
+            credentials=ours(),
+            group="",
+            base_port=base_port,
+            name="alpha",
+            process=ALPHA,
+            tcp_port=4001,
+            interfaces=LOOPBACK,
+            others=(("alpha.example.org", 4009), *((f"{'x' * 60}{number}.example.org", 4009) for number in range(9))),
+            on_refused=nodes.on_refused,
+        )
+        with contextlib.closing(started):
+            ((node,), _, _) = await discovery.discover_once(ours(), "", base_port, LOOPBACK, 0.3)
+        assert node.address == "127.0.0.1"
+        assert node.others[0] == ("alpha.example.org", 4009)
+        assert 2 < len(node.others) < 8, "an answer is never longer than the question"
+
+    run(test)

@@ -33,6 +33,16 @@ class NodeSeen:
     port: int
     info: NodeInfo | None = None
     problem: str = ""
+    others: list[tuple[str, int]] = field(default_factory=list)
+    """Further hosts and ports where it is known to be."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Everywhere it is known to be, the place where it was reached first."""
+        from dispy.wire.interfaces import shown
+
+        told = list(self.info.addresses) if self.info else []
+        return [shown(*place) for place in dict.fromkeys([(self.address, self.port), *self.others, *told])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +88,14 @@ async def take_survey(connection: Connection, hosts: Iterable[str], wait: float)
     credentials = connection.credentials()
     interfaces = settings.names(settings.variable("DISPY_INTERFACES"))
     found, refused, tried = await discover_once(
-        credentials, connection.group_name, connection.base_port, interfaces, wait
+        credentials,
+        connection.group_name,
+        connection.base_port,
+        interfaces,
+        wait,
+        multicast=settings.flag("DISPY_IPV4_UDP_MULTICAST"),
     )
-    seen = [NodeSeen(node.name, node.address, node.port) for node in found]
+    seen = [NodeSeen(node.name, node.address, node.port, others=list(node.others)) for node in found]
     seen += [_named(host, connection.base_port + settings.NODE_PORT_OFFSET) for host in hosts]
     await asyncio.gather(*(_describe(node, connection) for node in seen))
     refusals = [Refusal(each.name, each.address, each.reason) for each in refused]
@@ -96,9 +111,12 @@ def _named(text: str, port: int) -> NodeSeen:
 
 def _once(nodes: Iterable[NodeSeen]) -> list[NodeSeen]:
     """Each node process once, at the address where it was seen first."""
-    return list(
-        {(node.info.process if node.info else (node.address, node.port)): node for node in reversed([*nodes])}.values()
-    )
+    once: dict[object, NodeSeen] = {}
+    for node in nodes:
+        first = once.setdefault(node.info.process if node.info else (node.address, node.port), node)
+        if first is not node:
+            first.others += [(node.address, node.port), *node.others]
+    return list(once.values())
 
 
 class _Listening:
@@ -133,7 +151,19 @@ class _Listening:
 
 
 async def _describe(node: NodeSeen, connection: Connection) -> None:
-    """Dial a node and let it describe itself."""
+    """Dial a node at one address after another until it describes itself."""
+    first = (node.address, node.port)
+    for place in dict.fromkeys([first, *node.others]):
+        problem = await _describe_at(node, *place, connection)
+        if not problem:
+            node.others = [other for other in dict.fromkeys([first, *node.others]) if other != place]
+            node.address, node.port, node.problem = *place, ""
+            return
+        node.problem = node.problem or problem
+
+
+async def _describe_at(node: NodeSeen, host: str, port: int, connection: Connection) -> str:
+    """Dial a node and let it describe itself; what went wrong, in words."""
     from dispy.errors import LinkError
     from dispy.model import ProcessId, Role
     from dispy.wire.link import LinkSettings, dial
@@ -148,16 +178,17 @@ async def _describe(node: NodeSeen, connection: Connection) -> None:
     handler = _Listening()
     try:
         async with asyncio.timeout(DESCRIBE_TIMEOUT):
-            link = await dial(node.address, node.port, settings=link_settings, handler=handler)
+            link = await dial(host, port, settings=link_settings, handler=handler)
             try:
                 node.info = await handler.info
                 node.name = node.info.name
             finally:
                 link.close("only looked")
     except TimeoutError:
-        node.problem = f"no answer at port {node.port} within {DESCRIBE_TIMEOUT:g} s"
+        return f"no answer at port {port} within {DESCRIBE_TIMEOUT:g} s"
     except LinkError as error:
-        node.problem = str(error)
+        return str(error)
+    return ""
 
 
 def _print_json(survey: Survey) -> None:
@@ -165,12 +196,14 @@ def _print_json(survey: Survey) -> None:
 
     for node in survey.nodes:
         shown: dict[str, object] = {"name": node.name, "address": node.address, "port": node.port}
+        shown["addresses"] = node.addresses
         if node.info is None:
             shown |= {"state": "unusable", "problem": node.problem}
         else:
             info = node.info
             shown |= {"state": _state(info), "cpus": info.cpus, "memory": info.memory, "platform": info.platform}
             shown |= {"pythons": list(info.pythons), "version": info.version, "process": info.process}
+            shown |= {"tags": list(info.tags), "gpus": info.gpus, "holder": _holder(info)}
         click.echo(json.dumps(shown))
     for refusal in survey.refusals:
         click.echo(
@@ -178,6 +211,12 @@ def _print_json(survey: Survey) -> None:
                 {"name": refusal.name, "address": refusal.address, "state": "refused", "problem": refusal.reason}
             )
         )
+
+
+def _holder(info: NodeInfo) -> dict[str, object] | None:
+    import msgspec
+
+    return None if info.holder is None else msgspec.structs.asdict(info.holder)
 
 
 def _state(info: NodeInfo) -> str:
@@ -193,15 +232,18 @@ def _print_table(survey: Survey) -> None:
     usable = [node for node in survey.nodes if node.info]
     if usable:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("Name", "Address", "CPUs", "Memory", "Python", "State"):
+        tagged = any(node.info and node.info.tags for node in usable)
+        headings = ("Name", "Address", "CPUs", "Memory", "Python", *(("Tags",) if tagged else ()), "State")
+        for heading in headings:
             table.add_column(heading, justify="right" if heading in {"CPUs", "Memory"} else "left", no_wrap=True)
         for node in usable:
             assert node.info is not None
             info, holder = node.info, node.info.holder
             by = f" ({holder.user}@{holder.host}: {holder.program})" if holder else ""
+            gpus = f" + {info.gpus} GPU{'' if info.gpus == 1 else 's'}" if info.gpus else ""
             table.add_row(
-                *(node.name, f"{node.address}:{node.port}", str(info.cpus), f"{info.memory / 2**30:.1f} GiB"),
-                *(", ".join(info.pythons), _state(info) + by),
+                *(node.name, "\n".join(node.addresses), f"{info.cpus}{gpus}", f"{info.memory / 2**30:.1f} GiB"),
+                *(", ".join(info.pythons), *((", ".join(info.tags),) if tagged else ()), _state(info) + by),
             )
         console = Console(soft_wrap=True)
         console.print(table, width=None if console.is_terminal else 200, markup=False, highlight=False)

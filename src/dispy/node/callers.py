@@ -6,12 +6,13 @@ What they say goes to the core by the events that `post` takes; nothing here rea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from dispy.errors import AuthenticationRejected, LinkError, PortInUse
+from dispy.errors import AuthenticationRejected, LinkError, PortInUse, SettingsError
 from dispy.model import ProcessId, Role
 from dispy.node import effects as do
 from dispy.node import events as ev
@@ -24,6 +25,8 @@ from dispy.wire.messages import AnyMessage
 
 logger = logging.getLogger("dispy.node")
 
+INTERFACE_INTERVAL: Final = 5.0
+"""Seconds between two looks at the machine's addresses."""
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds that the last words of a link may take to leave."""
 
@@ -55,7 +58,8 @@ class Callers:
         self._post = post
         self._give_up = give_up
         self.port = 0
-        self.hosts: tuple[str, ...] = ()
+        self.ext_hosts: tuple[tuple[str, int], ...] = ()
+        """Hosts and ports where others reach it."""
         self.port_notice = ""
         """Why the node does not listen at its usual port; empty if it does."""
         self._callers: dict[ProcessId, _Caller] = {}
@@ -65,6 +69,7 @@ class Callers:
         self._last_failure: dict[Dialler, str] = {}
         self._seconds: dict[Dialler, ProcessId] = {}
         """Diallers that reached a process to which there is another link."""
+        self._interface_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._link_settings = LinkSettings(
             process=process,
@@ -86,6 +91,7 @@ class Callers:
         self._loop = asyncio.get_running_loop()
         await self._listen()
         await self._answer()
+        self._watch_interfaces()
 
     def join(self) -> None:
         """Begin to dial the programs that the settings name."""
@@ -104,7 +110,24 @@ class Callers:
             self._listener = await self._listen_at(hosts, 0)
             self.port_notice = f"{error}; this node listens at {self._listener.port} instead"
         self.port = self._listener.port
-        self.hosts = self._listener.hosts
+        self.ext_hosts = tuple((host, port or self.port) for host, port in settings.ext_hosts)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses at which it listens now."""
+        return self._listener.hosts if self._listener is not None else ()
+
+    def _watch_interfaces(self) -> None:
+        """Follow addresses and interfaces that come and go."""
+        settings = self._settings
+        if self._closed or self._answerer is None or self._listener is None:
+            return
+        if self._answerer.refresh():
+            if settings.interfaces and not settings.hosts:
+                with contextlib.suppress(SettingsError):  # none of them is up: they may come back
+                    self._listener.move(listen_hosts(settings.credentials, interfaces=settings.interfaces))
+            self._answerer.announce()
+        self._interface_timer = self._loop.call_later(INTERFACE_INTERVAL, self._watch_interfaces)
 
     async def _listen_at(self, hosts: list[str], port: int) -> Listener:
         return await Listener.start(
@@ -128,6 +151,8 @@ class Callers:
             process=self._process,
             tcp_port=self.port,
             interfaces=settings.interfaces,
+            multicast=settings.multicast,
+            others=self.ext_hosts,
             on_refused=self._stranger,
         )
         self._answerer.announce()
@@ -147,6 +172,8 @@ class Callers:
     async def stop_listening(self) -> None:
         """Take no new links, dial nobody."""
         self._closed = True
+        if self._interface_timer is not None:
+            self._interface_timer.cancel()
         for dialler in self._diallers:
             dialler.stop("the node is ending")
         if self._answerer is not None:

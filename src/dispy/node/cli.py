@@ -79,6 +79,20 @@ def _comma_separated(_context: click.Context, _parameter: click.Parameter, value
     help="Address or name to listen on (repeatable; default: all, or what DISPY_INTERFACES says).",
 )
 @click.option(
+    *("--ext_host", "--ext-host"),
+    multiple=True,
+    envvar="DISPY_EXT_HOST",
+    metavar="HOST[:PORT]",
+    callback=_comma_separated,
+    help="Where others reach this node if not at its own addresses, behind NAT or a tunnel (repeatable).",
+)
+@click.option(
+    *("--ipv4_udp_multicast", "--ipv4-udp-multicast"),
+    is_flag=True,
+    envvar="DISPY_IPV4_UDP_MULTICAST",
+    help="Announce this node by IPv4 multicast instead of broadcast (it answers to both).",
+)
+@click.option(
     *("-p", "--dispy_port", "--dispy-port", "base_port"),
     type=click.IntRange(1, 65533),
     envvar="DISPY_PORT",
@@ -199,7 +213,9 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
         interfaces=settings.names(settings.variable("DISPY_INTERFACES")),
         base_port=base_port,
         insist_on_port=_was_typed("base_port"),
-        joins=tuple(_address(each, base_port) for each in options["join"]),
+        multicast=options["ipv4_udp_multicast"],
+        ext_hosts=tuple(_address(each, 0, "--ext_host") for each in options["ext_host"]),
+        joins=tuple(_address(each, base_port, "--join") for each in options["join"]),
         clean=options["clean"],
         oversubscribe=options["oversubscribe"],
     )
@@ -210,7 +226,7 @@ def _was_typed(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _address(text: str, base_port: int) -> tuple[str, int]:
+def _address(text: str, usual_port: int, option: str) -> tuple[str, int]:
     """HOST, HOST:PORT, an IPv6 address, or [IPv6]:PORT."""
     host, port = text, ""
     if text.startswith("["):
@@ -221,8 +237,8 @@ def _address(text: str, base_port: int) -> tuple[str, int]:
     elif ":" in text and not _is_ipv6(text):
         host = ""
     if not host or (port and not (port.isdigit() and 0 < int(port) < 65536)):
-        raise SettingsError(f"--join {text!r}: give HOST or HOST:PORT")
-    return host, int(port) if port else base_port
+        raise SettingsError(f"{option} {text!r}: give HOST or HOST:PORT")
+    return host, int(port) if port else usual_port
 
 
 def _is_ipv6(text: str) -> bool:

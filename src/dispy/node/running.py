@@ -12,6 +12,7 @@ import socket
 from dispy.errors import DispyError, SettingsError
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
+from dispy.wire.interfaces import shown
 
 logger = logging.getLogger("dispy.node")
 
@@ -79,7 +80,8 @@ def take_signals(service: NodeService, *, daemon: bool) -> None:
 def _ready_line(service: NodeService) -> str:
     """What a sysadmin wants to know, in one line."""
     node = service.settings
-    where = ", ".join(f"{_shown(host)}:{service.callers.port}" for host in service.callers.hosts)
+    callers = service.callers
+    where = ", ".join(shown(host, callers.port) for host in callers.hosts)
     interfaces = ", ".join(node.interfaces) or "all"
     parts = [
         f"{node.name} is ready at {where}",
@@ -89,14 +91,12 @@ def _ready_line(service: NodeService) -> str:
     ]
     if node.group:
         parts.append(f"group: {node.group}")
+    if callers.ext_hosts:
+        parts.append("for others at " + ", ".join(shown(*place) for place in callers.ext_hosts))
     if node.joins:
-        parts.append("joining " + ", ".join(f"{_shown(host)}:{port}" for host, port in node.joins))
+        parts.append("joining " + ", ".join(shown(*place) for place in node.joins))
     parts.append(f"files in {node.prefix}")
     return "; ".join(parts)
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _tell_systemd(state: str) -> None:

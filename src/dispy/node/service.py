@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from dispy.model import ProcessId
 from dispy.node import effects as do
 from dispy.node import events as ev
@@ -95,6 +97,8 @@ class NodeService:
         }
         try:
             await self.callers.start()
+            # Nobody has heard the description yet: nothing else has run since the port was opened.
+            self.core.info = msgspec.structs.replace(self.core.info, addresses=self.callers.ext_hosts)
         except BaseException:
             await self.close()
             raise
@@ -227,5 +231,5 @@ def _shown_address(hosts: tuple[str, ...]) -> str:
     """The address that jobs are told; a node that listens everywhere names the one of its default route."""
     if hosts and hosts[0] not in {"0.0.0.0", "::"}:
         return hosts[0]
-    found = [each.address for each in interface_addresses() if not each.is_loopback]
+    found = [each.address for each in interface_addresses() if not each.is_loopback and not each.is_link_local]
     return found[0] if found else "127.0.0.1"

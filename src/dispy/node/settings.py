@@ -26,6 +26,10 @@ class NodeSettings:
     """The user named the port: do not take another one."""
     ephemeral: bool = False
     """Listen on any free port and take no part in discovery (the embedded node)."""
+    multicast: bool = False
+    """Announce by IPv4 multicast, not by broadcast."""
+    ext_hosts: tuple[tuple[str, int], ...] = ()
+    """Hosts and ports (0: the one that it listens at) where others reach it, behind NAT for example."""
     joins: tuple[tuple[str, int], ...] = ()
     clean: bool = False
     remove_prefix: bool = False

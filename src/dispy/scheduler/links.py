@@ -23,6 +23,7 @@ from dispy.scheduler.events import (
     NodeSuspected,
 )
 from dispy.scheduler.intake import ResultIntake
+from dispy.scheduler.places import KnownPlaces
 from dispy.settings import REDIAL_MOST
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
@@ -31,6 +32,10 @@ from dispy.wire.messages import AnyMessage, JobsDone, NodeDescribed
 
 DIALS_OF_FOUND_NODE = 5
 """Failed dials of a discovered node before it has to be discovered again."""
+FALLBACK_AFTER = 1.0
+"""Seconds that a node has to answer at one address before the next is dialled as well."""
+ASK_AFTER_BREAK = 1.0
+"""Seconds between two questions that broken links cause."""
 SECOND_LINK = "there is another link between us"
 
 
@@ -57,6 +62,8 @@ class _Target:
     named: bool
     """The user named it: it is dialled for ever. Else it was discovered."""
     local: bool
+    expected: ProcessId | None = None
+    """The node that discovery found there."""
     failures: int = 0
     said: str = ""
     process: ProcessId | None = None
@@ -73,24 +80,31 @@ class NodeLinks:
         base_port: int,
         client_port: int,
         interfaces: tuple[str, ...],
+        multicast: bool = False,
         on_event: Callable[[Event], None],
+        on_known_elsewhere: Callable[[ProcessId], None],
     ) -> None:
         self.settings = settings
         self.base_port = base_port
         self.client_port = client_port
         self.interfaces = interfaces
+        self.multicast = multicast
         self.sources = BlobSources()
         self.nodes: dict[ProcessId, Reached] = {}
         self.heard: set[str] = set()
         """Nodes of our secret and group that have said anything."""
         self.refusals: dict[str, str] = {}
         """Address → why that machine's node and we cannot work together."""
+        self.places = KnownPlaces()
         self._on_event = on_event
+        self._on_known_elsewhere = on_known_elsewhere
         self._targets: dict[tuple[str, int], _Target] = {}
         self._asker: Asker | None = None
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = loop
+        self._asked_at = 0.0
+        self._is_over = False
 
     async def start_discovery(self) -> None:
         """Begin to ask for nodes and to hear their announcements."""
@@ -101,6 +115,7 @@ class NodeLinks:
                 base_port=self.base_port,
                 name=self.settings.name,
                 interfaces=self.interfaces,
+                multicast=self.multicast,
                 on_found=self._found,
                 on_refused=self._discovery_refused,
             )
@@ -124,6 +139,7 @@ class NodeLinks:
     def ask(self) -> None:
         """Ask the network for nodes."""
         if self._asker is not None:
+            self._asked_at = self._loop.time()
             self._asker.ask()
 
     @property
@@ -136,8 +152,16 @@ class NodeLinks:
         ]
         return named + (list(self._asker.tried) if self._asker is not None else [])
 
-    def dial(self, host: str, port: int, *, named: bool, settings: LinkSettings | None = None) -> None:
-        """Keep a link to that address."""
+    def dial(
+        self,
+        host: str,
+        port: int,
+        *,
+        named: bool,
+        settings: LinkSettings | None = None,
+        expected: ProcessId | None = None,
+    ) -> None:
+        """Keep a link to that address, where the node `expected` is said to be."""
         key = (host, port)
         target = self._targets.get(key)
         if target is not None:
@@ -151,7 +175,7 @@ class NodeLinks:
             on_failure=self._failed,
             on_closed=self._closed,
         )
-        self._targets[key] = _Target(dialler, named, local=settings is not None)
+        self._targets[key] = _Target(dialler, named, local=settings is not None, expected=expected)
         dialler.start()
 
     def give_up(self, host: str, port: int, cause: str) -> None:
@@ -176,7 +200,7 @@ class NodeLinks:
         reached = self.nodes.get(node)
         if reached is None or reached.info is None:
             return None
-        return NodeView(node, reached.info, reached.address, reached.port)
+        return NodeView(node, reached.info, reached.address, reached.port, places=self.places.of(node))
 
     def is_local(self, node: ProcessId) -> bool:
         """Whether this is the node that this program started for itself."""
@@ -185,6 +209,7 @@ class NodeLinks:
 
     async def close(self, reason: str) -> None:
         """Say goodbye to all and stop."""
+        self._is_over = True
         if self._asker is not None:
             self._asker.close()
             self._asker = None
@@ -208,9 +233,29 @@ class NodeLinks:
 
     def _found(self, found: NodeFound) -> None:
         self.heard.add(found.process)
+        place = (found.address, found.port)
+        self.places.learn(found.process, (place, *found.others))
         reached = self.nodes.get(found.process)
-        if reached is None or (reached.link is None and reached.dialler is None):
-            self.dial(found.address, found.port, named=False)
+        if reached is not None and reached.link is not None:
+            return
+        if reached is not None:  # its link is broken, and perhaps its address is a new one
+            self.dial(*place, named=False, expected=found.process)
+        elif not self._dialled_for(found.process):
+            self.places.begin(found.process)
+            self._dial_next(found.process)
+
+    def _dialled_for(self, process: ProcessId) -> list[_Target]:
+        return [target for target in self._targets.values() if target.expected == process and not target.named]
+
+    def _dial_next(self, process: ProcessId) -> None:
+        """Dial a node at the next place where it is said to be; soon also at the one after that, if no link opens."""
+        reached = self.nodes.get(process)
+        if self._is_over or (reached is not None and reached.link is not None):
+            return
+        place = self.places.next(process)
+        if place is not None:
+            self.dial(*place, named=False, expected=process)
+            self._loop.call_later(FALLBACK_AFTER, self._dial_next, process)
 
     def _discovery_refused(self, refused: DiscoveryRefused) -> None:
         if refused.address not in self.refusals:
@@ -234,6 +279,7 @@ class NodeLinks:
             if target.process not in (None, process) and target.process in self.nodes:
                 self._lose(self.nodes[target.process], "it was restarted")
             target.process = process
+        self._learn_places(link, target)
         reached = self.nodes.get(process)
         if reached is None:
             dialler = target.dialler if target is not None else None
@@ -258,6 +304,19 @@ class NodeLinks:
         if reached.info is not None:
             self._on_event(LinkResumed(process))
 
+    def _learn_places(self, link: Link, target: _Target | None) -> None:
+        process = link.peer.process
+        places = [(link.peer.address, link.peer.port)]
+        if target is not None:
+            places.append((target.dialler.host, target.dialler.port))
+        news = self.places.learn(process, places)
+        for other in self._dialled_for(process):
+            if other is not target and other.dialler.link is None:
+                self._forget(other.dialler)
+        reached = self.nodes.get(process)
+        if news and reached is not None and reached.info is not None:
+            self._on_known_elsewhere(process)
+
     def _drop_first(self, reached: Reached, old: Link) -> None:
         reached.link = reached.intake.link = None
         target = self._target_of(old)
@@ -279,6 +338,7 @@ class NodeLinks:
                 continue
             elif type(message) is NodeDescribed and reached.info is None:
                 reached.info = message.info
+                self.places.learn(reached.process, message.info.addresses)
                 self._on_event(NodeJoined(reached.process, message.info, reached.address))
             else:
                 if type(message) is NodeDescribed:
@@ -306,6 +366,8 @@ class NodeLinks:
             self._lose(reached, cause)
         else:
             self._on_event(LinkBroken(reached.process))
+            if self._loop.time() > self._asked_at + ASK_AFTER_BREAK:
+                self.ask()  # it may have moved to another address
 
     def _failed(self, dialler: Dialler, error: LinkError) -> None:
         target = self._targets.get((dialler.host, dialler.port))
@@ -316,6 +378,8 @@ class NodeLinks:
         if target.named and target.said != sentence:
             logger.warning("%s", sentence)
         target.said = sentence
+        if target.expected is not None and not target.named and target.failures == 1:
+            self._dial_next(target.expected)
         reached = self.nodes.get(target.process) if target.process is not None else None
         refused = bool(getattr(error, "refused", False))
         if reached is not None and reached.link is None and refused:
@@ -352,6 +416,7 @@ class NodeLinks:
     def forget_node(self, node: ProcessId) -> None:
         """The core has given the node up (grace is over); if it comes back it is a new one."""
         reached = self.nodes.pop(node, None)
+        self.places.forget(node)
         if reached is None:
             return
         reached.intake.close()
@@ -362,6 +427,7 @@ class NodeLinks:
     def _lose(self, reached: Reached, cause: str) -> None:
         self.nodes.pop(reached.process, None)
         reached.intake.close()
+        self.places.forget(reached.process)
         reached.exchange.close(cause)
         if reached.info is not None:
             self._on_event(NodeLost(reached.process, cause))

@@ -68,6 +68,10 @@ class ServiceSettings:
     interfaces: tuple[str, ...]
     pulse_interval: float | None = field(default=None, compare=False)
     """That of the first cluster: with a service of its own, a second one would wait for the first one's nodes."""
+    multicast: bool = False
+    """IPv4 discovery speaks by multicast, not by broadcast."""
+    ext_host: str = ""
+    """Where others reach this machine; nodes show it as the place of the program that holds them."""
 
 
 class SchedulerService:
@@ -79,14 +83,18 @@ class SchedulerService:
         self.process = ProcessId(secrets.token_hex(16))
         self.owners: dict[ComputationId, ClusterOwner] = {}
         link_settings = _link_settings(self.process, settings)
-        self.core = SchedulerCore(holder=_holder(), token=secrets.token_bytes(32), grace=link_settings.grace_timeout)
+        self.core = SchedulerCore(
+            holder=_holder(settings.ext_host), token=secrets.token_bytes(32), grace=link_settings.grace_timeout
+        )
         self.links = NodeLinks(
             portal.loop,
             link_settings,
             base_port=settings.base_port,
             client_port=settings.client_port,
             interfaces=settings.interfaces,
+            multicast=settings.multicast,
             on_event=self.handle,
+            on_known_elsewhere=self._ask_allocations_again,
         )
         self.search = NodeSearch(portal.loop, self.links, lambda: self.owners.values(), lambda: self.core.why_waiting())
         self._allocated: dict[tuple[ComputationId, ProcessId], int] = {}
@@ -293,12 +301,21 @@ class SchedulerService:
         where = view.info.name if view is not None else refused.node
         logger.warning("node %s cannot be used now: %s", where, refused.reason)
 
+    def _ask_allocations_again(self, node: ProcessId) -> None:
+        """The node turned out to be one that a cluster may have named in another way."""
+        reached = self.links.nodes[node]
+        assert reached.info is not None
+        for cluster in self.owners:
+            if self._allocated.get((cluster, node)) == 0:
+                self._spawn(self._allocate(AskAllocation(cluster, node, reached.info, reached.address)))
+
     async def _allocate(self, asked: AskAllocation) -> None:
         owner = self.owners.get(asked.cluster)
         reached = self.links.nodes.get(asked.node)
         if owner is None or reached is None:
             return
-        view = NodeView(asked.node, asked.info, asked.address, reached.port, asked.avail)
+        places = self.links.places.of(asked.node)
+        view = NodeView(asked.node, asked.info, asked.address, reached.port, asked.avail, places)
         allocation = Allocation(0)
         files: tuple[FileSpec, ...] = ()
         try:
@@ -350,13 +367,13 @@ def _blob_names(spec: ComputationSpec) -> set[bytes]:
     return names if spec.code is None else names | {spec.code.name}
 
 
-def _holder() -> Holder:
+def _holder(ext_host: str) -> Holder:
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = str(os.getuid())
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    return Holder(user, socket.gethostname(), os.getpid(), program, time.time())
+    return Holder(user, ext_host or socket.gethostname(), os.getpid(), program, time.time())
 
 
 def _link_settings(process: ProcessId, settings: ServiceSettings) -> LinkSettings:

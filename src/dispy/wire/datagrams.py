@@ -28,9 +28,15 @@ NAME_LIMIT: Final = 64
 NONCE_SIZE: Final = 16
 RATE_TABLE_LIMIT: Final = 4096
 
+Places = tuple[tuple[str, int], ...]
+"""Hosts and ports."""
+
 _MAGIC: Final = b"dispy"
 _HEADER: Final = struct.Struct(">5sBB16s32s")
 _UNSIGNED_HEADER_SIZE: Final = _HEADER.size - 32
+_PLACES_SIZE: Final = 320
+"""Bytes for further places in an answer or announcement: the rest of it is always below 192."""
+_HOST_LIMIT: Final = 253
 
 
 class DatagramError(RemoteProtocolError):
@@ -85,6 +91,8 @@ class Answer:
     process: ProcessId
     name: str
     port: int
+    others: Places = ()
+    """Further hosts and ports where I can be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class Announcement:
     process: ProcessId
     name: str
     port: int
+    others: Places = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,7 @@ class _AnswerBody(msgspec.Struct, array_like=True, frozen=True):
     process: _Process
     name: str
     port: _Port
+    others: tuple[tuple[str, _Port], ...] = ()
 
 
 class _AnnouncementBody(msgspec.Struct, array_like=True, frozen=True):
@@ -141,6 +151,7 @@ class _AnnouncementBody(msgspec.Struct, array_like=True, frozen=True):
     name: str
     process: _Process
     port: _Port
+    others: tuple[tuple[str, _Port], ...] = ()
 
 
 class _RefusalBody(msgspec.Struct, array_like=True, frozen=True):
@@ -158,15 +169,21 @@ def encode_question(identity: DiscoveryIdentity, nonce: bytes, name: str) -> byt
     return _sealed(Kind.QUESTION, identity.key, nonce, msgspec.structs.replace(bare, padding=padding))
 
 
-def encode_answer(identity: DiscoveryIdentity, nonce: bytes, process: ProcessId, name: str, port: int) -> bytes:
-    """The answer to the question with this nonce; `port` is the TCP port to dial."""
-    body = _AnswerBody(bytes.fromhex(process), _short(name), port)
+def encode_answer(
+    identity: DiscoveryIdentity, nonce: bytes, process: ProcessId, name: str, port: int, others: Places = ()
+) -> bytes:
+    """The answer to the question with this nonce; `port` is the TCP port to dial, of `others` go as many as fit."""
+    body = _AnswerBody(bytes.fromhex(process), _short(name), port, _with_room(others))
     return _sealed(Kind.ANSWER, identity.key, nonce, body)
 
 
-def encode_announcement(identity: DiscoveryIdentity, nonce: bytes, process: ProcessId, name: str, port: int) -> bytes:
-    """An announcement; `port` is the TCP port to dial."""
-    body = _AnnouncementBody(identity.key_id, identity.group_hash, _short(name), bytes.fromhex(process), port)
+def encode_announcement(
+    identity: DiscoveryIdentity, nonce: bytes, process: ProcessId, name: str, port: int, others: Places = ()
+) -> bytes:
+    """An announcement; `port` is the TCP port to dial, of `others` go as many as fit."""
+    body = _AnnouncementBody(
+        identity.key_id, identity.group_hash, _short(name), bytes.fromhex(process), port, _with_room(others)
+    )
     return _sealed(Kind.ANNOUNCEMENT, identity.key, nonce, body)
 
 
@@ -235,7 +252,9 @@ def _decode_body(kind: Kind, nonce: bytes, mac: bytes, data: bytes, identity: Di
         if not genuine:
             _refuse("the HMAC of an answer is wrong")
         answer = msgspec.msgpack.decode(content, type=_AnswerBody)
-        return Answer(nonce, ProcessId(answer.process.hex()), clean_name(answer.name), answer.port)
+        return Answer(
+            nonce, ProcessId(answer.process.hex()), clean_name(answer.name), answer.port, _clean_places(answer.others)
+        )
     body: _QuestionBody | _AnnouncementBody
     if kind is Kind.QUESTION:
         body = msgspec.msgpack.decode(content, type=_QuestionBody)
@@ -249,8 +268,21 @@ def _decode_body(kind: Kind, nonce: bytes, mac: bytes, data: bytes, identity: Di
     if body.group_hash != identity.group_hash:
         return Stranger(kind, nonce, Reason.GROUP, name)
     if isinstance(body, _AnnouncementBody):
-        return Announcement(ProcessId(body.process.hex()), name, body.port)
+        return Announcement(ProcessId(body.process.hex()), name, body.port, _clean_places(body.others))
     return Question(nonce, name)
+
+
+def _with_room(places: Places) -> Places:
+    """The first of them that fit beside the rest into an answer, which is never longer than a question."""
+    chosen: Places = ()
+    for place in places:
+        if len(msgspec.msgpack.encode((*chosen, place))) <= _PLACES_SIZE:
+            chosen = (*chosen, place)
+    return chosen
+
+
+def _clean_places(places: Places) -> Places:
+    return tuple((clean_name(host, _HOST_LIMIT), port) for host, port in places)
 
 
 def _refuse(why: str) -> NoReturn:

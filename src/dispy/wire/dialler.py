@@ -14,6 +14,7 @@ from typing import Any, Final
 from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
 from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_MOST
 from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
+from dispy.wire.interfaces import address_of
 from dispy.wire.tls import dialler_context
 
 _SHORT_LIFE: Final = 1.0
@@ -111,7 +112,7 @@ async def _dial(
         raise AuthenticationRejected(str(error)) from error
     failures: list[ConnectFailed] = []
     for family, address in await _resolve(host, port):
-        approach = Approach(dialled=True, address=address[0], port=port, opening=opening)
+        approach = Approach(dialled=True, address=address_of(address), port=port, opening=opening)
         _check_empty_secret(settings, approach)
         try:
             sock = await _connect(family, address, approach.where)

@@ -1,8 +1,7 @@
-"""Finding each other: questions and announcements by broadcast, answers to the socket that asked.
+"""Finding each other: questions and announcements to everybody, answers to the socket that asked.
 
-Both well-known UDP ports are shared by all processes of a host; only a broadcast reaches every one of them.
-What datagrams look like and what they prove is in `dispy.wire.datagrams`. Here is IPv4 broadcast; another way
-to reach many (multicast, IPv6) is another `InterfaceAddress` with its own target.
+What datagrams look like and what they prove is in `dispy.wire.datagrams`, how everybody is reached (broadcast,
+multicast, IPv6) in `dispy.wire.multicast`.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Self
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 from dispy.errors import NodeError
 from dispy.model import ProcessId
@@ -39,6 +37,7 @@ from dispy.wire.interfaces import (
     listen_hosts,
     loopback_only,
 )
+from dispy.wire.multicast import Ears, error_text, everybody, received, speaking_socket
 
 __all__ = [
     "Answerer",
@@ -58,7 +57,6 @@ DIAL_INTERVAL: Final = 1.0
 REPORT_INTERVAL: Final = 60.0
 """Seconds between two reports of one stranger."""
 _NONCES_KEPT: Final = 16
-_DATAGRAMS_PER_WAKE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +69,8 @@ class NodeFound:
     port: int
     """TCP port to dial."""
     announced: bool
+    others: tuple[tuple[str, int], ...] = ()
+    """Further hosts and ports where it says that it can be reached (`--ext_host`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Asker:
         self._on_found = on_found
         self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
-        self._ears: socket.socket | None = None
+        self._ears: Ears | None = None
         self._ears_problem = ""
         self._sockets: dict[str, socket.socket] = {}
         self._nonces: deque[bytes] = deque(maxlen=_NONCES_KEPT)
@@ -127,6 +127,7 @@ class Asker:
         base_port: int,
         name: str,
         interfaces: tuple[str, ...],
+        multicast: bool = False,
         on_found: Callable[[NodeFound], None],
         on_refused: Callable[[DiscoveryRefused], None],
     ) -> Self:
@@ -138,18 +139,22 @@ class Asker:
             identity=_identity(credentials, group),
             base_port=base_port,
             name=name,
-            scope=Scope(interfaces, loopback_only(credentials)),
+            scope=Scope(interfaces, loopback_only(credentials), multicast),
             on_found=on_found,
             on_refused=on_refused,
         )
         asker._scope.refresh(asker.tried)
         try:
-            asker._ears = _shared_socket(base_port)
+            asker._ears = Ears(base_port)
         except OSError as error:
-            asker._ears_problem = f"nodes that announce themselves are not heard: UDP port {base_port}: {_text(error)}"
+            asker._ears_problem = (
+                f"nodes that announce themselves are not heard: UDP port {base_port}: {error_text(error)}"
+            )
             asker.tried.append(asker._ears_problem)
         else:
-            asker._loop.add_reader(asker._ears, asker._hear, asker._ears)
+            asker.tried.extend(asker._ears.join(asker._scope.addresses))
+            for sock in asker._ears.sockets:
+                asker._loop.add_reader(sock, asker._hear, sock)
         return asker
 
     def ask(self) -> None:
@@ -161,42 +166,41 @@ class Asker:
         self._seen.clear()
         question = datagrams.encode_question(self._identity, nonce, self._name)
         found = self._scope.refresh(self.tried)
+        if self._ears is not None:
+            self.tried.extend(self._ears.join(self._scope.addresses))
         self._drop_sockets_except({each.address for each in found})
         for each in found:
+            target = everybody(each, port, multicast=self._scope.multicast)
             try:
-                self._socket_for(each.address).sendto(question, (each.broadcast, port))
+                self._socket_for(each).sendto(question, target)
             except OSError as error:
-                self.tried.append(f"{each.name}: {each.broadcast} could not be asked: {_text(error)}")
+                self.tried.append(f"{each.name}: {target[0]} could not be asked: {error_text(error)}")
                 self.counters["failed"] += 1
             else:
-                self.tried.append(f"{each.name}: asked {each.broadcast}, UDP port {port}")
+                self.tried.append(f"{each.name}: asked {target[0]}, UDP port {port}")
                 self.counters["asked"] += 1
 
     def close(self) -> None:
         """Stop listening. May be called twice."""
         self._drop_sockets_except(set())
         if self._ears is not None:
-            _close(self._loop, self._ears)
+            _close_ears(self._loop, self._ears)
             self._ears = None
 
-    def _socket_for(self, address: str) -> socket.socket:
-        if address not in self._sockets:
-            sock = _broadcast_socket()
-            try:
-                sock.bind((address, 0))
-            except OSError:
-                sock.close()
-                raise
-            self._sockets[address] = sock
+    def _socket_for(self, each: InterfaceAddress) -> socket.socket:
+        if each.address not in self._sockets:
+            sock = self._sockets[each.address] = speaking_socket(each)
             self._loop.add_reader(sock, self._hear, sock)
-        return self._sockets[address]
+        return self._sockets[each.address]
 
     def _drop_sockets_except(self, addresses: set[str]) -> None:
         for address in self._sockets.keys() - addresses:
-            _close(self._loop, self._sockets.pop(address))
+            sock = self._sockets.pop(address)
+            self._loop.remove_reader(sock)
+            sock.close()
 
     def _hear(self, sock: socket.socket) -> None:
-        for data, address, _port in _received(sock):
+        for data, address, _ in received(sock, datagrams.DATAGRAM_LIMIT + 1):
             if not self._scope.contains(address):
                 self.counters["outside"] += 1
                 continue
@@ -209,13 +213,13 @@ class Asker:
 
     def _take(self, datagram: datagrams.Datagram, address: str) -> None:
         match datagram:
-            case Answer(nonce, process, name, port) if nonce in self._nonces:
+            case Answer(nonce, process, name, port, others) if nonce in self._nonces:
                 self.counters["answers"] += 1
-                self._report(NodeFound(process, name, address, port, announced=False))
-            case Announcement(process, name, port):
+                self._report(NodeFound(process, name, address, port, announced=False, others=others))
+            case Announcement(process, name, port, others):
                 self.counters["announcements"] += 1
                 if self._announced.allows((address, port), self._loop.time()):
-                    self._on_found(NodeFound(process, name, address, port, announced=True))
+                    self._on_found(NodeFound(process, name, address, port, announced=True, others=others))
             case RefusedDiscovery(nonce, reason, name) if nonce in self._nonces:
                 self.counters["refusals"] += 1
                 self._report(DiscoveryRefused(address, name, reason))
@@ -247,9 +251,9 @@ class Answerer:
         *,
         identity: DiscoveryIdentity,
         base_port: int,
-        described: tuple[ProcessId, str, int],
+        described: _Described,
         scope: Scope,
-        listening: socket.socket,
+        ears: Ears,
         on_refused: Callable[[DiscoveryRefused], None],
     ) -> None:
         self.tried: list[str] = []
@@ -261,7 +265,8 @@ class Answerer:
         self._scope = scope
         self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
-        self._socket: socket.socket | None = listening
+        self._ears: Ears | None = ears
+        self._spoken: list[InterfaceAddress] = []
         self._refusals = RateLimit(REFUSAL_INTERVAL)
         self._reports = RateLimit(REPORT_INTERVAL)
 
@@ -276,9 +281,14 @@ class Answerer:
         process: ProcessId,
         tcp_port: int,
         interfaces: tuple[str, ...],
+        multicast: bool = False,
+        others: tuple[tuple[str, int], ...] = (),
         on_refused: Callable[[DiscoveryRefused], None],
     ) -> Self:
         """An answerer on UDP base + 1, which it shares with other nodes of this host.
+
+        It hears broadcasts and multicasts alike; with `multicast` its IPv4 announcements go to the multicast group.
+        `others` are further hosts and ports where the node can be reached.
 
         Raises:
             NodeError: another program has that port for itself.
@@ -287,49 +297,60 @@ class Answerer:
         interface_addresses(interfaces)
         port = base_port + NODE_PORT_OFFSET
         try:
-            listening = _shared_socket(port)
+            ears = Ears(port)
         except OSError as error:
             raise NodeError(
-                f"clients cannot find this node: UDP port {port} cannot be used: {_text(error)}; "
+                f"clients cannot find this node: UDP port {port} cannot be used: {error_text(error)}; "
                 "end the program that uses it, or choose another base port with --dispy_port"
             ) from error
         answerer = cls(
             identity=_identity(credentials, group),
             base_port=base_port,
-            described=(process, name, tcp_port),
-            scope=Scope(interfaces, loopback_only(credentials)),
-            listening=listening,
+            described=(process, name, tcp_port, others),
+            scope=Scope(interfaces, loopback_only(credentials), multicast),
+            ears=ears,
             on_refused=on_refused,
         )
-        answerer._scope.refresh(answerer.tried)
-        answerer._loop.add_reader(listening, answerer._hear, listening)
+        answerer.refresh()
+        for sock in ears.sockets:
+            answerer._loop.add_reader(sock, answerer._hear, sock)
         return answerer
+
+    def refresh(self) -> bool:
+        """Look at the interfaces again and listen on those that are new; True when something has changed."""
+        if self._ears is None:
+            return False
+        before = self._scope.addresses
+        self.tried = [self._ears.problem] if self._ears.problem else []
+        self._spoken = self._scope.refresh(self.tried)
+        self.tried.extend(self._ears.join(self._scope.addresses))
+        return self._scope.addresses != before
 
     def announce(self) -> None:
         """Tell the clients on all interfaces (as they are now) that this node is here."""
-        self.tried = []
-        if self._socket is None:
+        if self._ears is None:
             return
+        self.refresh()
         nonce = os.urandom(datagrams.NONCE_SIZE)
         data = datagrams.encode_announcement(self._identity, nonce, *self._described)
-        for each in self._scope.refresh(self.tried):
+        for each in self._spoken:
             try:
-                self._socket.sendto(data, (each.broadcast, self._base_port))
+                target = self._ears.send(data, each, self._base_port, multicast=self._scope.multicast)
             except OSError as error:
-                self.tried.append(f"{each.name}: nothing could be announced: {_text(error)}")
+                self.tried.append(f"{each.name}: nothing could be announced: {error_text(error)}")
                 self.counters["failed"] += 1
             else:
-                self.tried.append(f"{each.name}: announced to {each.broadcast}, UDP port {self._base_port}")
+                self.tried.append(f"{each.name}: announced to {target}, UDP port {self._base_port}")
                 self.counters["announced"] += 1
 
     def close(self) -> None:
         """Stop answering. May be called twice."""
-        if self._socket is not None:
-            _close(self._loop, self._socket)
-            self._socket = None
+        if self._ears is not None:
+            _close_ears(self._loop, self._ears)
+            self._ears = None
 
     def _hear(self, listening: socket.socket) -> None:
-        for data, address, port in _received(listening):
+        for data, address, sender in received(listening, datagrams.DATAGRAM_LIMIT + 1):
             if not self._scope.contains(address):
                 self.counters["outside"] += 1
                 continue
@@ -342,18 +363,18 @@ class Answerer:
                 case Question(nonce):
                     self.counters["questions"] += 1
                     answer = datagrams.encode_answer(self._identity, nonce, *self._described)
-                    self._reply(listening, answer, (address, port))
+                    self._reply(listening, answer, sender)
                 case Stranger(Kind.QUESTION, nonce, reason, name):
                     self.counters["strangers"] += 1
                     if self._refusals.allows(address, self._loop.time()):
                         refusal = datagrams.encode_refusal(nonce, reason, self._described[1])
-                        self._reply(listening, refusal, (address, port))
+                        self._reply(listening, refusal, sender)
                     if self._reports.allows((address, name, reason), self._loop.time()):
                         self._on_refused(DiscoveryRefused(address, name, reason))
                 case _:
                     self.counters["stale"] += 1
 
-    def _reply(self, listening: socket.socket, data: bytes, target: tuple[str, int]) -> None:
+    def _reply(self, listening: socket.socket, data: bytes, target: tuple[Any, ...]) -> None:
         try:
             listening.sendto(data, target)
         except OSError:
@@ -363,11 +384,18 @@ class Answerer:
 
 
 async def discover_once(
-    credentials: Credentials, group: str, base_port: int, interfaces: tuple[str, ...], seconds: float
+    credentials: Credentials,
+    group: str,
+    base_port: int,
+    interfaces: tuple[str, ...],
+    seconds: float,
+    *,
+    multicast: bool = False,
 ) -> tuple[list[NodeFound], list[DiscoveryRefused], list[str]]:
     """Ask three times (datagrams get lost) within `seconds`.
 
-    Returns the nodes that answered, each once, those that refused, and sentences about what was tried.
+    Returns the nodes that answered, each once (with the other addresses from which it answered among `others`),
+    those that refused, and sentences about what was tried.
     """
     found: list[NodeFound] = []
     refused: list[DiscoveryRefused] = []
@@ -377,6 +405,7 @@ async def discover_once(
         base_port=base_port,
         name=socket.gethostname(),
         interfaces=interfaces,
+        multicast=multicast,
         on_found=found.append,
         on_refused=refused.append,
     )
@@ -386,52 +415,29 @@ async def discover_once(
             await asyncio.sleep(seconds / 3)
     finally:
         asker.close()
-    once = {node.process: node for node in reversed(found)}
-    return list(once.values())[::-1], list(dict.fromkeys(refused)), asker.tried
+    return _merged(found), list(dict.fromkeys(refused)), asker.tried
+
+
+def _merged(found: list[NodeFound]) -> list[NodeFound]:
+    once: dict[ProcessId, NodeFound] = {}
+    places: dict[ProcessId, dict[tuple[str, int], None]] = {}
+    for node in found:
+        once.setdefault(node.process, node)
+        places.setdefault(node.process, {})[node.address, node.port] = None
+    for node in found:
+        places[node.process].update(dict.fromkeys(node.others))
+    return [replace(node, others=tuple(places[node.process])[1:]) for node in once.values()]
+
+
+_Described = tuple[ProcessId, str, int, tuple[tuple[str, int], ...]]
+"""Process, name, TCP port and further places of a node."""
 
 
 def _identity(credentials: Credentials, group: str) -> DiscoveryIdentity:
     return DiscoveryIdentity.of(credentials.derive("discovery"), credentials.key_id, group)
 
 
-def _broadcast_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    return sock
-
-
-def _shared_socket(port: int) -> socket.socket:
-    sock = _broadcast_socket()
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if sys.platform == "darwin":
-            # There SO_REUSEADDR alone does not let several processes receive the same broadcast.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(("", port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _received(sock: socket.socket) -> list[tuple[bytes, str, int]]:
-    """What waits in the socket, at most so much that the loop stays responsive."""
-    result = []
-    for _ in range(_DATAGRAMS_PER_WAKE):
-        try:
-            data, (address, port) = sock.recvfrom(datagrams.DATAGRAM_LIMIT + 1)
-        except OSError:
-            # Nothing is left; or an earlier send was refused, which the next send reports again.
-            break
-        result.append((data, address, port))
-    return result
-
-
-def _close(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    loop.remove_reader(sock)
-    sock.close()
-
-
-def _text(error: OSError) -> str:
-    return error.strerror or str(error)
+def _close_ears(loop: asyncio.AbstractEventLoop, ears: Ears) -> None:
+    for sock in ears.sockets:
+        loop.remove_reader(sock)
+    ears.close()

@@ -1,30 +1,47 @@
-"""The IPv4 interfaces of this machine: where discovery speaks, whom it hears, where daemons listen."""
+"""The interfaces of this machine, IPv4 and IPv6: where discovery speaks, whom it hears, where daemons listen."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dispy.errors import SettingsError
 from dispy.secrets import Credentials
 
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 
 @dataclass(frozen=True, slots=True)
 class InterfaceAddress:
-    """An IPv4 address of an interface that is up."""
+    """An address of an interface that is up."""
 
     name: str
     address: str
+    """A link-local one with its interface: `fe80::1%eth0`."""
     broadcast: str
-    """Where all hosts on it hear us; empty when it has no broadcast."""
+    """Where all hosts on it hear us; empty when it has no broadcast (IPv6 never has)."""
     is_loopback: bool
-    network: ipaddress.IPv4Network
+    network: IPNetwork
+    index: int = 0
+    """The number of the interface."""
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it is an IPv6 address."""
+        return self.network.version == 6
+
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it means something on its own interface only."""
+        return self.network.is_link_local
 
 
 def interface_addresses(interfaces: tuple[str, ...] = ()) -> list[InterfaceAddress]:
-    """The IPv4 addresses of this machine, loopback first; only those named (by interface or address), if any.
+    """The addresses of this machine, loopback first; only those named (by interface or address), if any.
 
     Raises:
         SettingsError: none of the names fits an interface or address that is up.
@@ -32,9 +49,7 @@ def interface_addresses(interfaces: tuple[str, ...] = ()) -> list[InterfaceAddre
     found, unknown = _select(interfaces)
     if interfaces and not found:
         there = ", ".join(f"{each.name} ({each.address})" for each in _select(())[0]) or "none"
-        raise SettingsError(
-            f"no interface or IPv4 address {', '.join(unknown)} is up on this machine; there are: {there}"
-        )
+        raise SettingsError(f"no interface or address {', '.join(unknown)} is up on this machine; there are: {there}")
     return found
 
 
@@ -51,9 +66,13 @@ def listen_hosts(
     if hosts:
         wanted = list(hosts)
     elif interfaces:
-        wanted = [each.address for each in interface_addresses(interfaces)]
+        there = [each.address for each in interface_addresses(interfaces)]
+        # An IPv6 address that is still being checked for duplicates cannot be used yet.
+        wanted = [address for address in there if can_be_used(address)] or there
+    elif loopback_only(credentials):
+        wanted = ["127.0.0.1"]
     else:
-        wanted = ["127.0.0.1" if loopback_only(credentials) else "0.0.0.0"]
+        wanted = ["0.0.0.0", "::"] if has_ipv6() else ["0.0.0.0"]
     if loopback_only(credentials):
         for host in wanted:
             if not _is_loopback(host):
@@ -67,36 +86,79 @@ def listen_hosts(
 class Scope:
     """On which interfaces we speak, and whom we hear."""
 
-    def __init__(self, interfaces: tuple[str, ...], loopback_only: bool) -> None:
+    def __init__(self, interfaces: tuple[str, ...], loopback_only: bool, multicast: bool = False) -> None:
+        self.multicast = multicast
+        """IPv4 speaks to the multicast group, not to the broadcast address."""
         self._interfaces = interfaces
         self._loopback_only = loopback_only
-        self._networks: list[ipaddress.IPv4Network] | None = [] if interfaces or loopback_only else None
+        self._restricted = bool(interfaces) or loopback_only
+        self.addresses: list[InterfaceAddress] = []
+        """All that the interfaces had when last looked at."""
 
     def refresh(self, tried: list[str]) -> list[InterfaceAddress]:
-        """The addresses to speak on now; sentences about those that cannot be used go to `tried`."""
+        """The addresses to speak on now; sentences about those that cannot be used go to `tried`.
+
+        For IPv6 that is one address for each interface, and none of loopback: IPv4 reaches everybody there.
+        """
         found, unknown = _select(self._interfaces)
-        tried.extend(f"{name}: no such interface or IPv4 address is up" for name in unknown)
+        tried.extend(f"{name}: no such interface or address is up" for name in unknown)
         if self._loopback_only:
-            tried.extend(
-                f"{each.name}: not asked, because the secret is empty" for each in found if not each.is_loopback
-            )
+            names = dict.fromkeys(each.name for each in found if not each.is_loopback)
+            tried.extend(f"{name}: not asked, because the secret is empty" for name in names)
             found = [each for each in found if each.is_loopback]
-        if self._networks is not None:
-            self._networks = [each.network for each in found]
-        tried.extend(f"{each.name}: {each.address} has no broadcast" for each in found if not each.broadcast)
-        return [each for each in found if each.broadcast]
+        self.addresses = found
+        ipv4 = [each for each in found if not each.is_ipv6]
+        mute = [each for each in ipv4 if not each.broadcast and (each.is_loopback or not self.multicast)]
+        tried.extend(f"{each.name}: {each.address} has no broadcast" for each in mute)
+        return [each for each in ipv4 if each not in mute] + _one_per_interface(each for each in found if each.is_ipv6)
 
     def contains(self, address: str) -> bool:
         """Whether a datagram from there is for us."""
-        if self._networks is None:
+        if not self._restricted:
             return True
-        source = ipaddress.IPv4Address(address)
-        return any(source in network for network in self._networks)
+        plain, _, interface = address.partition("%")
+        source = ipaddress.ip_address(plain)
+        return any(source in each.network and interface in ("", each.name) for each in self.addresses)
 
 
 def loopback_only(credentials: Credentials) -> bool:
     """Whether an empty secret keeps this process to its own machine."""
     return credentials.empty and not credentials.insecure
+
+
+def has_ipv6() -> bool:
+    """Whether sockets of this machine can speak IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def can_be_used(address: str) -> bool:
+    """Whether sockets of this machine can be bound to an address now."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(address, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(where)
+    except OSError:
+        return False
+    return True
+
+
+def address_of(sender: tuple[Any, ...]) -> str:
+    """The address in what the socket module calls an address; a link-local one with its interface."""
+    address = str(sender[0])
+    if len(sender) > 3 and sender[3] and "%" not in address:
+        with contextlib.suppress(OSError):  # the interface is gone: nobody can be reached there anyway
+            return f"{address}%{socket.if_indextoname(sender[3])}"
+    return address
+
+
+def shown(host: str, port: int) -> str:
+    """Host and port as people write them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -107,8 +169,17 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
+def _one_per_interface(found: Iterable[InterfaceAddress]) -> list[InterfaceAddress]:
+    """The IPv6 address of each interface that others can use best: not one that needs the interface's name."""
+    chosen: dict[str, InterfaceAddress] = {}
+    for each in found:
+        if not each.is_loopback and (each.name not in chosen or chosen[each.name].is_link_local):
+            chosen[each.name] = each
+    return list(chosen.values())
+
+
 def _select(interfaces: tuple[str, ...]) -> tuple[list[InterfaceAddress], list[str]]:
-    """The addresses that fit, loopback first, and the names that fit nothing."""
+    """The addresses that fit, and the names that fit nothing."""
     import psutil
 
     states = psutil.net_if_stats()
@@ -117,20 +188,33 @@ def _select(interfaces: tuple[str, ...]) -> tuple[list[InterfaceAddress], list[s
         for name, addresses in psutil.net_if_addrs().items()
         if name not in states or states[name].isup
         for each in addresses
-        if each.family == socket.AF_INET
+        if each.family in (socket.AF_INET, socket.AF_INET6)
     ]
-    everything.sort(key=lambda each: not each.is_loopback)
+    everything.sort(key=lambda each: (not each.is_loopback, each.is_ipv6))
     if not interfaces:
         return everything, []
     wanted = set(interfaces)
-    found = [each for each in everything if each.name in wanted or each.address in wanted]
-    known = {each.name for each in found} | {each.address for each in found}
+    found = [each for each in everything if wanted & _names(each)]
+    known = {name for each in found for name in _names(each)}
     return found, sorted(wanted - known)
 
 
+def _names(each: InterfaceAddress) -> set[str]:
+    return {each.name, each.address, each.address.partition("%")[0]}
+
+
 def _interface_address(name: str, address: str, netmask: str | None, broadcast: str | None) -> InterfaceAddress:
-    network = ipaddress.IPv4Network((address, netmask or "255.255.255.255"), strict=False)
+    plain = address.partition("%")[0]
+    index = 0
+    with contextlib.suppress(OSError):  # the interface has just gone; using it will say so
+        index = socket.if_nametoindex(name)
+    if ":" in plain:
+        prefix = bin(int(ipaddress.IPv6Address(netmask))).count("1") if netmask else 128
+        network: IPNetwork = ipaddress.IPv6Network((plain, prefix), strict=False)
+        address = f"{plain}%{name}" if network.is_link_local else plain
+        return InterfaceAddress(name, address, "", network.is_loopback, network, index)
+    network = ipaddress.IPv4Network((plain, netmask or "255.255.255.255"), strict=False)
     if network.is_loopback:
         # Loopback claims to have no broadcast, but this address reaches every socket of the host.
         broadcast = str(network.broadcast_address)
-    return InterfaceAddress(name, address, broadcast or "", network.is_loopback, network)
+    return InterfaceAddress(name, address, broadcast or "", network.is_loopback, network, index)

@@ -18,6 +18,7 @@ from dispy.settings import HANDSHAKE_TIMEOUT
 from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
 from dispy.wire.dialler import is_loopback
 from dispy.wire.handshake import HandshakeRejected
+from dispy.wire.interfaces import address_of, can_be_used, shown
 from dispy.wire.tls import ListenerTls, listener_tls
 
 UNAUTHENTICATED_LIMIT: Final = 64
@@ -44,11 +45,9 @@ class Listener:
         accept: frozenset[Role],
         on_refused: Callable[[str, str], None],
     ) -> None:
-        self.hosts = tuple(str(sock.getsockname()[0]) for sock in sockets)
         self.port = int(sockets[0].getsockname()[1])
         self.refused: Counter[str] = Counter()
         """Reasons (one word each) and how often links were refused for them."""
-        self._sockets = sockets
         self._tls = tls
         self._settings = settings
         self._handler = handler
@@ -57,7 +56,7 @@ class Listener:
         self._strangers: Counter[str] = Counter()
         self._links: dict[tuple[ProcessId, Role], Link] = {}
         loop = asyncio.get_running_loop()
-        self._accepting = [loop.create_task(self._accept_at(sock), name="accept links") for sock in sockets]
+        self._accepting = {sock: loop.create_task(self._accept_at(sock), name="accept links") for sock in sockets}
         self._admitting: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -83,14 +82,30 @@ class Listener:
         tls = listener_tls(settings.credentials)
         return cls(_listen(hosts, port), tls, settings, handler, accept, on_refused)
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses at which it listens now."""
+        return tuple(address_of(sock.getsockname()) for sock in self._accepting)
+
     async def close(self) -> None:
         """Stop to listen and drop connections that are not authenticated; open links stay."""
-        tasks = [*self._accepting, *self._admitting]
+        tasks = [*self._accepting.values(), *self._admitting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for sock in self._sockets:
+        for sock in self._accepting:
             sock.close()
+
+    def move(self, hosts: Sequence[str]) -> None:
+        """Listen at these addresses from now on, at the same port; those that cannot be had are left out."""
+        for sock in [sock for sock in self._accepting if address_of(sock.getsockname()) not in hosts]:
+            self._accepting.pop(sock).cancel()
+            sock.close()
+        for host in [host for host in hosts if host not in self.hosts]:
+            with contextlib.suppress(NodeError):  # in use or gone: the next look at the interfaces tries again
+                for sock in _listen([host], self.port):
+                    task = asyncio.get_running_loop().create_task(self._accept_at(sock), name="accept links")
+                    self._accepting[sock] = task
 
     async def _accept_at(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -105,7 +120,7 @@ class Listener:
             self._arrived(connection, address)
 
     def _arrived(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        host = str(address[0])
+        host = address_of(address)
         credentials = self._settings.credentials
         if self._strangers.total() >= UNAUTHENTICATED_LIMIT:
             reason, sentence = "busy", "too many connections that have not proved themselves are open"
@@ -197,9 +212,9 @@ def _listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
         with contextlib.ExitStack() as on_error:
             sockets: list[socket.socket] = []
             try:
-                for host in hosts:
+                for address in _addresses(hosts):
                     chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
-                    sockets.append(_bind(host, chosen))
+                    sockets.append(_bind(*address, chosen))
                     on_error.callback(sockets[-1].close)
             except PortInUse:
                 # A port that was free at the first address is taken at another one.
@@ -211,18 +226,29 @@ def _listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
     raise NodeError("no free TCP port was found")
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise NodeError(f"{host!r} is no address of this machine to listen at: {error.strerror}") from error
+def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """All addresses that these hosts have, each once."""
+    found = {}
+    for host in hosts:
+        try:
+            entries = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise NodeError(f"{host!r} is no address of this machine to listen at: {error.strerror}") from error
+        there = [(family, address) for family, _, _, _, address in entries]
+        # A name such as localhost may have addresses of a family that the machine does not speak.
+        found.update(dict.fromkeys([each for each in there if can_be_used(address_of(each[1]))] or there))
+    return list(found)
+
+
+def _bind(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:
+    host = address_of(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setblocking(False)
-        sock.bind(address)
+        sock.bind((address[0], port, *address[2:]))
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
@@ -231,7 +257,7 @@ def _bind(host: str, port: int) -> socket.socket:
                 f"TCP port {port} of {host} is in use{_owner(port)}; choose another one or end that process",
                 port,
             ) from error
-        raise NodeError(f"cannot listen at {host}, TCP port {port}: {error.strerror}") from error
+        raise NodeError(f"cannot listen at {shown(host, port)}: {error.strerror}") from error
     return sock
 
 
