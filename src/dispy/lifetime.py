@@ -5,6 +5,7 @@ and a fork that leaves the parent's jobs alone.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -104,9 +105,12 @@ def _at_exit() -> None:
             if not cluster.is_closed:
                 cluster.finish(terminate)
     except KeyboardInterrupt:
-        for cluster in clusters:
-            if not cluster.is_closed:
-                cluster.finish(terminate=True)
+        pending = sum(cluster.pending for cluster in clusters)
+        logger.warning("interrupted: %d jobs are ended now (Ctrl-C once more: without waiting for that)", pending)
+        with contextlib.suppress(KeyboardInterrupt):  # then the nodes end what is left, as the links say goodbye
+            for cluster in clusters:
+                if not cluster.is_closed:
+                    cluster.finish(terminate=True)
     with _lock:
         services = [service for service in _services.values() if service.portal.pid == os.getpid()]
         _services.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -198,3 +199,40 @@ def test_a_low_limit_of_open_files(free_base_port: int) -> None:
         assert result in done.stdout, done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+WAITING = """
+import dispy, sys, time
+def stubborn(path):
+    import time
+    open(path, "w").close()
+    while True:
+        try:
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+cluster = dispy.JobCluster(stubborn, nodes="127.0.0.1")
+cluster.submit(sys.argv[1])
+print("submitted", flush=True)
+"""
+
+
+def test_interrupts_at_the_end_of_a_program(
+    dispynode: Callable[..., Any], start_daemon: Callable[..., Any], wait_until: Callable[..., Any], tmp_path: Path,
+    free_base_port: int,
+) -> None:  # fmt: skip
+    """The first Ctrl-C ends jobs and says so, the second does not wait for them; who comes next gets the node."""
+    dispynode()
+    env = {"DISPY_PORT": str(free_base_port)}
+    first = start_daemon(sys.executable, "-c", WAITING, str(tmp_path / "first"), env=env)
+    wait_until((tmp_path / "first").exists, timeout=SOON)
+    second = start_daemon(sys.executable, "-c", WAITING, str(tmp_path / "second"), env=env)
+    line = second.wait_for("cannot be used now")
+    assert f"process {first.pid}) since 20" in line
+    first.wait_for("waiting for them")
+    first.process.send_signal(signal.SIGINT)
+    first.wait_for("interrupted: 1 jobs are ended now")
+    first.process.send_signal(signal.SIGINT)
+    first.wait(5)  # a job that ignores its interrupt gets eight seconds
+    assert "Traceback" not in first.output
+    wait_until((tmp_path / "second").exists, timeout=SOON)

@@ -299,7 +299,9 @@ class SchedulerService:
                 owner.node_refused(view, refused)
             return
         where = view.info.name if view is not None else refused.node
-        logger.warning("node %s cannot be used now: %s", where, refused.reason)
+        since = refused.holder.since if refused.holder is not None else 0.0
+        text = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}" if since else ""
+        logger.warning("node %s cannot be used now: %s%s", where, refused.reason, text)
 
     def _ask_allocations_again(self, node: ProcessId) -> None:
         """The node turned out to be one that a cluster may have named in another way."""
