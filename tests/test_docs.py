@@ -25,8 +25,7 @@ PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(
 RUNNABLE = re.compile(r"<!-- runnable -->\n```python\n(.+?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z]")
 ELSEWHERE = {
-    *("--zombie_interval", "--serve", "--service_start", "--init", "--max_file_size"),
-    *("--client_shutdown", "--force_cleanup", "--scheduler_host", "--admin_secret"),
+    "--scheduler_host",
     # of other programs
     *("--system", "--create-home", "--home-dir", "--now", "--year"),
 }

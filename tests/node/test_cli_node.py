@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from dispy.node.cli import command
+from dispy.node.options import owner_settings, size
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
@@ -175,3 +176,52 @@ def test_embedded_node_that_cannot_start_says_why() -> None:
         ours.sendall(json.dumps({"key": "00", "name": "me", "cpus": 0, "group": ""}).encode() + b"\n")
         assert json.loads(ours.recv(4096)) == {"error": "a key has 32 bytes, not 1"}
     assert process.wait(20) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes"), [("0", 0), ("1000", 1000), ("1k", 1024), ("1.5M", 3 << 19), ("2g", 2 << 30), ("1 TB", 1 << 40)]
+)
+def test_sizes(text: str, bytes: int) -> None:
+    assert size("--memory", text) == bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory", "lots"], "give a number of bytes"),
+        (["--memory", "900t"], "this machine has"),
+        (["--gpus", "many"], "give a number, or auto"),
+        (["--service_start", "17:00"], "needs --service_start and --service_stop"),
+        (["--service_start", "25:00", "--service_stop", "7:00"], "HH:MM"),
+        (["--init", "/nowhere.py"], "there is no such file"),
+        (["--zombie_interval", "-1"], "not in the range"),
+    ],
+)
+def test_wrong_values_of_owners_are_told(arguments: list[str], words: str) -> None:
+    code, output = invoke(*arguments)
+    assert code == 2
+    assert words in output
+
+
+def test_owners_options_are_saved_and_read_again(tmp_path: Path) -> None:
+    saved, again = tmp_path / "node.ini", tmp_path / "again.ini"
+    options = ("--tag", "a,b", "--tag", "c", "--service_start", "17:00", "--service_end", "7:00", "--idle-only")
+    code, output = invoke(*options, "--admin_secret", "x y", "--serve", "2", "--save_config", str(saved))
+    assert code == 0, output
+    text = saved.read_text()
+    assert "tag = a, b, c" in text
+    assert "idle_only = 0.5" in text
+    assert "x y" not in text
+    assert invoke("--config", str(saved), "--save_config", str(again))[0] == 0
+    assert again.read_text() == text
+
+
+def test_what_the_owner_says_becomes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPY_TAG", "fast, big")
+    monkeypatch.setenv("DISPY_ZOMBIE_INTERVAL", "0")
+    context = command.make_context("dispynode", ["--memory", "100m", "--gpus", "2", "--cpus", "1", "--keep_days", "0"])
+    said = owner_settings(context.params)
+    assert said["tags"] == ("fast", "big")
+    assert (said["memory"], said["gpus"], said["cpus"]) == (100 << 20, 2, 1)
+    assert said["zombie_interval"] == float("inf")
+    assert (said["keep_seconds"], said["keep_size"], said["serve"]) == (None, 10 << 30, None)

@@ -17,7 +17,7 @@ from dispy.model import ProcessId, Role
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.settings import NodeSettings
-from dispy.settings import GRACE_TIMEOUT, NODE_PORT_OFFSET
+from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, NODE_PORT_OFFSET, SUSPECT_TIMEOUT
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Answerer, DiscoveryRefused, listen_hosts
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
@@ -77,6 +77,9 @@ class Callers:
             name=settings.name,
             credentials=settings.credentials,
             group=settings.group,
+            heartbeat_interval=HEARTBEAT_INTERVAL * settings.msg_timeout / GRACE_TIMEOUT,
+            suspect_timeout=SUSPECT_TIMEOUT * settings.msg_timeout / GRACE_TIMEOUT,
+            grace_timeout=settings.msg_timeout,
         )
 
     # ---- life ----
@@ -212,9 +215,8 @@ class Callers:
             if caller is not None and caller.link is not None:
                 caller.link.send(send.message, send.payload)
 
-    def announce(self, _action: do.Announce) -> None:
+    def announce(self) -> None:
         """Tell the network that the node is free."""
-        logger.info("free")
         if self._answerer is not None:
             self._answerer.announce()
 
@@ -285,7 +287,7 @@ class Callers:
         if goodbye:
             self._forget_caller(process, cause)
         else:
-            wait = GRACE_TIMEOUT + 1.0
+            wait = self._settings.msg_timeout + 1.0
             caller.forgetting = self._loop.call_later(wait, self._forget_caller, process, cause)
         self._post(ev.LinkLost(process, goodbye))
 

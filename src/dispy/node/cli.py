@@ -19,8 +19,8 @@ import click
 
 from dispy import settings
 from dispy.errors import SettingsError
-from dispy.node import vitals
 from dispy.node.embedded import run_embedded
+from dispy.node.options import comma_separated, owner_options, owner_settings
 from dispy.node.running import run
 from dispy.node.settings import NodeSettings
 from dispy.secrets import Credentials, find_credentials
@@ -28,8 +28,8 @@ from dispy.secrets import Credentials, find_credentials
 logger = logging.getLogger("dispy.node")
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-_NOT_SAVED: Final = {"config", "save_config", "embedded", "secret", "clean"}
-"""The secret stays out of files that others may read; `clean` is for one start."""
+_NOT_SAVED: Final = {"config", "save_config", "embedded", "secret", "admin_secret", "clean"}
+"""Secrets stay out of files that others may read; `clean` is for one start."""
 
 
 def _read_config(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
@@ -57,10 +57,6 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
     return value
 
 
-def _comma_separated(_context: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
-    return tuple(part for each in value for part in settings.names(each))
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     *("-c", "--cpus"),
@@ -75,7 +71,7 @@ def _comma_separated(_context: click.Context, _parameter: click.Parameter, value
     multiple=True,
     envvar="DISPY_HOST",
     metavar="HOST",
-    callback=_comma_separated,
+    callback=comma_separated,
     help="Address or name to listen on (repeatable; default: all, or what DISPY_INTERFACES says).",
 )
 @click.option(
@@ -83,7 +79,7 @@ def _comma_separated(_context: click.Context, _parameter: click.Parameter, value
     multiple=True,
     envvar="DISPY_EXT_HOST",
     metavar="HOST[:PORT]",
-    callback=_comma_separated,
+    callback=comma_separated,
     help="Where others reach this node if not at its own addresses, behind NAT or a tunnel (repeatable).",
 )
 @click.option(
@@ -126,7 +122,7 @@ def _comma_separated(_context: click.Context, _parameter: click.Parameter, value
     multiple=True,
     envvar="DISPY_JOIN",
     metavar="HOST[:PORT]",
-    callback=_comma_separated,
+    callback=comma_separated,
     help="Dial this client or scheduler (base port if none is given), again and again (repeatable).",
 )
 @click.option(
@@ -145,9 +141,9 @@ def _comma_separated(_context: click.Context, _parameter: click.Parameter, value
     "--daemon",
     is_flag=True,
     envvar="DISPY_DAEMON",
-    help="Go on when the terminal is closed (the standard input is never read).",
+    help="Go on when the terminal is closed, without a console.",
 )
-@click.option("--oversubscribe", is_flag=True, help="Allow --cpus to be more than this machine has.")
+@owner_options
 @click.option("--insecure", is_flag=True, envvar="DISPY_INSECURE", help="Allow an empty secret beyond this machine.")
 @click.option("-d", "--debug", is_flag=True, envvar="DISPY_DEBUG", help="Log everything that happens.")
 @click.option(
@@ -186,7 +182,8 @@ def command(context: click.Context, /, **options: Any) -> None:
             insecure=options["insecure"],
         )
         node_settings = _node_settings(options, credentials)
-        _hide_secret(options["secret"])
+        for secret in (options["secret"], options["admin_secret"]):
+            _hide_secret(secret)
         context.exit(run(node_settings, daemon=options["daemon"]))
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
@@ -205,7 +202,6 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
     prefix = options["dest_path_prefix"]
     return NodeSettings(
         name=options["name"] or socket.gethostname(),
-        cpus=vitals.offered_cpus(options["cpus"], oversubscribe=options["oversubscribe"]),
         prefix=Path(prefix).expanduser() if prefix else settings.default_prefix(),
         credentials=credentials,
         group=options["group"],
@@ -217,7 +213,7 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
         ext_hosts=tuple(_address(each, 0, "--ext_host") for each in options["ext_host"]),
         joins=tuple(_address(each, base_port, "--join") for each in options["join"]),
         clean=options["clean"],
-        oversubscribe=options["oversubscribe"],
+        **owner_settings(options),
     )
 
 

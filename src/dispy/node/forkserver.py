@@ -124,6 +124,7 @@ class _Server:
         self._setup_in = "node"
         self._is_second = False
         self._doing = ""
+        self._shutdown_asked = False
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
         self._handlers: dict[int, Callable[[dict[str, Any], bytes], None]] = {
@@ -203,6 +204,8 @@ class _Server:
     def _load(self, payload: bytes) -> None:
         spec = self._spec
         self._doing = "loading the code"
+        if (nice := spec["nice"]) > os.getpriority(os.PRIO_PROCESS, 0):
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
         os.chdir(spec["cwd"])
         directory = os.getcwd()
         if spec["kind"] == "program":
@@ -239,11 +242,18 @@ class _Server:
         trace = ""
         computation = self._computation
         if computation is not None and computation.cleanup is not None and self._setup_in == "node":
+            namespace.inject({"dispynode_shutdown": self._ask_shutdown})
             try:
                 computation.cleanup(*self._setup_args)
             except BaseException as error:
                 trace = calls.user_trace(error, __file__)
-        self._send(channel.CLEANED, trace=trace)
+        self._send(channel.CLEANED, trace=trace, shutdown=self._shutdown_asked)
+
+    def _ask_shutdown(self) -> None:
+        """`dispynode_shutdown()` of cleanup functions."""
+        if not self._spec["client_shutdown"]:
+            raise PermissionError("programs may not end this node: it was started without --client_shutdown")
+        self._shutdown_asked = True
 
     # Workers
 

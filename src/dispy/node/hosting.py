@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dispy.errors import NodeError, TransferError
-from dispy.model import BlobRef, ComputationId, ComputationSpec
+from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
 from dispy.node import events as ev
 from dispy.node.environments import Environments
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
+from dispy.node.settings import NodeSettings
 from dispy.node.workdir import Prefix, Workdir, Workdirs
 from dispy.node.workers import ForkServer
 from dispy.secrets import SECRET_VARIABLES
@@ -37,8 +38,20 @@ class NodePlaces:
     environments: Environments
     names: dict[str, str]
     """What jobs may know of the node (dispy_node_name, …)."""
+    settings: NodeSettings
     post: Callable[[ev.Event], None]
     wall: Callable[[], float]
+
+    def check_size(self, file: FileSpec) -> None:
+        """Refuse a file that is larger than the node's owner allows.
+
+        Raises:
+            NodeError: it is.
+        """
+        most = self.settings.max_file_size
+        if most and file.blob.size > most:
+            words = f"{file.blob.size:,} bytes, and this node takes at most {most:,} (--max_file_size)"
+            raise NodeError(f"the file {file.path} has {words}")
 
 
 class HostedComputation:
@@ -107,6 +120,7 @@ class HostedComputation:
         self._python = await places.environments.find(spec.python)
         self._workdir = places.workdirs.open(spec)
         for file in spec.files:
+            places.check_size(file)
             source = await self._exchange.fetch_file(file.blob, places.store)
             await _to_the_end(asyncio.to_thread(places.workdirs.place, self._workdir, file, source))
         if spec.code is not None:
@@ -117,7 +131,9 @@ class HostedComputation:
         assert self._workdir is not None
         path = self._workdir.path
         spec = self.spec
-        env = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
+        env = {
+            name: value for name, value in os.environ.items() if name not in (*SECRET_VARIABLES, "DISPY_ADMIN_SECRET")
+        }
         server = ForkServer(
             ForkServerSpec(
                 python=self._python,
@@ -132,6 +148,8 @@ class HostedComputation:
                 output_limit=spec.output_limit,
                 isolate=spec.isolate,
                 setup_in=spec.setup_in,
+                nice=self._places.settings.nice,
+                client_shutdown=self._places.settings.client_shutdown,
             ),
             self,
         )
@@ -141,15 +159,16 @@ class HostedComputation:
 
     async def _clean(self, run_cleanup: bool) -> None:
         await self._stop_preparing()
-        trace = ""
-        if run_cleanup and self.server is not None:
+        trace, shutdown = "", False
+        if run_cleanup and (server := self.server) is not None:
             try:
                 async with asyncio.timeout(CLEANUP_TIMEOUT):
-                    trace = await self.server.cleanup()
+                    trace = await server.cleanup()
+                shutdown = server.shutdown_asked
             except TimeoutError:
                 trace = f"cleanup did not end within {CLEANUP_TIMEOUT:.0f} s and was killed"
         await self._remove_once()
-        self._places.post(ev.ComputationCleaned(self.id, trace))
+        self._places.post(ev.ComputationCleaned(self.id, trace, shutdown))
 
     async def _stop_preparing(self) -> None:
         if self._task is not None:
@@ -172,7 +191,8 @@ class HostedComputation:
             self._places.prefix.forget_process(server.pid)
         workdir, self._workdir = self._workdir, None
         if workdir is not None:
-            await asyncio.to_thread(self._places.workdirs.close, workdir, keep=self.spec.keep_files)
+            keep = self.spec.keep_files and not self._places.settings.force_cleanup
+            await asyncio.to_thread(self._places.workdirs.close, workdir, keep=keep)
 
     # ---- what the fork server tells (see ForkServerHandler) ----
 

@@ -41,6 +41,10 @@ class ForkServerSpec:
     """A worker runs one job and ends."""
     setup_in: str = "auto"
     """`node`, `worker`, or `auto`: as `node`, but in workers where the process could not be forked after setup."""
+    nice: int = 0
+    """Niceness of everything below it."""
+    client_shutdown: bool = False
+    """Whether its cleanup function may end the node."""
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from dispy.node.environments import Environments
 from dispy.node.hosting import NodePlaces
 from dispy.node.performing import Performer
 from dispy.node.settings import NodeSettings
+from dispy.node.upkeep import Upkeep
 from dispy.node.workdir import Prefix, Workdirs
 from dispy.settings import flag
 from dispy.wire.blobs import BlobSources, BlobStore
@@ -73,8 +74,13 @@ class NodeService:
         prefix = await asyncio.to_thread(Prefix.claim, settings.prefix, clean=settings.clean)
         self._prefix = prefix
         environments = Environments()
-        info = vitals.describe(self.process, settings.name, settings.cpus, environments.known, settings.oversubscribe)
-        self.core = NodeCore(info, wall_offset=time.time() - self._loop.time())
+        self.core = NodeCore(
+            vitals.describe(self.process, settings, environments.known),
+            wall_offset=time.time() - self._loop.time(),
+            grace=settings.msg_timeout,
+            zombie_interval=settings.zombie_interval,
+            serve=settings.serve,
+        )
         self._sources = BlobSources()
         self._places = NodePlaces(
             prefix=prefix,
@@ -83,6 +89,7 @@ class NodeService:
             sources=self._sources,
             environments=environments,
             names={},
+            settings=settings,
             post=self.handle,
             wall=time.time,
         )
@@ -92,10 +99,12 @@ class NodeService:
             **self._performer.performers,
             do.WithdrawResults: self._withdraw,
             do.HangUp: self.callers.hang_up,
-            do.Announce: self.callers.announce,
+            do.Announce: self._announce,
             do.Exit: self._exit,
         }
+        self.upkeep = Upkeep(settings, post=self.handle, announce=self._announce_if_free, tidy=self._tidy)
         try:
+            self.upkeep.start()
             await self.callers.start()
             # Nobody has heard the description yet: nothing else has run since the port was opened.
             self.core.info = msgspec.structs.replace(self.core.info, addresses=self.callers.ext_hosts)
@@ -117,6 +126,7 @@ class NodeService:
             if timer is not None:
                 timer.cancel()
         await self.callers.stop_listening()
+        await self.upkeep.stop()
         await self._performer.close()
         await self.callers.hang_up_all()
         self._sources.close()
@@ -202,6 +212,17 @@ class NodeService:
     def _withdraw(self, action: do.WithdrawResults) -> None:
         for name in action.names:
             self._sources.withdraw(name)
+
+    def _announce(self, _action: do.Announce) -> None:
+        logger.info("free")
+        self.callers.announce()
+
+    def _announce_if_free(self) -> None:
+        if self.core.lease is None and self.core.info.cpus:
+            self.callers.announce()
+
+    def _tidy(self) -> None:
+        """In a thread: keep what a node leaves lying about within bounds."""
 
     def _exit(self, action: do.Exit) -> None:
         self._give_up(action.reason)

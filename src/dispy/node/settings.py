@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dispy.node.window import ServiceWindow
 from dispy.secrets import Credentials
-from dispy.settings import BASE_PORT
+from dispy.settings import BASE_PORT, GRACE_TIMEOUT, ZOMBIE_INTERVAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +36,26 @@ class NodeSettings:
     remove_prefix: bool = False
     """Remove the directory at the end."""
     oversubscribe: bool = False
+    tags: tuple[str, ...] = ()
+    memory: int = 0
+    """Bytes that are offered; 0: all of the machine."""
+    gpus: int = 0
+    nice: int = 0
+    """Niceness of jobs."""
+    idle_only: float | None = None
+    """Load of others, in CPUs, above which the node rests."""
+    window: ServiceWindow | None = None
+    serve: int | None = None
+    """Programs after which the node ends."""
+    client_shutdown: bool = False
+    zombie_interval: float = ZOMBIE_INTERVAL
+    ping_interval: float = 0.0
+    msg_timeout: float = GRACE_TIMEOUT
+    """Seconds of silence after which a link is lost."""
+    max_file_size: int = 0
+    force_cleanup: bool = False
+    keep_size: int | None = None
+    keep_seconds: float | None = None
+    user: str = ""
+    """Who jobs run as; empty: as the daemon."""
+    init: Path | None = None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
 import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
 from dispy.errors import NodeError, SettingsError
 from dispy.model import AvailInfo, NodeInfo, ProcessId
+from dispy.node.settings import NodeSettings
 from dispy.settings import VERSION
 
+_GPUS: Final = Path("/proc/driver/nvidia/gpus")
 FILES_NEEDED: Final = 1024
 """Descriptors that a process here must be able to have: workers keep theirs from 500 on, out of the way of jobs."""
 
@@ -34,10 +39,41 @@ def allow_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_NEEDED, hard))
 
 
-def describe(process: ProcessId, name: str, cpus: int, pythons: tuple[str, ...], oversubscribe: bool) -> NodeInfo:
+def describe(process: ProcessId, node: NodeSettings, pythons: tuple[str, ...]) -> NodeInfo:
     """The description that schedulers get."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return NodeInfo(process, name, cpus, platform.platform(), pythons, memory, VERSION, oversubscribe)
+    return NodeInfo(
+        process,
+        node.name,
+        node.cpus,
+        platform.platform(),
+        pythons,
+        node.memory or main_memory(),
+        VERSION,
+        node.oversubscribe,
+        tags=node.tags,
+        gpus=node.gpus,
+    )
+
+
+def main_memory() -> int:
+    """Bytes that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def count_gpus() -> int:
+    """GPUs that this process may use, as far as the driver tells."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([each for each in visible.split(",") if each.strip() not in {"", "-1"}])
+    with contextlib.suppress(OSError):
+        return len(list(_GPUS.iterdir()))
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs has no GPU for us
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def usable_cpus() -> int:
@@ -68,3 +104,29 @@ def sample(directory: Path) -> AvailInfo:
     swap = psutil.swap_memory()
     free_swap = 100.0 - swap.percent if swap.total else 0.0
     return AvailInfo(100.0 - psutil.cpu_percent(), psutil.virtual_memory().available, disk, free_swap)
+
+
+class LoadMeter:
+    """Measures how much of the CPUs is used by others than this process and all that it has started."""
+
+    def __init__(self) -> None:
+        self._before = self._look()
+
+    def measure(self) -> float:
+        """CPUs used by others since the last call (or since the meter was made)."""
+        (at, busy, own), self._before = self._before, self._look()
+        now, busy_now, own_now = self._before
+        return max(0.0, (busy_now - busy - max(0.0, own_now - own)) / max(now - at, 1e-3))
+
+    def _look(self) -> tuple[float, float, float]:
+        import psutil
+
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+        busy -= getattr(times, "guest_nice", 0.0)
+        own = 0.0
+        this = psutil.Process()
+        for process in (this, *this.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile; its parent has its time
+                own += sum(process.cpu_times()[:4])
+        return time.monotonic(), busy, own

@@ -66,6 +66,8 @@ class ForkServer:
         self._cleanup_trace = ""
         self.pid = 0
         """Process id of the fork server, and of its guard as long as it has not reported."""
+        self.shutdown_asked = False
+        """Its cleanup function has asked the node to end."""
         self.setup_in = "node"
         """`worker` when every worker runs setup itself, as asked or because setup left threads or used a GPU."""
 
@@ -105,6 +107,8 @@ class ForkServer:
             "output_limit": self._spec.output_limit,
             "isolate": self._spec.isolate,
             "setup_in": self._spec.setup_in,
+            "nice": self._spec.nice,
+            "client_shutdown": self._spec.client_shutdown,
             "code_size": len(code),
         }
         self._outbox.send(channel.control_frame(channel.LOAD, info, code + self._spec.setup_args))
@@ -349,6 +353,7 @@ class ForkServer:
             if not self._loaded.done():
                 self._loaded.set_exception(SetupFailed(info["reason"], info["trace"]))
         elif kind == channel.CLEANED and not self._cleaned.done():
+            self.shutdown_asked = info["shutdown"]
             self._cleaned.set_result(info["trace"])
 
     def _on_worker_death(self, worker: WorkerRecord, cause: str, status: int | None) -> None:
