@@ -236,3 +236,24 @@ def test_interrupts_at_the_end_of_a_program(
     first.wait(5)  # a job that ignores its interrupt gets eight seconds
     assert "Traceback" not in first.output
     wait_until((tmp_path / "second").exists, timeout=SOON)
+
+
+def test_a_node_that_gets_the_right_secret_is_used(
+    dispynode: Callable[..., Any],
+    clusters: Callable[..., dispy.JobCluster],
+    free_base_port: int,
+    capfd: pytest.CaptureFixture[str],
+    wait_until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The program says what is wrong; when that is mended it goes on by itself."""
+    monkeypatch.setattr("dispy.scheduler.links.DISCOVERY_INTERVAL", 0.5)
+    node = dispynode(env={"DISPY_SECRET": "old"})
+    cluster = clusters(abs, nodes="127.0.0.1", dispy_port=free_base_port, secret="new")
+    job = cluster.submit(-1)
+    node.wait_for("has another secret")
+    node.close()
+    dispynode(env={"DISPY_SECRET": "new"})
+    assert ended(job).result == 1
+    assert "has another secret" in capfd.readouterr().err
+    assert "secret" not in cluster.service.search.account()

@@ -24,7 +24,7 @@ from dispy.scheduler.events import (
 )
 from dispy.scheduler.intake import ResultIntake
 from dispy.scheduler.places import KnownPlaces
-from dispy.settings import REDIAL_MOST
+from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
@@ -274,7 +274,9 @@ class NodeLinks:
         process = link.peer.process
         self.heard.add(process)
         target = self._target_of(link)
+        self.refusals.pop(link.peer.address, None)
         if target is not None:
+            self.refusals.pop(target.dialler.host, None)
             target.failures, target.said = 0, ""
             if target.process not in (None, process) and target.process in self.nodes:
                 self._lose(self.nodes[target.process], "it was restarted")
@@ -386,7 +388,9 @@ class NodeLinks:
             self._lose(reached, "nothing answers at its port any more")
         if isinstance(error, AuthenticationRejected):
             self.refusals[dialler.host] = sentence
-            if not target.named:
+            if target.named:  # whoever reads the sentence mends the node, and the program goes on
+                self._loop.call_later(DISCOVERY_INTERVAL, self._revive, target)
+            else:
                 self._forget(dialler)
         elif (
             not target.named

@@ -177,7 +177,7 @@ class Listener:
         except TimeoutError:
             self._refuse(host, "timeout", f"TLS was not set up within {HANDSHAKE_TIMEOUT:g} s")
         except OSError as error:
-            self._refuse(host, "eof", f"it broke the connection: {error.strerror or error}")
+            self._refuse(host, "eof", f"it broke the connection: {error.strerror or error or 'without a word'}")
         finally:
             if not link.opened.done():
                 link.abort("not admitted")
