@@ -78,7 +78,9 @@ def _embedded_settings(line: bytes) -> NodeSettings:
     prefix = settings.default_prefix().with_name("embedded") / str(os.getpid())
     try:
         prefix.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:  # no home, or one that cannot be written
+        with tempfile.TemporaryFile(dir=prefix.parent) as probe:
+            probe.write(bytes(4096))
+    except OSError:  # no home, or one that cannot be written, or a full disk
         prefix = Path(tempfile.mkdtemp(prefix="dispy-"))
     else:
         remove_abandoned(prefix.parent)
