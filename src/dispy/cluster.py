@@ -28,6 +28,7 @@ from dispy.model import ComputationId, ComputationSpec, JobOptions
 from dispy.nodes import DispyNode, parse_nodes
 from dispy.portal import portal
 from dispy.report import cluster_report
+from dispy.scheduler.explain import Standing
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService, ServiceSettings
 from dispy.secrets import find_credentials
@@ -325,8 +326,10 @@ class JobCluster(NodeSteering):
         self._check_open()
         record = job._record
         if record is None:
-            return f"job {job.id} has ended: {job.status.name}" + (f" ({job.exception})" if job.exception else "")
-        return self._portal.call(self._explain(record.job))
+            why = f" ({job.exception.strip().splitlines()[-1]})" if job.exception else ""
+            return f"Job {job.id} has ended: {job.status.name}{why}."
+        sentence = self._portal.call(self._explain(record.job))
+        return f"Job {job.id}{sentence.removeprefix(f'Job {record.job}')}"
 
     async def _explain(self, job: int) -> str:
         self.service.flush_now()
@@ -370,6 +373,7 @@ class JobCluster(NodeSteering):
 
     def finish(self, terminate: bool) -> None:
         """Close the cluster whatever is pending; with `terminate` pending jobs are ended, else they finish."""
+        self._ledger.closing = True
         self._portal.post(self.service.close_cluster, self._id, terminate)
         self._ledger.over.wait()
         self.is_closed = True
@@ -425,7 +429,20 @@ class JobCluster(NodeSteering):
     def status(self) -> ClusterStatus:
         """The nodes in use and the number of jobs that have not ended."""
         self._check_open()
+        self._standings()
         return ClusterStatus(list(self._ledger.nodes.values()), self.pending)
+
+    def _standings(self) -> list[Standing]:
+        """How each node stands now; notes on the way how many jobs it has."""
+        standings = [] if self.is_closed else self._portal.call(self._ask_standings())
+        for standing in standings:
+            if standing.node in self._ledger.nodes:
+                self._ledger.nodes[standing.node].busy = standing.in_flight
+        return standings
+
+    async def _ask_standings(self) -> list[Standing]:
+        self.service.flush_now()
+        return self.service.core.standings(self._id)
 
     def print_status(self, wall_time: float | None = None) -> None:
         """Print a table of what each node has done, and how much faster that was than one CPU.
@@ -435,8 +452,18 @@ class JobCluster(NodeSteering):
         """
         self._check_process()
         wall = wall_time if wall_time is not None else (self.end_time or time.time()) - self.start_time
-        nodes = [*self._ledger.nodes.values(), *self._ledger.gone.values()]
-        print(cluster_report(nodes, self.pending, self.cpu_time, wall))  # noqa: T201 - printing is its purpose
+        problems = {standing.node: (standing, standing.problem) for standing in self._standings() if standing.problem}
+        shown = {**self._ledger.gone, **self._ledger.nodes}
+        rows = [
+            (node, problems[process][1] if process in problems else self._ledger.why_gone.get(process, ""))
+            for process, node in shown.items()
+        ]
+        rows += [
+            (DispyNode(standing.address, standing.name, 0, process=process), problem)
+            for process, (standing, problem) in problems.items()
+            if process not in shown
+        ]
+        print(cluster_report(rows, self.pending, self.cpu_time, wall))  # noqa: T201 - printing is its purpose
 
     def stats(self, wall_time: float | None = None) -> None:
         """Old name of `print_status`."""

@@ -58,8 +58,11 @@ class ClusterLedger:
         self.constructed_at = 0.0
         self.nodes: dict[ProcessId, DispyNode] = {}
         self.gone: dict[ProcessId, DispyNode] = {}
+        self.why_gone: dict[ProcessId, str] = {}
+        """Why nodes are gone that went before the cluster was closed."""
         self.views: dict[ProcessId, NodeView] = {}
         self.cpu_time = 0.0
+        self.closing = False
         self.over = threading.Event()
         self._portal = portal
         self._items = list(items)
@@ -212,6 +215,7 @@ class ClusterLedger:
     def node_opened(self, view: NodeView, cpus: int) -> None:
         """A node is ready."""
         node = self.gone.pop(view.process, None) or self.nodes.get(view.process)
+        self.why_gone.pop(view.process, None)
         if node is None:
             node = DispyNode(view.address, view.info.name, cpus, view.info.cpus, process=view.process)
         node.cpus, node.update_time, node.reason = cpus, time.time(), ""
@@ -243,6 +247,8 @@ class ClusterLedger:
             return
         known.reason = cause
         self.gone[node] = known
+        if not self.closing:
+            self.why_gone[node] = f"is gone: {cause}"
         logger.debug("node %s is gone for %s: %s", known.name, self.spec.name, cause)
         if self.cluster_status is not None:
             self._call_status(DispyNode.Closed, known, None)

@@ -721,3 +721,20 @@ def test_an_interim_result_is_told_and_counts_as_nothing(busy: Scheduler) -> Non
     after = busy.core.snapshot()
     assert (after.counters["ended"], after.counters["dropped"]) == (before.counters["ended"] + 1, 2)
     assert after.clusters[0].mean == 1.0
+
+
+def test_explains_who_holds_a_node_since_when_and_the_line_before_a_job(scheduler: Scheduler) -> None:
+    scheduler.submit(1, 2, 3)
+    assert scheduler.core.explain(3).endswith("It waits behind 2 others of its cluster.")
+    scheduler.join()
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
+    scheduler.said(N1, msg.LeaseRefused(Holder("bert", "other", 2, "his.py", 1_700_000_000.0)))
+    assert "is used by bert@other (his.py) since 2023-11-14 22:13 UTC" in scheduler.core.explain(1)
+
+
+def test_standings_show_every_node_of_a_cluster_and_its_problem(busy: Scheduler) -> None:
+    busy.join(N2)
+    busy.handle(ev.NodeAllocated(MAP, N2, 1))
+    shown = [(each.name, each.cpus, each.in_flight, each.problem) for each in busy.core.standings(MAP)]
+    assert shown == [("n1", 1, 1, ""), ("n2", 1, 0, "has not answered yet whether it is free")]
+    assert busy.core.standings(REDUCE) == []

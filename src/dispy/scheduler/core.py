@@ -14,7 +14,7 @@ from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
 from dispy.scheduler import events, flow, membership, steering
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
-from dispy.scheduler.explain import explain_cluster, explain_job
+from dispy.scheduler.explain import Standing, explain_cluster, explain_job, standings
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.nodes import NodeRecord
 from dispy.scheduler.tables import Counters, Outbox, Tables
@@ -160,6 +160,10 @@ class SchedulerCore:
         """Whether a cluster has a share of a node, opened or not."""
         known = self._tables.clusters.get(cluster)
         return known is not None and node in known.shares
+
+    def standings(self, cluster: ComputationId) -> list[Standing]:
+        """Every node that a cluster wants to use, and what keeps it from being given work."""
+        return standings(self._tables, cluster)
 
     def explain(self, job: int) -> str:
         """One sentence: why this job is where it is."""

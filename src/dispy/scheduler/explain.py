@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
@@ -26,7 +29,39 @@ def explain_job(tables: Tables, job: int) -> str:
             return f"{where}, and the cluster's owner has not said yet how much it uses of it."
         return f"{where}, which {why_unfit(share, record.shape) or _why_not(share)}.{traces_of([share])}"
     why = _why_shape_waits(tables, cluster, record.shape)
-    return f"Job {job} waits{_for_what(record.shape)}: {why}.{traces_of(cluster.shares.values())}"
+    before = sum(1 for other in cluster.queue_for(record) if _rank(other) < _rank(record))
+    line = f" It waits behind {before} other{'s' if before > 1 else ''} of its cluster." if before else ""
+    return f"Job {job} waits{_for_what(record.shape)}: {why}.{line}{traces_of(cluster.shares.values())}"
+
+
+def _rank(record: JobRecord) -> tuple[int, int]:
+    return -(0 if record.options is None else record.options.priority), record.job
+
+
+@dataclass(slots=True, frozen=True)
+class Standing:
+    """A node as it stands for one cluster."""
+
+    node: ProcessId
+    name: str
+    address: str
+    cpus: int
+    in_flight: int
+    """Jobs of the cluster that it has."""
+    problem: str
+    """What keeps it from being given work, as the end of a sentence about it; empty: nothing."""
+
+
+def standings(tables: Tables, id: ComputationId) -> list[Standing]:
+    """Every node that a cluster wants to use."""
+    cluster = tables.clusters.get(id)
+    return [] if cluster is None else [_standing(share) for share in cluster.shares.values()]
+
+
+def _standing(share: Share) -> Standing:
+    node = share.node
+    problem = "" if share.is_usable else _why_not(share)
+    return Standing(node.id, node.info.name, node.address, share.cpus, len(share.flight), problem)
 
 
 def explain_cluster(tables: Tables, id: ComputationId) -> str:
@@ -141,7 +176,8 @@ def _why_closed(node: NodeRecord) -> str:
 def _why_not_leased(node: NodeRecord) -> str:
     if node.state is NodeState.REFUSED and node.holder is not None:
         holder = node.holder
-        return f"is used by {holder.user}@{holder.host} ({holder.program}); this program stands in line"
+        since = f" since {datetime.fromtimestamp(holder.since, UTC):%Y-%m-%d %H:%M} UTC" if holder.since else ""
+        return f"is used by {holder.user}@{holder.host} ({holder.program}){since}; this program stands in line"
     return "has not answered yet whether it is free"
 
 
