@@ -257,3 +257,129 @@ def test_a_node_that_gets_the_right_secret_is_used(
     assert ended(job).result == 1
     assert "has another secret" in capfd.readouterr().err
     assert "secret" not in cluster.service.search.account()
+
+
+def start_and_wait(folder: str, number: int) -> tuple[int, int]:
+    import os
+    import pathlib
+    import time
+
+    starts = pathlib.Path(folder, f"{number}.{os.getpid()}")
+    starts.touch()
+    while not pathlib.Path(folder, "gate").exists():
+        time.sleep(0.02)
+    return number, len(list(starts.parent.glob(f"{number}.*")))
+
+
+def processes_of(node: Any) -> list[psutil.Process]:
+    """Guard, fork server and workers of a node with one computation, in this order."""
+    found = psutil.Process(node.pid).children(recursive=True)
+    return sorted(found, key=lambda process: len(process.parents()))
+
+
+def started(folder: Path) -> int:
+    return len(list(folder.glob("*.*")))
+
+
+@pytest.mark.parametrize(("victim", "lost"), [("guard", 2), ("fork server", 2), ("worker", 1)])
+def test_a_process_of_a_node_is_killed(
+    dispynode: Callable[..., Any],
+    clusters: Callable[..., dispy.JobCluster],
+    free_base_port: int,
+    tmp_path: Path,
+    wait_until: Callable[..., Any],
+    victim: str,
+    lost: int,
+) -> None:
+    """What ran in it is Terminated at once and says why; what had not started runs; nothing is left."""
+    node = dispynode("--cpus", "2")
+    cluster = clusters(start_and_wait, nodes="127.0.0.1", dispy_port=free_base_port)
+    jobs = [cluster.submit(str(tmp_path), number) for number in range(5)]
+    wait_until(lambda: started(tmp_path) == 2)
+    guard, fork_server, *workers = before = processes_of(node)
+    {"guard": guard, "fork server": fork_server, "worker": workers[0]}[victim].kill()
+    wait_until(lambda: sum(job.status == dispy.DispyJob.Terminated for job in jobs) == lost)
+    assert all("SIGKILL" in str(job.exception) for job in jobs if job.status == dispy.DispyJob.Terminated)
+    if victim != "worker":
+        psutil.wait_procs(before, timeout=SOON)
+        assert not any(process.is_running() for process in before)
+    (tmp_path / "gate").touch()
+    states = [ended(job).status for job in jobs]
+    assert states.count(dispy.DispyJob.Finished) == 5 - lost
+    cluster.close()
+    wait_until(lambda: not processes_of(node))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_node_is_killed_and_started_again(
+    dispynode: Callable[..., Any],
+    clusters: Callable[..., dispy.JobCluster],
+    free_base_port: int,
+    tmp_path: Path,
+    wait_until: Callable[..., Any],
+    reentrant: bool,
+) -> None:
+    """Its processes die with it; reentrant jobs run again, others end Abandoned and whoever waits is woken."""
+    node = dispynode("--cpus", "2", name="mortal")
+    cluster = clusters(start_and_wait, nodes="127.0.0.1", dispy_port=free_base_port, reentrant=reentrant)
+    jobs = [cluster.submit(str(tmp_path), number) for number in range(4)]
+    wait_until(lambda: started(tmp_path) == 2)
+    below = processes_of(node)
+    node.process.kill()
+    _, alive = psutil.wait_procs(below, timeout=SOON)
+    assert not alive
+    if not reentrant:
+        wait_until(lambda: sum(job.status == dispy.DispyJob.Abandoned for job in jobs) == 2)
+    (tmp_path / "gate").touch()
+    dispynode("--cpus", "2", name="mortal")
+    for job in jobs:
+        ended(job)
+    finished = [job for job in jobs if job.status == dispy.DispyJob.Finished]
+    assert [job.result[0] for job in finished] == ([0, 1, 2, 3] if reentrant else [2, 3])
+    assert all("may have started" in str(job.exception) for job in jobs if job not in finished)
+
+
+def test_a_client_is_killed_and_the_next_one_gets_the_node(
+    dispynode: Callable[..., Any],
+    start_daemon: Callable[..., Any],
+    clusters: Callable[..., dispy.JobCluster],
+    free_base_port: int,
+    tmp_path: Path,
+    wait_until: Callable[..., Any],
+) -> None:
+    node = dispynode("--cpus", "1")
+    program = (
+        "import dispy\n"
+        "from pathlib import Path\n"
+        "def job(path):\n"
+        "    Path(path).touch()\n"
+        f"    while not Path({str(tmp_path / 'gate')!r}).exists():\n"
+        "        pass\n"
+        f"cluster = dispy.JobCluster(job, nodes='127.0.0.1', dispy_port={free_base_port})\n"
+        f"jobs = [cluster.submit({str(tmp_path)!r} + f'/job.{{number}}') for number in range(3)]\n"
+        "cluster.wait()\n"
+    )
+    client = start_daemon(sys.executable, "-c", program)
+    wait_until(lambda: started(tmp_path) == 1)
+    client.process.kill()
+    (tmp_path / "gate").touch()
+    job = clusters(abs, nodes="127.0.0.1", dispy_port=free_base_port).submit(-1)
+    assert ended(job).result == 1
+    assert started(tmp_path) == 1, "what had not started is dropped with its client"
+    assert "Traceback" not in node.output
+
+
+def test_a_node_that_is_stopped_for_a_while_loses_nothing(
+    dispynode: Callable[..., Any], clusters: Callable[..., dispy.JobCluster], free_base_port: int, tmp_path: Path
+) -> None:
+    """Longer than a node is suspected, shorter than it is lost."""
+    node = dispynode("--cpus", "2")
+    cluster = clusters(start_and_wait, nodes="127.0.0.1", dispy_port=free_base_port)
+    jobs = [cluster.submit(str(tmp_path), number) for number in range(6)]
+    while started(tmp_path) < 2:
+        time.sleep(0.01)
+    node.process.send_signal(signal.SIGSTOP)
+    time.sleep(3.0)
+    node.process.send_signal(signal.SIGCONT)
+    (tmp_path / "gate").touch()
+    assert [ended(job).result for job in jobs] == [(number, 1) for number in range(6)]

@@ -200,6 +200,11 @@ class ForkServer:
         mark = f"{_MARK}={self._mark}".encode()
         found = False
         for pid in linux.children():
+            # The environment of a zombie cannot be read any more.
+            if pid in self._pids and linux.is_gone(pid):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+                continue
             with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
                 if mark in file.read().split(b"\0"):
                     found = True
