@@ -383,3 +383,56 @@ def test_a_node_that_is_stopped_for_a_while_loses_nothing(
     node.process.send_signal(signal.SIGCONT)
     (tmp_path / "gate").touch()
     assert [ended(job).result for job in jobs] == [(number, 1) for number in range(6)]
+
+
+BEHIND_A_CABLE = """
+import sys
+import dispy
+def job(folder, number):
+    import os, pathlib, time
+    folder = pathlib.Path(folder)
+    (folder / f"{number}.{dispy_node_name}").touch()
+    try:
+        while not (folder / "gate").exists():
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        (folder / f"stopped-{number}").touch()
+        raise
+    return number
+cluster = dispy.JobCluster(job, reentrant=True)
+jobs = [cluster.submit(sys.argv[1], number) for number in range(int(sys.argv[2]))]
+print("results", [job() for job in jobs], flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_cable_is_cut_and_mended(
+    dispynode: Callable[..., Any],
+    start_daemon: Callable[..., Any],
+    netns: Any,
+    tmp_path: Path,
+    wait_until: Callable[..., Any],
+    long: bool,
+) -> None:
+    """For four seconds: nothing is run again. Until the node is lost: its jobs run again, their old attempts end."""
+    for name in ("n1", "n2", "n3"):
+        dispynode("--cpus", "1", name=name, env=netns.env, inside=netns.inside(name), base_port=9700)
+    command = (*netns.inside("client"), sys.executable, "-c", BEHIND_A_CABLE, str(tmp_path), "3")
+    client = start_daemon(*command, env={**netns.env, "DISPY_PORT": "9700"})
+    wait_until(lambda: started(tmp_path) == 3)
+    [victim] = [path.name.partition(".")[0] for path in tmp_path.glob("*.n2")]
+    netns.cut("n2")
+    if long:
+        spare = dispynode("--cpus", "1", name="spare", env=netns.env, inside=netns.inside("n1"), base_port=9700)
+        wait_until(lambda: len(list(tmp_path.glob(f"{victim}.*"))) == 2, timeout=30)
+        netns.join("n2")
+        wait_until((tmp_path / f"stopped-{victim}").exists, timeout=30)
+        assert "Traceback" not in spare.output
+    else:
+        time.sleep(4.0)
+        netns.join("n2")
+    (tmp_path / "gate").touch()
+    client.wait_for("results [0, 1, 2]", timeout=30)
+    assert client.wait() == 0
+    assert started(tmp_path) == (4 if long else 3)
