@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from dispy.model import Ending
-from dispy.node.channel import RUNNING
+from dispy.node import workers
+from dispy.node.channel import CLAIMED, RUNNING
 from dispy.node.replies import ForkServerSpec, SetupFailed
 from dispy.node.workers import ForkServer
 
@@ -609,6 +610,27 @@ def test_stronger_signals_end_a_stubborn_job_only(tmp_path: Path) -> None:
             death = await at.death()
             assert death.cause.startswith("killed by SIGTERM (terminated)")
             assert death.running == sequence
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_lost_its_senses_can_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs nothing and answers nothing, so no signal finds the job that is to end."""
+    monkeypatch.setattr(workers, "_END_TIMEOUT", 0.2)
+
+    def job() -> None:
+        import builtins
+
+        builtins.len = lambda _: 42
+
+    async def main() -> None:
+        async with serving(tmp_path, job) as at:
+            sequence = at.submit()
+            worker = at.server._workers[1]
+            await when(lambda: worker.cell[CLAIMED] == sequence and not worker.cell[RUNNING])
+            assert not at.seen.replies
+            at.server.signal(1, sequence, signal.SIGKILL)
+            await at.seen.until(lambda: bool(at.seen.deaths))
 
     asyncio.run(main())
 

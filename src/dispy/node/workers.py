@@ -283,6 +283,15 @@ class ForkServer:
     def signal(self, worker: int, sequence: int, signum: int) -> None:
         """Send a signal to the process group of a job, only if that job is the one that runs."""
         self._ask(channel.SIGNAL, worker=worker, sequence=sequence, signal=int(signum))
+        if signum == signal.SIGKILL and self._control is not None:
+            self._loop.call_later(_END_TIMEOUT, self._end_senseless, worker, sequence)
+
+    def _end_senseless(self, worker: int, sequence: int) -> None:
+        """A job can spoil its worker so far that it runs nothing and answers nothing: then no signal finds the job."""
+        to = self._workers.get(worker)
+        if to is not None and to.pid and to.answered < sequence <= to.fed and not to.cell[RUNNING]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(to.pid, signal.SIGKILL)
 
     def retire(self, worker: int) -> None:
         """Let a worker end after the jobs that it has."""
