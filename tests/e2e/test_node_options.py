@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import dispy
@@ -134,3 +135,45 @@ def test_a_node_waits_until_its_machine_is_idle(
     job = used.submit(1)
     wait_until(lambda: "its machine is in use" in used.explain(job))
     assert job.status == DispyJob.Created
+
+
+def leave(_: int) -> int:
+    """Start a process that nothing on the way down can find by its parents."""
+    import subprocess
+
+    child = subprocess.Popen(["setsid", "sleep", "300"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with open("child.pid", "w") as file:
+        file.write(str(child.pid))
+    time.sleep(100)  # type: ignore[name-defined]  # noqa: F821
+    return 0
+
+
+@pytest.mark.timeout(60)
+def test_what_a_killed_daemon_and_guard_left_is_ended_at_the_next_start(
+    dispynode: Callable[..., Any],
+    cluster: Callable[..., dispy.JobCluster],
+    wait_until: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    node = dispynode("--cpus", "1", name="victim")
+    used = cluster(leave)
+    used.submit(1)
+    wait_until(lambda: [path for path in tmp_path.glob("prefix-victim/jobs/*/child.pid") if path.read_text()])
+    daemon = psutil.Process(node.pid)
+    below = daemon.children(recursive=True)
+    sleeping = next(each for each in below if each.name() == "sleep")
+    # The fork server must not see that the guard is gone, and the guard not that the daemon is.
+    for each in below:
+        each.suspend()
+    daemon.kill()
+    for each in below:
+        if each != sleeping:
+            each.kill()
+    psutil.wait_procs([daemon, *(each for each in below if each != sleeping)], 5)
+    node.wait()
+    sleeping.resume()
+    assert sleeping.is_running()
+    dispynode("--cpus", "1", name="victim")
+    wait_until(lambda: not sleeping.is_running() or sleeping.status() == psutil.STATUS_ZOMBIE)
+    assert not list(tmp_path.glob("prefix-victim/jobs/*"))
+    used.close(terminate=True)

@@ -15,6 +15,7 @@ from typing import Any, Final
 from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
 from dispy.node import events as ev
+from dispy.node import litter
 from dispy.node.environments import Environments
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.settings import NodeSettings
@@ -74,6 +75,11 @@ class HostedComputation:
     def id(self) -> ComputationId:
         """The client's name for it."""
         return self.spec.id
+
+    @property
+    def python(self) -> str:
+        """The interpreter that runs it; empty until it is found."""
+        return self._python
 
     def prepare(self) -> None:
         """Begin to fetch and set up; ComputationPrepared or ComputationFailed is posted."""
@@ -153,9 +159,16 @@ class HostedComputation:
             ),
             self,
         )
-        await server.start()
+        prefix = self._places.prefix
+        litter.stamp(prefix.path / "environments", self._python)
+        prefix.add_mark(server.mark)
+        try:
+            await server.start()
+        except BaseException:
+            prefix.forget_mark(server.mark)
+            raise
         self.server = server
-        self._places.prefix.add_process(server.pid)
+        prefix.add_process(server.pid)
 
     async def _clean(self, run_cleanup: bool) -> None:
         await self._stop_preparing()
@@ -189,6 +202,7 @@ class HostedComputation:
             server.kill()
             await server.wait_ended()
             self._places.prefix.forget_process(server.pid)
+            self._places.prefix.forget_mark(server.mark)
         workdir, self._workdir = self._workdir, None
         if workdir is not None:
             keep = self.spec.keep_files and not self._places.settings.force_cleanup
@@ -239,6 +253,7 @@ class HostedComputation:
         """The fork server is gone."""
         if self.server is not None:
             self._places.prefix.forget_process(self.server.pid)
+            self._places.prefix.forget_mark(self.server.mark)
             self.server = None
         self._places.post(ev.ForkServerDied(self.id, cause))
 

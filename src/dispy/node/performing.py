@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dispy.errors import NodeError, TransferError
@@ -57,6 +58,10 @@ class Performer:
         for name in list(self._arguments):
             self._forget_arguments(do.ForgetArguments(name))
         await asyncio.gather(*(hosted.end() for hosted in self._hosted.values()))
+
+    def interpreters(self) -> list[Path]:
+        """Those that computations use."""
+        return [Path(hosted.python) for hosted in tuple(self._hosted.values()) if hosted.python]
 
     def cleaned(self, computation: str) -> None:
         """It is gone from here."""

@@ -20,7 +20,7 @@ import msgspec
 from dispy.model import ProcessId
 from dispy.node import effects as do
 from dispy.node import events as ev
-from dispy.node import vitals
+from dispy.node import litter, vitals
 from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.environments import Environments
@@ -222,7 +222,13 @@ class NodeService:
             self.callers.announce()
 
     def _tidy(self) -> None:
-        """In a thread: keep what a node leaves lying about within bounds."""
+        """In a thread: keep what the node leaves lying about within bounds."""
+        node, prefix = self.settings, self._prefix
+        in_use = [*prefix.open_directories, *self._performer.interpreters()]
+        gone = litter.tidy(prefix.path, in_use, time.time(), keep_size=node.keep_size, keep_seconds=node.keep_seconds)
+        if gone:
+            size = sum(entry.size for entry in gone) / 1e6
+            logger.info("removed %d files and directories that were not used (%.0f MB)", len(gone), size)
 
     def _exit(self, action: do.Exit) -> None:
         self._give_up(action.reason)

@@ -20,6 +20,9 @@ from pathlib import Path, PurePosixPath
 
 from dispy.errors import NodeError
 from dispy.model import ComputationSpec, FileSpec
+from dispy.node import leftovers
+from dispy.node.leftovers import start_time
+from dispy.node.litter import OWN_NAMES
 
 _END_TIMEOUT = 10.0
 _COPY_SIZE = 8 << 20
@@ -32,6 +35,7 @@ class Prefix:
         self.path = path
         self._lock = lock
         self._processes: dict[int, int] = {}
+        self._marks: set[str] = set()
         self._directories: set[str] = set()
 
     @classmethod
@@ -86,6 +90,21 @@ class Prefix:
         if self._processes.pop(pid, None) is not None:
             self._write_down()
 
+    def add_mark(self, mark: str) -> None:
+        """Write down a mark that processes carry which must not outlive the daemon."""
+        self._marks.add(mark)
+        self._write_down()
+
+    def forget_mark(self, mark: str) -> None:
+        """No process carries it any more."""
+        self._marks.discard(mark)
+        self._write_down()
+
+    @property
+    def open_directories(self) -> list[Path]:
+        """Those of computations that are open."""
+        return [Path(name) for name in tuple(self._directories)]
+
     def add_directory(self, path: Path) -> None:
         """Write down a directory that must not outlive the daemon."""
         self._directories.add(str(path))
@@ -97,7 +116,8 @@ class Prefix:
         self._write_down()
 
     def _write_down(self) -> None:
-        text = json.dumps({"processes": self._processes, "directories": sorted(self._directories)})
+        left = {"processes": self._processes, "marks": sorted(self._marks), "directories": sorted(self._directories)}
+        text = json.dumps(left)
         fresh = self.path / "left.tmp"
         # A disk that is full must not stop the node: what is not written down is missed only after a kill -9.
         with contextlib.suppress(OSError):
@@ -109,12 +129,10 @@ class Prefix:
             left = json.loads((self.path / "left").read_text())
             processes = {int(pid): int(began) for pid, began in left["processes"].items()}
             directories = [Path(name) for name in left["directories"]]
+            marks = [str(mark) for mark in left["marks"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # nothing was left, or the machine went down while it was written
-        for pid, began in processes.items():
-            if began and start_time(pid) == began:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
+        leftovers.end(processes, marks)
         for directory in directories:
             if self.path in directory.parents:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -177,15 +195,6 @@ def remove_abandoned(parent: Path) -> None:
             Prefix.claim(path).release(remove=True)
 
 
-def start_time(pid: int) -> int | None:
-    """When a process began, in ticks since boot: with the pid it names a process for good."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 @dataclass(slots=True)
 class Workdir:
     """The working directory of one computation."""
@@ -213,7 +222,7 @@ class Workdirs:
         base = self._prefix.path
         if spec.dest_path:
             parts = checked_parts(spec.dest_path)
-            if parts[0] in {"blobs", "jobs", "lock", "left", "left.tmp"}:
+            if parts[0] in OWN_NAMES:
                 raise NodeError(f"dest_path {spec.dest_path!r} is a name that the node uses itself")
             path = base.joinpath(*parts)
         else:

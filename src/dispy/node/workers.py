@@ -29,6 +29,7 @@ from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, REPLY, RUNNING, S
 from dispy.node.deaths import cause_of_death, exit_words
 from dispy.node.forkserver import FRESH
 from dispy.node.hygiene import read_output
+from dispy.node.leftovers import MARK
 from dispy.node.outbox import Outbox
 from dispy.node.replies import ForkServerHandler, ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.watch import Watch, WorkerRecord
@@ -39,8 +40,6 @@ _BOOT: Final = (
     "del sys.path[: len(sys.argv) - 3]; sys.path += sys.argv[3:]; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 """Our own folders come first while we import from them, and last when user code is loaded."""
-_MARK: Final = "DISPY_FORK_SERVER"
-"""Variable in the environment of a fork server: tells its orphans from other children of this process."""
 _END_TIMEOUT: Final = 5.0
 _SWEEP_INTERVAL: Final = 0.005
 _TAIL_SIZE: Final = 64 << 10
@@ -58,7 +57,8 @@ class ForkServer:
         self._buffer = bytearray(_BUFFER_SIZE)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
+        """In the environment of every process of this fork server: tells its orphans from others."""
         self._pids: set[int] = set()
         self._watch = Watch(self._workers, spec.output_limit, self.signal)
         self._ended: asyncio.Future[None] | None = None
@@ -129,7 +129,7 @@ class ForkServer:
             stdin=subprocess.DEVNULL,
             stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else None,
             cwd=self._spec.cwd,
-            env={**env, _MARK: self._mark},
+            env={**env, MARK: self.mark},
             pass_fds=(fd,),
             start_new_session=True,
         )
@@ -197,7 +197,7 @@ class ForkServer:
 
     def _sweep(self) -> None:
         """End what came to this process because the guard did not live to do it; again while something is dying."""
-        mark = f"{_MARK}={self._mark}".encode()
+        mark = f"{MARK}={self.mark}".encode()
         found = False
         for pid in linux.children():
             # The environment of a zombie cannot be read any more.

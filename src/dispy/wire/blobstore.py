@@ -202,7 +202,10 @@ class BlobStore:
         self._prepare()
         path = self._path(ref)
         try:
-            return path if path.stat().st_size == ref.size else None
+            if path.stat().st_size != ref.size:
+                return None
+            os.utime(path)  # what was not used for longest is removed first where room is wanted
+            return path
         except FileNotFoundError:
             return None
         except OSError as error:

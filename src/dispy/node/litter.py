@@ -1,0 +1,113 @@
+"""What a node leaves lying about, kept within bounds: fetched files, environments, directories that were kept.
+
+Each file of `blobs`, each directory of `environments` and `jobs`, and each `dest_path` is one entry; those that
+were not used for longest go first. What is in use, or was a moment ago, stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+OWN_NAMES: Final = frozenset({"blobs", "environments", "init", "jobs", "left", "left.tmp", "lock", "own"})
+"""What the node itself keeps at the top of its directory."""
+STAMP: Final = ".used"
+"""File in an environment whose time says when it was last used."""
+LEAST_AGE: Final = 600.0
+"""Seconds for which an entry stays in any case: it may be about to be used."""
+_ENVIRONMENT_SUFFIXES: Final = ("", ".txt", ".log")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that may be removed as a whole."""
+
+    path: Path
+    size: int
+    used_at: float
+    """Seconds since the epoch."""
+
+
+def surplus(entries: Iterable[Entry], now: float, *, keep_size: int | None, keep_seconds: float | None) -> list[Entry]:
+    """Those that are to go: too old, and then those not used for longest until the others fit. Pure."""
+    oldest_first = sorted(entries, key=lambda entry: entry.used_at)
+    total = sum(entry.size for entry in oldest_first)
+    gone = []
+    for entry in oldest_first:
+        age = now - entry.used_at
+        too_old = keep_seconds is not None and age > keep_seconds
+        too_much = keep_size is not None and total > keep_size
+        if age >= LEAST_AGE and (too_old or too_much):
+            gone.append(entry)
+            total -= entry.size
+    return gone
+
+
+def tidy(
+    prefix: Path, in_use: Collection[Path], now: float, *, keep_size: int | None, keep_seconds: float | None
+) -> list[Entry]:
+    """Remove what is surplus below a node's directory; returns what was removed. `in_use` are entries that stay."""
+    entries = [entry for entry in _entries(prefix) if not _is_used(entry.path, in_use)]
+    gone = surplus(entries, now, keep_size=keep_size, keep_seconds=keep_seconds)
+    for entry in gone:
+        for suffix in _ENVIRONMENT_SUFFIXES if entry.path.parent.name == "environments" else ("",):
+            _remove(entry.path.with_name(entry.path.name + suffix))
+    return gone
+
+
+def stamp(environments: Path, python: str) -> None:
+    """Note that an interpreter is used, if it is one of the environments."""
+    if environments in Path(python).parents:
+        # The stamp decides only when it is removed; an interpreter that is there works without it.
+        with contextlib.suppress(OSError):
+            (environments / Path(python).relative_to(environments).parts[0] / STAMP).touch()
+
+
+def _is_used(path: Path, in_use: Collection[Path]) -> bool:
+    return any(path == used or path in used.parents for used in in_use)
+
+
+def _entries(prefix: Path) -> Iterator[Entry]:
+    for path in _inside(prefix / "blobs"):
+        with contextlib.suppress(OSError):  # it has just gone
+            status = path.lstat()
+            yield Entry(path, status.st_size, status.st_mtime)
+    kept = [path for path in _inside(prefix) if path.name not in OWN_NAMES]
+    for path in (*_inside(prefix / "environments"), *_inside(prefix / "jobs"), *kept):
+        if path.is_dir() and not path.is_symlink():
+            yield _measure(path)
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # it is not there (yet)
+        return []
+
+
+def _measure(folder: Path) -> Entry:
+    """A directory with all that is in it; used when it was stamped, else when something in it was last changed."""
+    size, newest = 0, 0.0
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names, "."):
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(place, name))
+                size += status.st_blocks * 512 if name != "." else 0
+                newest = max(newest, status.st_mtime)
+    with contextlib.suppress(OSError):
+        newest = (folder / STAMP).stat().st_mtime
+    return Entry(folder, size, newest)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        # What cannot be removed is met again an hour later.
+        with contextlib.suppress(OSError):
+            path.unlink()
