@@ -27,7 +27,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z]")
 ELSEWHERE = {
     "--scheduler_host",
     # of other programs
-    *("--system", "--create-home", "--home-dir", "--now", "--year"),
+    *("--system", "--create-home", "--home-dir", "--now", "--year", "--index-url", "--find-links"),
 }
 """Options that documents name and dispy does not have: of the original, and of other programs."""
 

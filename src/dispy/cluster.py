@@ -28,6 +28,7 @@ from dispy.model import ComputationId, ComputationSpec, JobOptions
 from dispy.nodes import DispyNode, parse_nodes
 from dispy.portal import portal
 from dispy.report import cluster_report
+from dispy.requirements import read_requirements
 from dispy.scheduler.explain import Standing
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService, ServiceSettings
@@ -78,6 +79,8 @@ class JobCluster(NodeSteering):
         secret_file: file that holds the secret.
         group: use only nodes of this group.
         isolate: give every job a worker process of its own: what it does to globals is gone with it.
+        requirements: packages that jobs need and nodes may not have: a list of requirements, or the path of a
+            requirements.txt or pyproject.toml. Nodes make a virtual environment with them.
         setup_in: where `setup` runs: `'node'` (once, workers are forked from that process), `'worker'` (in each
             worker), or `'auto'`: as `'node'`, unless that process cannot be forked afterwards.
         insecure: allow the empty secret beyond loopback.
@@ -126,6 +129,7 @@ class JobCluster(NodeSteering):
         insecure: bool = False,
         isolate: bool = False,
         setup_in: str = "auto",
+        requirements: str | os.PathLike[str] | Sequence[str] | None = None,
         **others: Any,
     ) -> None:
         old = {"callback": callback, "ip_addr": ip_addr, "ext_ip_addr": ext_ip_addr}
@@ -180,6 +184,7 @@ class JobCluster(NodeSteering):
         shipment = pack(computation, depends or (), setup=parameters.called("setup", setup), cleanup=cleanup_function)
         if setup_in not in SETUP_PLACES:
             raise SettingsError(f"setup_in must be 'node', 'worker' or 'auto', not {setup_in!r}")
+        required = read_requirements(requirements)
         self._shipment = shipment
         self._portal = portal()
         self.service: SchedulerService = service_for(self._portal, settings)
@@ -190,6 +195,7 @@ class JobCluster(NodeSteering):
             keep_files=cleanup is False,
             isolate=parameters.truth("isolate", isolate),
             setup_in=setup_in,
+            requirements=required,
         )
         ledger = ClusterLedger(
             self._portal,

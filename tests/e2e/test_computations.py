@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,3 +201,81 @@ def test_cleanup_runs_where_setup_ran(local: Callable[..., dispy.JobCluster], tm
 def test_an_unknown_place_for_setup_is_refused() -> None:
     with pytest.raises(SettingsError, match="'node', 'worker' or 'auto'"):
         dispy.JobCluster(who_prepared, nodes="local", setup_in="cellar")
+
+
+# ---- requirements ----
+
+
+def wheel(folder: Path, name: str, body: str) -> str:
+    """A requirement for a package of one module, from a wheel that needs no index."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    files = {
+        f"{name}.py": body,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{each},,\n" for each in files) + f"{info}/RECORD,,\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(each, text)
+    return f"{name} @ {path.as_uri()}"
+
+
+def test_requirements_are_installed_once_for_all_computations(
+    local: Callable[..., dispy.JobCluster], tmp_path: Path
+) -> None:
+    def use_required() -> tuple[int, str, bool]:
+        import importlib.util
+
+        import dispy_test_required  # type: ignore[import-not-found]
+
+        return dispy_test_required.ANSWER, sys.prefix, importlib.util.find_spec("pytest") is None
+
+    required = [wheel(tmp_path, "dispy_test_required", "ANSWER = 42")]
+    clusters = [local(use_required, requirements=required) for _ in range(2)]
+    results = [ended(cluster.submit()) for cluster in clusters]
+    assert [job.result and job.result[0] for job in results] == [42, 42], results[0].exception
+    assert len({job.result[1] for job in results}) == 1
+    assert all(job.result[2] for job in results), "packages of the node's own environment are in reach"
+    built = Path(results[0].result[1])
+    assert not list(built.glob("lib/*/site-packages/dispy*/__init__.py"))
+    assert not list(built.glob("lib/*/site-packages/cloudpickle"))
+
+
+def test_a_program_runs_with_its_requirements(local: Callable[..., dispy.JobCluster], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import dispy_test_program; print(dispy_test_program.ANSWER)")
+    listed = tmp_path / "requirements.txt"
+    listed.write_text(f"# what it needs\n{wheel(tmp_path, 'dispy_test_program', 'ANSWER = 43')}\n")
+    job = ended(local(str(tmp_path / "program.py"), requirements=listed).submit())
+    assert job.stdout == b"43\n", job.stderr
+
+
+def test_requirements_that_do_not_exist_refuse_the_node(local: Callable[..., dispy.JobCluster], tmp_path: Path) -> None:
+    cluster = local(who_prepared, requirements=[f"nothing @ {(tmp_path / 'nothing-1.0-py3-none-any.whl').as_uri()}"])
+    job = cluster.submit()
+    deadline = time.monotonic() + SOON
+    while "cannot be built" not in (text := cluster.explain(job)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "the environment with nothing @ file:///" in text
+    assert "nothing-1.0-py3-none-any.whl" in text.partition("\n")[2], "what pip said is missing"
+
+
+@pytest.mark.real
+def test_a_package_from_the_index(local: Callable[..., dispy.JobCluster], tmp_path: Path) -> None:
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path), "iniconfig==2.0.0"],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        pytest.skip(f"no package index can be reached: {error}")
+
+    def version() -> str:
+        import importlib.metadata
+
+        return importlib.metadata.version("iniconfig")
+
+    assert ended(local(version, requirements=["iniconfig==2.0.0"]).submit()).result == "2.0.0"

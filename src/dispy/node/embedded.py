@@ -76,18 +76,21 @@ def _embedded_settings(line: bytes) -> NodeSettings:
     given = json.loads(line)
     # One directory per node: a program may have several, and they come and go.
     prefix = settings.default_prefix().with_name("embedded") / str(os.getpid())
+    environments: Path | None = settings.default_prefix().with_name("environments")
     try:
         prefix.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=prefix.parent) as probe:
             probe.write(bytes(4096))
     except OSError:  # no home, or one that cannot be written, or a full disk
         prefix = Path(tempfile.mkdtemp(prefix="dispy-"))
+        environments = None
     else:
         remove_abandoned(prefix.parent)
     return NodeSettings(
         name=str(given["name"]),
         cpus=vitals.offered_cpus(int(given["cpus"]), oversubscribe=False),
         prefix=prefix,
+        environments=environments,
         credentials=credentials_from_key(bytes.fromhex(given["key"])),
         group=str(given["group"]),
         hosts=("127.0.0.1",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ from dispy.node import litter
 from dispy.node.environments import Environments
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.settings import NodeSettings
+from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdir, Workdirs
 from dispy.node.workers import ForkServer
 from dispy.secrets import SECRET_VARIABLES
@@ -37,6 +39,7 @@ class NodePlaces:
     store: BlobStore
     sources: BlobSources
     environments: Environments
+    venvs: VirtualEnvironments
     names: dict[str, str]
     """What jobs may know of the node (dispy_node_name, …)."""
     settings: NodeSettings
@@ -125,6 +128,8 @@ class HostedComputation:
         places, spec = self._places, self.spec
         self._python = await places.environments.find(spec.python)
         self._workdir = places.workdirs.open(spec)
+        if spec.requirements:
+            self._python = await places.venvs.provide(self._python, spec.requirements)
         for file in spec.files:
             places.check_size(file)
             source = await self._exchange.fetch_file(file.blob, places.store)
@@ -137,9 +142,12 @@ class HostedComputation:
         assert self._workdir is not None
         path = self._workdir.path
         spec = self.spec
-        env = {
-            name: value for name, value in os.environ.items() if name not in (*SECRET_VARIABLES, "DISPY_ADMIN_SECRET")
-        }
+        env = env_without_secrets()
+        if spec.requirements:
+            folder = os.path.dirname(self._python)
+            env["VIRTUAL_ENV"] = os.path.dirname(folder)
+            env["PATH"] = os.pathsep.join((folder, env.get("PATH", os.defpath)))
+        is_own = self._python == sys.executable
         server = ForkServer(
             ForkServerSpec(
                 python=self._python,
@@ -153,6 +161,7 @@ class HostedComputation:
                 job_names={**self._places.names, "dispy_job_path": str(path)},
                 output_limit=spec.output_limit,
                 isolate=spec.isolate,
+                folders=() if is_own else (str(self._places.venvs.own_folder()),),
                 setup_in=spec.setup_in,
                 nice=self._places.settings.nice,
                 client_shutdown=self._places.settings.client_shutdown,
@@ -256,6 +265,11 @@ class HostedComputation:
             self._places.prefix.forget_mark(self.server.mark)
             self.server = None
         self._places.post(ev.ForkServerDied(self.id, cause))
+
+
+def env_without_secrets() -> dict[str, str]:
+    """The environment that what belongs to users may see."""
+    return {name: value for name, value in os.environ.items() if name not in (*SECRET_VARIABLES, "DISPY_ADMIN_SECRET")}
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

@@ -39,6 +39,8 @@ class ForkServerSpec:
     output_limit: int = 16 << 20
     isolate: bool = False
     """A worker runs one job and ends."""
+    folders: tuple[str, ...] = ()
+    """Where dispy and cloudpickle are found; empty: where this process has them."""
     setup_in: str = "auto"
     """`node`, `worker`, or `auto`: as `node`, but in workers where the process could not be forked after setup."""
     nice: int = 0

@@ -24,10 +24,11 @@ from dispy.node import litter, vitals
 from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.environments import Environments
-from dispy.node.hosting import NodePlaces
+from dispy.node.hosting import NodePlaces, env_without_secrets
 from dispy.node.performing import Performer
 from dispy.node.settings import NodeSettings
 from dispy.node.upkeep import Upkeep
+from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
 from dispy.settings import flag
 from dispy.wire.blobs import BlobSources, BlobStore
@@ -88,6 +89,11 @@ class NodeService:
             store=BlobStore(prefix.path / "blobs"),
             sources=self._sources,
             environments=environments,
+            venvs=VirtualEnvironments(
+                settings.environments or prefix.path / "environments",
+                prefix.path / "own",
+                env_without_secrets(),
+            ),
             names={},
             settings=settings,
             post=self.handle,

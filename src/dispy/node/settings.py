@@ -35,6 +35,8 @@ class NodeSettings:
     clean: bool = False
     remove_prefix: bool = False
     """Remove the directory at the end."""
+    environments: Path | None = None
+    """Where virtual environments are kept; None: below `prefix`."""
     oversubscribe: bool = False
     tags: tuple[str, ...] = ()
     memory: int = 0

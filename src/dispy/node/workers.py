@@ -121,7 +121,7 @@ class ForkServer:
 
     def _popen(self, control: socket.socket) -> subprocess.Popen[bytes]:
         # PDEATHSIG follows the thread that starts a process: this is the loop's, never an executor's.
-        folders = [str(Path(module.__path__[0]).parent) for module in (dispy, cloudpickle)]
+        folders = self._spec.folders or [str(Path(module.__path__[0]).parent) for module in (dispy, cloudpickle)]
         fd = control.fileno()
         env = {name: value for name, value in self._spec.env.items() if not name.startswith("DISPY_SECRET")}
         return subprocess.Popen(

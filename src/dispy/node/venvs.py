@@ -1,0 +1,140 @@
+"""Virtual environments with the packages that computations require: built once, kept for the next ones.
+
+Each is a directory named by what is in it. A lock lets one computation (of any node of this user) build it while others
+wait; one that was not finished is built afresh. dispy itself is never installed there: see `own_folder`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import cloudpickle
+
+import dispy
+from dispy.node.replies import SetupFailed
+
+_LOCK_INTERVAL: Final = 0.1
+_LAST_LINES: Final = 30
+_DONE: Final = "dispy-complete"
+_NAMED: Final = 3
+"""How many requirements an error names."""
+
+
+class VirtualEnvironments:
+    """Those below one directory; `own` is where `own_folder` may be made."""
+
+    def __init__(self, root: Path, own: Path, env: dict[str, str]) -> None:
+        self._root = root
+        self._own = own
+        self._own_made = False
+        self._env = {**env, "UV_PYTHON_DOWNLOADS": "never", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+    async def provide(self, python: str, requirements: Sequence[str]) -> str:
+        """The interpreter of an environment with these packages, built now if there is none.
+
+        Args:
+            python: path of the interpreter that it is for.
+            requirements: lines of a requirements file.
+
+        Raises:
+            SetupFailed: it cannot be built; the trace has the last lines of what pip or uv said.
+        """
+        key = _key(python, requirements)
+        place = self._root / key
+        executable = place / "bin/python"
+        async with self._locked(key):
+            if not (place / _DONE).exists():
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                await self._build(python, requirements, place)
+                (place / _DONE).touch()
+        return str(executable)
+
+    def own_folder(self) -> Path:
+        """A folder with dispy and cloudpickle and nothing else, for interpreters that do not have them."""
+        if not self._own_made:
+            shutil.rmtree(self._own, ignore_errors=True)
+            self._own.mkdir(mode=0o700, parents=True)
+            for module in (dispy, cloudpickle):
+                target = Path(module.__path__[0]).resolve()
+                (self._own / module.__name__).symlink_to(target, target_is_directory=True)
+            self._own_made = True
+        return self._own
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, key: str) -> AsyncIterator[None]:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(_LOCK_INTERVAL)
+            yield
+        finally:
+            os.close(lock)
+
+    async def _build(self, python: str, requirements: Sequence[str], place: Path) -> None:
+        listed = self._root / f"{place.name}.txt"
+        listed.write_text("".join(f"{line}\n" for line in requirements))
+        uv = shutil.which("uv", path=self._env.get("PATH"))
+        executable = str(place / "bin/python")
+        if uv is not None:
+            commands = [
+                [uv, "venv", "--python", python, str(place)],
+                [uv, "pip", "install", "--python", executable, "--requirement", str(listed)],
+            ]
+        else:
+            commands = [
+                [python, "-m", "venv", str(place)],
+                [executable, "-m", "pip", "install", "--requirement", str(listed)],
+            ]
+        with await asyncio.to_thread(open, self._root / f"{place.name}.log", "w+b") as log:
+            for command in commands:
+                code = await self._run(command, log.fileno())
+                if code:
+                    log.seek(0)
+                    lines = log.read().decode("utf-8", "replace").splitlines()
+                    raise SetupFailed(
+                        f"the environment with {_named(requirements)} cannot be built: "
+                        f"{' '.join(command[:4])} … ended with exit code {code} (its output: {log.name})",
+                        "\n".join(lines[-_LAST_LINES:]),
+                    )
+
+    async def _run(self, command: list[str], output: int) -> int:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SetupFailed(f"{command[0]} cannot be started: {error.strerror}") from error
+        try:
+            return await process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and all that it started
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+def _key(python: str, requirements: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join((os.path.realpath(python), *requirements)).encode()).hexdigest()[:32]
+
+
+def _named(requirements: Sequence[str]) -> str:
+    more = len(requirements) - _NAMED
+    return ", ".join(requirements[:_NAMED]) + (f" and {more} more" if more > 0 else "")
