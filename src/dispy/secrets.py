@@ -162,13 +162,13 @@ def user_secret_file() -> Path:
     return path
 
 
-def show_secret(*, create: bool = True) -> FoundSecret:
-    """The secret that processes started from here use.
+def show_secret(*, secret: str | None = None, secret_file: str | None = None, create: bool = True) -> FoundSecret:
+    """The secret that processes started from here (with these arguments) use.
 
     Raises:
         SecretError: there is none (and none could be made), or its file is not safe.
     """
-    found = _named_secret(None, None) or _kept_secret(create=create)
+    found = _named_secret(secret, secret_file) or _kept_secret(create=create)
     if not found.text:
         raise SecretError(f"the secret from {found.source} is empty")
     return found

@@ -1,4 +1,4 @@
-"""The `dispy` command: `dispy PROGRAM` runs a program on nodes; `dispy nodes`, `secret` and `cert` serve the rest.
+"""The `dispy` command: `dispy PROGRAM` runs a program on nodes; `dispy nodes`, `up`, `down`, `secret` and `cert` serve.
 
 Nothing heavy is imported before a command needs it. What the commands do is in the modules beside this one.
 """
@@ -14,6 +14,7 @@ from dispy.cli.cert import cert
 from dispy.cli.nodes import nodes
 from dispy.cli.programs import program
 from dispy.cli.secret import secret
+from dispy.cli.up import down, up
 from dispy.errors import DispyError, SettingsError, ShippingError
 from dispy.settings import VERSION
 
@@ -73,5 +74,7 @@ def main() -> None:
 
 main.add_command(program)
 main.add_command(nodes)
+main.add_command(up)
+main.add_command(down)
 main.add_command(secret)
 main.add_command(cert)

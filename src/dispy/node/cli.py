@@ -20,6 +20,7 @@ import click
 from dispy import settings
 from dispy.errors import SettingsError
 from dispy.node.embedded import run_embedded
+from dispy.node.launch import launch
 from dispy.node.options import comma_separated, owner_options, owner_settings
 from dispy.node.running import run
 from dispy.node.settings import NodeSettings
@@ -28,7 +29,7 @@ from dispy.secrets import Credentials, find_credentials
 logger = logging.getLogger("dispy.node")
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-_NOT_SAVED: Final = {"config", "save_config", "embedded", "secret", "admin_secret", "clean"}
+_NOT_SAVED: Final = {"config", "save_config", "embedded", "launch", "secret", "admin_secret", "clean"}
 """Secrets stay out of files that others may read; `clean` is for one start."""
 
 
@@ -157,6 +158,7 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
 )
 @click.option("--save_config", "--save-config", metavar="FILE", help="Write the options to this file and end.")
 @click.option("--embedded", type=int, hidden=True)
+@click.option("--launch", is_flag=True, hidden=True, help="Serve `dispy up` and `dispy down` by standard input.")
 @click.version_option(settings.VERSION, prog_name="dispynode")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
@@ -168,6 +170,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     """
     _set_up_logging(debug=options["debug"])
     try:
+        if options["launch"]:
+            context.exit(launch())
         if options["embedded"] is not None:
             context.exit(run_embedded(options["embedded"]))
         if options["save_config"]:
