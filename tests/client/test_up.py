@@ -60,7 +60,7 @@ def dispy(free_base_port: int, tmp_path: Path) -> Iterator[Callable[..., subproc
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
     yield run
-    for record in tmp_path.rglob("state/dispy/nodes/*.json"):
+    for record in tmp_path.rglob("dispy/nodes/*.json"):
         known = json.loads(record.read_text())
         if psutil.pid_exists(known["pid"]):
             process = psutil.Process(known["pid"])
