@@ -20,7 +20,7 @@ import msgspec
 
 from dispy import config, parameters
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
-from dispy.job import DispyJob
+from dispy.job import TAILS, DispyJob
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import release, remember, service_for, stop_if_unused
 from dispy.logs import logger
@@ -36,6 +36,7 @@ from dispy.secrets import find_credentials
 from dispy.settings import INLINE_SIZE, base_port, flag, variable
 from dispy.shipping import Shipment, dumps_arguments, pack
 from dispy.steering import NodeSteering
+from dispy.talk import NodeTalk
 
 SETUP_PLACES = ("node", "worker", "auto")
 
@@ -49,7 +50,7 @@ class ClusterStatus(NamedTuple):
     jobs_pending: int
 
 
-class JobCluster(NodeSteering):
+class JobCluster(NodeSteering, NodeTalk):
     """Run a function or a program on all nodes that can be found.
 
     Args:
@@ -217,6 +218,7 @@ class JobCluster(NodeSteering):
         self._portal.call(self.service.open_cluster(ledger))
         self.is_closed = False
         remember(self)
+        TAILS[spec.id] = self._tail
         ledger.constructed_at = time.monotonic()
 
     async def _make_spec(self, shipment: Shipment) -> ComputationSpec:
@@ -383,6 +385,7 @@ class JobCluster(NodeSteering):
         self._portal.post(self.service.close_cluster, self._id, terminate)
         self._ledger.over.wait()
         self.is_closed = True
+        TAILS.pop(self._id, None)
         self.end_time = time.time()
         release(self)
         if not self._portal.in_callback:

@@ -13,15 +13,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from dispy.model import JobDone, JobState
+from dispy.model import ComputationId, JobDone, JobState
 from dispy.settings import INLINE_SIZE
 from dispy.shipping import loads_result
 
 if TYPE_CHECKING:
     from dispy.scheduler.jobs import JobRecord
 
+TAILS: Final[dict[ComputationId, Callable[[JobRecord], tuple[Any, Any]]]] = {}
+"""Open cluster → how to ask for what one of its jobs has printed so far."""
 _numbers = itertools.count(1)
 _waiters_lock = threading.Lock()
 
@@ -130,6 +132,20 @@ class DispyJob:
             self._when_ended(ended)
             yield from future
         return self.result
+
+    def tail(self) -> tuple[Any, Any]:
+        """What it has printed so far: stdout and stderr, the last 64 KiB of each while it runs, all after its end.
+
+        Text for functions, bytes for programs; nothing before it has started.
+        """
+        record = self._record
+        ask = None if record is None else TAILS.get(record.cluster)
+        printed: tuple[Any, Any] = ("", "")
+        if record is not None and ask is not None:
+            printed = ask(record)
+        if self._ended and self.stdout is not None:
+            return self.stdout, self.stderr
+        return printed
 
     @property
     def finish(self) -> threading.Event:

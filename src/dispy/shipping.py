@@ -30,7 +30,7 @@ from dispy.sources import (
     tree_files,
 )
 
-__all__ = ["LocalFile", "Shipment", "dumps_arguments", "dumps_setup_args", "loads_result", "pack"]
+__all__ = ["LocalFile", "Shipment", "destination", "dumps_arguments", "dumps_setup_args", "loads_result", "pack"]
 
 _SYSTEM_FOLDERS: Final = ("/bin/", "/sbin/", "/usr/", "/lib/", "/lib64/", "/nix/", "/snap/")
 """Programs from there are expected on the nodes, built for their machines; others are sent."""
@@ -124,7 +124,7 @@ def _pack_program(path: Path, files: dict[str, LocalFile], names: dict[str, obje
     if str(found).startswith(_SYSTEM_FOLDERS):
         program = str(found)
     else:
-        file = LocalFile(found, _destination(found))
+        file = LocalFile(found, destination(found))
         files[file.dest] = file
         program = file.dest
     _check(files.values())
@@ -135,7 +135,7 @@ def _add_dependency(item: object, files: dict[str, LocalFile], names: dict[str, 
     added: Iterable[LocalFile] = ()
     if isinstance(item, str | os.PathLike):
         path = Path(item).absolute()
-        added = tree_files(path, _destination(path)) if path.is_dir() else [LocalFile(path, _destination(path))]
+        added = tree_files(path, destination(path)) if path.is_dir() else [LocalFile(path, destination(path))]
     elif isinstance(item, types.ModuleType):
         added = package_files(item) if hasattr(item, "__path__") else module_with_parents(item)
     elif isinstance(item, functools.partial):
@@ -154,7 +154,7 @@ def _add_dependency(item: object, files: dict[str, LocalFile], names: dict[str, 
         files[file.dest] = file
 
 
-def _destination(path: Path) -> str:
+def destination(path: Path) -> str:
     """Below the working directory a file keeps its place, else only its name."""
     try:
         return path.resolve().relative_to(Path.cwd().resolve()).as_posix()

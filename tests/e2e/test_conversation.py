@@ -176,3 +176,145 @@ def test_a_setup_has_nobody_to_tell(local: Local) -> None:
         return 0
 
     assert local(lambda: said, setup=prepare).submit()() == -1  # type: ignore[name-defined]
+
+
+# Files of jobs
+
+
+def test_files_of_jobs_arrive_where_the_program_runs(local: Local, tmp_path: Path) -> None:
+    """The original's example: every job writes a file and sends it back."""
+
+    def report(number: int, size: int) -> list[int]:
+        os.makedirs("out", exist_ok=True)  # type: ignore[name-defined] # noqa: F821
+        name = f"out/report{number}.txt"
+        with open(name, "w") as file:
+            file.write(str(number) * size)
+        os.chmod(name, 0o640)  # type: ignore[name-defined] # noqa: F821
+        os.chdir("out")  # type: ignore[name-defined] # noqa: F821
+        relative = dispy_send_file(f"report{number}.txt")  # type: ignore[name-defined] # noqa: F821
+        with open(f"/tmp/dispy-test-{os.getpid()}-{number}", "w") as file:  # type: ignore[name-defined] # noqa: F821
+            file.write("elsewhere")
+        try:
+            outside = dispy_send_file(file.name)  # type: ignore[name-defined] # noqa: F821
+        finally:
+            os.unlink(file.name)  # type: ignore[name-defined] # noqa: F821
+        return [relative, outside, dispy_send_file("nothing"), dispy_send_file(".")]  # type: ignore[name-defined] # noqa: F821
+
+    cluster = local(report)
+    jobs = [cluster.submit(number, size) for number, size in enumerate([1, 3_000_000, 5, 5])]
+    for number, job in enumerate(jobs):
+        assert job() == [0, 0, -1, -1], job.exception
+        path = Path(f"out/report{number}.txt")
+        assert path.read_text() == str(number) * [1, 3_000_000, 5, 5][number]
+        assert path.stat().st_mode & 0o777 == 0o640
+    names = sorted(path.name for path in Path().iterdir())
+    assert len(names) == 5
+    assert all(name == "out" or name.startswith("dispy-test-") for name in names)
+    assert len(list(Path("out").iterdir())) == 4
+
+
+def test_a_file_leaves_the_directory_of_the_program_by_no_way(local: Local, tmp_path: Path) -> None:
+    def send() -> int:
+        os.makedirs("link")  # type: ignore[name-defined] # noqa: F821
+        with open("link/file", "w") as file:
+            file.write("x")
+        return int(dispy_send_file("link/file"))  # type: ignore[name-defined] # noqa: F821
+
+    (tmp_path / "elsewhere").mkdir()
+    Path("link").symlink_to(tmp_path / "elsewhere")
+    assert local(send).submit()() == -1
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_file_that_is_too_large_does_not_come(local: Local) -> None:
+    def send(size: int) -> int:
+        with open("data", "wb") as file:
+            file.write(bytes(size))
+        return int(dispy_send_file("data"))  # type: ignore[name-defined] # noqa: F821
+
+    cluster = local(send)
+    dispy.config.MaxFileSize = 1000
+    try:
+        assert [cluster.submit(size)() for size in (1000, 1001)] == [0, -1]
+    finally:
+        dispy.config.MaxFileSize = 0
+    assert Path("data").stat().st_size == 1000
+
+
+# Files to nodes, output and jobs of running nodes
+
+
+def test_a_file_is_placed_on_a_node(local: Local) -> None:
+    def read() -> str:
+        with open("given/words.txt") as file:
+            return file.read()
+
+    cluster = local(read)
+    assert ended(cluster.submit()).status == DispyJob.Terminated
+    node = cluster.status().nodes[0]
+    Path("given").mkdir()
+    for words in ("one", "two"):
+        Path("given/words.txt").write_text(words)
+        assert cluster.send_file("given/words.txt", node) == 0
+        assert cluster.submit()() == words
+    assert cluster.send_file("given/words.txt", "10.9.8.7") == -1
+    with pytest.raises(dispy.DispyError, match="nowhere"):
+        cluster.send_file("nowhere", node)
+
+
+def test_the_output_and_the_list_of_running_jobs(local: Local, wait_until: Callable[..., Any]) -> None:
+    def talk(path: str) -> None:
+        print("first line")
+        print("x" * 100_000)
+        print("last line")
+        while not os.path.exists(path):  # type: ignore[name-defined] # noqa: F821
+            time.sleep(0.01)
+        print("end")
+
+    cluster = local(talk)
+    waiting = Path("go").absolute()
+    jobs = [cluster.submit(str(waiting)) for _ in range(40)]
+    wait_until(lambda: jobs[0].tail()[0].endswith("last line\n"), timeout=SOON)
+    out, err = jobs[0].tail()
+    assert (len(out), err) == (64 << 10, "")
+    assert jobs[-1].tail() == ("", "")
+    node = cluster.status().nodes[0]
+    running = cluster.node_jobs(node, from_node=True)
+    assert jobs[0] in running
+    assert len(running) <= node.avail_cpus
+    assert set(running) <= set(cluster.node_jobs(node)) <= set(jobs)
+    assert jobs[-1] not in running
+    assert cluster.node_jobs("10.9.8.7") == []
+    waiting.touch()
+    assert ended(jobs[0]).tail()[0].startswith("first line\n")
+    assert jobs[0].tail()[0].endswith("end\n")
+    cluster.wait()
+    assert cluster.node_jobs(node, from_node=True) == cluster.node_jobs(node) == []
+
+
+def test_the_output_of_a_running_program(local: Local, wait_until: Callable[..., Any]) -> None:
+    program = Path("program.sh")
+    program.write_text(
+        '#!/bin/sh\necho "$dispy_node_name $dispy_job_path"; pwd; while [ ! -e "$1" ]; do sleep 0.02; done\n'
+    )
+    program.chmod(0o755)
+    cluster = local(str(program))
+    go = Path("go").absolute()
+    job = cluster.submit(str(go))
+    wait_until(lambda: job.tail()[0].count(b"\n") == 2, timeout=SOON)
+    name, path, directory = job.tail()[0].split()
+    assert (name.decode(), path) == (cluster.status().nodes[0].name, directory)
+    go.touch()
+    assert job() == 0
+
+
+def test_the_names_that_a_job_finds(local: Local) -> None:
+    def names() -> list[Any]:
+        dispynode_logger.info("a job says hello")  # type: ignore[name-defined] # noqa: F821
+        return [dispy_node_name, dispy_node_ip_addr, dispy_job_path, os.getcwd()]  # type: ignore[name-defined] # noqa: F821
+
+    cluster = local(names)
+    name, address, path, directory = cluster.submit()()
+    node = cluster.status().nodes[0]
+    assert (name, address) == (node.name, node.ip_addr)
+    assert path == directory

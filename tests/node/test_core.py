@@ -15,6 +15,7 @@ from dispy.model import (
     ComputationId,
     ComputationSpec,
     Ending,
+    FileSpec,
     HeldAttempt,
     Holder,
     JobDone,
@@ -914,3 +915,49 @@ def test_what_an_unknown_job_says_is_dropped(ready: Node) -> None:
     blob = BlobRef(b"b" * 32, 9, False)
     late = ready.handle(ev.WorkerSpoke(1, Answer(7, Ending.PROVISIONAL, body=b""), blob))
     assert late == Effects([do.WithdrawResults([blob.name])], [])
+
+
+def running(node: Node) -> None:
+    """Job 1 runs at worker 1; jobs 2 and 3 are behind it or at worker 2."""
+    node.run(1, 2, 3)
+
+
+def test_the_jobs_that_run_and_their_output(ready: Node) -> None:
+    running(ready)
+    listed: Any = ready.said(msg.ListJobs(MAP)).sends[0].message
+    assert {held.job for held in listed.jobs} == {1, 2}
+    assert ready.said(msg.ListJobs(REDUCE)).sends == [Send(ANNA, msg.JobsListed(REDUCE, []))]
+    assert ready.said(msg.TailJob(1)).actions == [do.ReadTail(ANNA, MAP, 1, 2, 1)]
+    assert ready.handle(ev.TailRead(ANNA, 1, b"out", b"e")).sends == [Send(ANNA, msg.JobTail(1, 3, 1), [b"out", b"e"])]
+    for job in (3, 77):
+        assert ready.said(msg.TailJob(job)) == Effects([], [Send(ANNA, msg.JobTail(job))])
+
+
+def test_a_file_for_a_computation(ready: Node) -> None:
+    file = FileSpec("a/b", BlobRef(b"f" * 32, 3))
+    assert ready.said(msg.PlaceFile(MAP, file)).actions == [do.StoreFile(MAP, file)]
+    assert ready.handle(ev.FileStored(MAP, "a/b", "full")).sends == [Send(ANNA, msg.FilePlaced(MAP, "a/b", "full"))]
+    refused: Any = ready.said(msg.PlaceFile(REDUCE, file)).sends[0].message
+    assert "not set up" in refused.reason
+
+
+def test_a_file_of_a_job_is_offered_until_it_is_taken(ready: Node) -> None:
+    running(ready)
+    file = FileSpec("out", BlobRef(b"f" * 32, 3))
+    other = FileSpec("other", file.blob)
+    offer = msg.FileOffered(1, 1, file)
+    assert ready.handle(ev.FileSent(7, 1, 2, file)).sends == [Send(ANNA, offer)]
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    assert ready.handle(ev.FileSent(8, 1, 2, other)) == Effects()
+    again = ready.lease().sends
+    assert [send.message for send in again if isinstance(send.message, msg.FileOffered)] == [
+        offer,
+        msg.FileOffered(1, 1, other),
+    ]
+    assert ready.said(msg.FileTaken(file.blob.name, "", 1, "out")).actions == [do.AnswerParcel(7, True)]
+    assert ready.said(msg.FileTaken(file.blob.name, "", 1, "out")).actions == []
+    assert ready.said(msg.FileTaken(file.blob.name, "full", 1, "other")).actions == [do.AnswerParcel(8, False)]
+    ready.handle(ev.FileSent(9, 1, 2, file))
+    ready.handle(ev.ParcelDropped(9))
+    assert ready.said(msg.FileTaken(file.blob.name, "", 1, "out")).actions == []
+    assert ready.handle(ev.FileSent(10, 1, 99, file)).actions == [do.AnswerParcel(10, False)]

@@ -311,10 +311,10 @@ def test_the_tail_of_a_running_job(tmp_path: Path) -> None:
             ready = tmp_path / "ready"
             sequence = at.submit(str(ready))
             await when(ready.exists)
-            assert at.server.tail(1) == (b"so far\n", b"")
+            assert at.server.tail(1, sequence) == (b"so far\n", b"")
             ready.unlink()
             assert text(await at.reply(sequence), "stdout") == "so far\n"
-            assert at.server.tail(1) == (b"", b"")
+            assert at.server.tail(1, sequence) == (b"", b"")
 
     asyncio.run(main())
 

@@ -13,6 +13,7 @@ from typing import assert_never
 import msgspec
 
 from dispy.model import ComputationId, HeldAttempt, Holder, JobSpec, NodeInfo, ProcessId
+from dispy.node import conversation
 from dispy.node import events as ev
 from dispy.node.computations import ComputationDesk
 from dispy.node.effects import (
@@ -95,6 +96,12 @@ class NodeCore:
                 self._on_said(event, now, effects)
             case ev.WorkerSpoke():
                 self.desk.worker_spoke(self.lease, event, effects)
+            case ev.FileSent():
+                conversation.file_sent(self.lease, self.desk.feeder, event, effects)
+            case ev.ParcelDropped():
+                conversation.parcel_dropped(self.lease, event)
+            case ev.TailRead() | ev.FileStored():
+                conversation.answered(self.lease, event, effects)
             case ev.WorkerForked():
                 self.desk.worker_forked(event, now)
             case ev.WorkerDied():
@@ -267,6 +274,7 @@ class NodeCore:
         ready = [each.id for each in lease.computations.values() if each.state is ComputationState.READY]
         effects.sends.append(Send(lease.peer, msg.LeaseGranted(held, ready)))
         effects.sends += [Send(lease.peer, message, bodies) for message, bodies in lease.results.batches]
+        effects.sends += [Send(lease.peer, offer) for offer in lease.parcels.values()]
 
     def _on_release(self, peer: ProcessId, now: float, effects: Effects) -> None:
         self.line = [each for each in self.line if each.peer != peer]
@@ -315,6 +323,8 @@ class NodeCore:
                 self.computations.ask_open(lease, message, effects, ending=self.exiting is not None)
             case msg.CloseComputation():
                 self.computations.ask_close(lease, message, now, effects)
+            case msg.FileTaken() | msg.PlaceFile() | msg.TailJob() | msg.ListJobs():
+                conversation.asked(lease, message, effects)
             case _:
                 reason = f"a scheduler does not send {type(message).__name__} to a node"
                 self._hang_up(peer, reason, now, effects)

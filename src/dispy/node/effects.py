@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dispy.model import BlobRef, ComputationId, ComputationSpec, ProcessId
+from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec, ProcessId
 from dispy.wire.messages import AnyMessage
 
 Arguments = bytes | memoryview | int
@@ -127,6 +127,33 @@ class ForgetArguments:
 
 
 @dataclass(slots=True, frozen=True)
+class AnswerParcel:
+    """Tell the job that sent a file whether it has arrived."""
+
+    parcel: int
+    taken: bool
+
+
+@dataclass(slots=True, frozen=True)
+class ReadTail:
+    """Read what the job has printed last, if the worker still runs it. Answered by TailRead."""
+
+    peer: ProcessId
+    computation: ComputationId
+    worker: int
+    sequence: int
+    job: int
+
+
+@dataclass(slots=True, frozen=True)
+class StoreFile:
+    """Fetch a file into a computation's directory. Answered by FileStored."""
+
+    computation: ComputationId
+    file: FileSpec
+
+
+@dataclass(slots=True, frozen=True)
 class WithdrawResults:
     """Nobody will fetch these bodies any more."""
 
@@ -165,6 +192,9 @@ Action = (
     | RetireWorker
     | FetchArguments
     | ForgetArguments
+    | AnswerParcel
+    | ReadTail
+    | StoreFile
     | WithdrawResults
     | HangUp
     | Announce

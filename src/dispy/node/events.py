@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dispy.model import AvailInfo, BlobRef, ComputationId, ProcessId
+from dispy.model import AvailInfo, BlobRef, ComputationId, FileSpec, ProcessId
 from dispy.wire.messages import AnyMessage
 
 
@@ -114,6 +114,42 @@ class WorkerSpoke:
 
 
 @dataclass(slots=True, frozen=True)
+class FileSent:
+    """The running job of a worker sends a file and waits; AnswerParcel tells it how that went."""
+
+    parcel: int
+    worker: int
+    sequence: int
+    file: FileSpec
+
+
+@dataclass(slots=True, frozen=True)
+class ParcelDropped:
+    """The job waits no longer for its file to arrive: it gave up, ended or died."""
+
+    parcel: int
+
+
+@dataclass(slots=True, frozen=True)
+class TailRead:
+    """What a running job has printed last."""
+
+    peer: ProcessId
+    job: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class FileStored:
+    """A file is in a computation's directory, or why it is not."""
+
+    computation: ComputationId
+    path: str
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
 class WorkerDied:
     """The worker's process ended; all replies that it had sent came before this."""
 
@@ -204,6 +240,10 @@ Event = (
     | WorkerForked
     | WorkerAnswered
     | WorkerSpoke
+    | FileSent
+    | ParcelDropped
+    | TailRead
+    | FileStored
     | WorkerDied
     | WorkerRecalled
     | ArgumentsFetched

@@ -17,7 +17,9 @@ from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
 from dispy.node import events as ev
 from dispy.node import litter
+from dispy.node.channel import SENT_FILE
 from dispy.node.environments import Environments
+from dispy.node.parcels import Parcels
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.settings import NodeSettings
 from dispy.node.venvs import VirtualEnvironments
@@ -38,6 +40,7 @@ class NodePlaces:
     workdirs: Workdirs
     store: BlobStore
     sources: BlobSources
+    parcels: Parcels
     environments: Environments
     venvs: VirtualEnvironments
     names: dict[str, str]
@@ -71,6 +74,7 @@ class HostedComputation:
         self._code: bytes | None = None
         self._workdir: Workdir | None = None
         self._task: asyncio.Task[None] | None = None
+        self._storing: set[asyncio.Task[None]] = set()
         self._cleaning: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
 
@@ -95,6 +99,27 @@ class HostedComputation:
     def clean(self, *, run_cleanup: bool) -> None:
         """Begin to clear it away; ComputationCleaned is posted."""
         self._cleaning = asyncio.get_running_loop().create_task(self._clean(run_cleanup), name="clean")
+
+    def store(self, file: FileSpec) -> None:
+        """Begin to fetch a file into the directory; FileStored is posted."""
+        task = asyncio.get_running_loop().create_task(self._store(file), name=f"store {file.path}")
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def _store(self, file: FileSpec) -> None:
+        reason = ""
+        try:
+            await self._fetch_file(file)
+        except (NodeError, TransferError) as error:
+            reason = str(error)
+        self._places.post(ev.FileStored(self.id, file.path, reason))
+
+    async def _fetch_file(self, file: FileSpec) -> None:
+        places = self._places
+        assert self._workdir is not None
+        places.check_size(file)
+        source = await self._exchange.fetch_file(file.blob, places.store)
+        await _to_the_end(asyncio.to_thread(places.workdirs.place, self._workdir, file, source))
 
     async def end(self) -> None:
         """Clear it away now: no cleanup function, no event."""
@@ -131,9 +156,7 @@ class HostedComputation:
         if spec.requirements:
             self._python = await places.venvs.provide(self._python, spec.requirements)
         for file in spec.files:
-            places.check_size(file)
-            source = await self._exchange.fetch_file(file.blob, places.store)
-            await _to_the_end(asyncio.to_thread(places.workdirs.place, self._workdir, file, source))
+            await self._fetch_file(file)
         if spec.code is not None:
             self._code = await self._exchange.fetch_bytes(spec.code)
         await self._start()
@@ -193,6 +216,10 @@ class HostedComputation:
         self._places.post(ev.ComputationCleaned(self.id, trace, shutdown))
 
     async def _stop_preparing(self) -> None:
+        for task in list(self._storing):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -233,7 +260,10 @@ class HostedComputation:
         self._places.post(ev.WorkerAnswered(worker, replies, blobs))
 
     def worker_spoke(self, worker: int, reply: Reply) -> None:
-        """A running job has an interim result."""
+        """A running job has an interim result, or sends a file."""
+        if reply.ending == SENT_FILE:
+            self._places.parcels.take(worker, reply)
+            return
         blob = None if reply.fd is None else self._places.sources.offer_fd(reply.fd, reply.result_size)
         self._places.post(ev.WorkerSpoke(worker, reply, blob))
 

@@ -6,9 +6,11 @@ Functions find them as globals, programs as environment variables.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import socket
+import stat
 import threading
 import time
 import types
@@ -17,7 +19,7 @@ from typing import Final
 
 from dispy import namespace
 from dispy.node import calls, linux
-from dispy.node.channel import INLINE, PROVISIONAL, REPLY, RUNNING, send_with
+from dispy.node.channel import INLINE, PROVISIONAL, REPLY, RUNNING, SENT_FILE, send_with
 
 LOGGER_NAME: Final = "dispynode"
 MESSAGE_TIMEOUT: Final = 10.0
@@ -63,6 +65,8 @@ WHOLE_FRAMES: Final[tuple[types.CodeType, ...]] = (Speaker.say.__code__, send_wi
 """Code that must not be interrupted halfway: the daemon would read nonsense."""
 
 _speaker: Speaker | None = None
+_directory = ""
+"""Of the computation."""
 
 
 def speak_through(speaker: Speaker) -> None:
@@ -96,6 +100,47 @@ def dispy_provisional_result(result: object, relay: bool = False, timeout: float
         os.close(fd)
 
 
+def dispy_send_file(path: str, relay: bool = False, timeout: float | None = MESSAGE_TIMEOUT) -> int:
+    """Copy a file to the directory in which the client's program runs, and wait until it is there.
+
+    Args:
+        path: below the computation's directory it keeps its place, else only its name.
+        relay: accepted for old programs.
+        timeout: seconds to wait; None waits as long as it takes.
+
+    Returns:
+        0 when the client has it; -1 when not, which the node's console tells with the reason where it is known here.
+    """
+    if _speaker is None:
+        return -1
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return _send_file(_speaker, path, file, timeout)
+    except (OSError, ValueError, TypeError) as error:
+        logging.getLogger(LOGGER_NAME).warning("%s is not sent: %s", path, error)
+        return -1
+
+
+def _send_file(speaker: Speaker, path: str, file: io.FileIO, timeout: float | None) -> int:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a file")
+    import hashlib  # loads OpenSSL, which most jobs do not need
+
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    place = os.path.relpath(os.path.realpath(path), _directory)
+    if place.startswith(os.pardir + os.sep):
+        place = os.path.basename(path)
+    said = {"path": place, "digest": digest, "size": status.st_size, "mode": status.st_mode, "mtime": status.st_mtime}
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            if not speaker.say(SENT_FILE, json.dumps(said).encode(), [file.fileno(), theirs.fileno()]):
+                return -1
+        ours.settimeout(timeout)
+        return 0 if ours.recv(1) else -1
+
+
 def console_logger(fd: int) -> logging.Logger:
     """A logger that writes to the node's console, not to the job's output."""
     logger = logging.getLogger(LOGGER_NAME)
@@ -110,7 +155,9 @@ def console_logger(fd: int) -> logging.Logger:
 
 def give_names(job_names: Mapping[str, str], console: int) -> None:
     """For functions: put the names where their code finds them."""
-    functions = {function.__name__: function for function in (dispy_provisional_result,)}
+    global _directory
+    _directory = os.path.realpath(job_names.get("dispy_job_path", os.curdir))
+    functions = {function.__name__: function for function in (dispy_provisional_result, dispy_send_file)}
     namespace.inject({**job_names, **functions, "dispynode_logger": console_logger(console)})
 
 

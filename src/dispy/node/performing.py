@@ -49,6 +49,9 @@ class Performer:
             do.CancelInWorker: self._cancel,
             do.SignalWorker: self._signal,
             do.RetireWorker: self._retire,
+            do.ReadTail: self._read_tail,
+            do.StoreFile: self._store_file,
+            do.AnswerParcel: places.parcels.answer,
             do.FetchArguments: self._fetch_arguments,
             do.ForgetArguments: self._forget_arguments,
         }
@@ -58,6 +61,7 @@ class Performer:
         for name in list(self._arguments):
             self._forget_arguments(do.ForgetArguments(name))
         await asyncio.gather(*(hosted.end() for hosted in self._hosted.values()))
+        self._places.parcels.close()
 
     def interpreters(self) -> list[Path]:
         """Those that computations use."""
@@ -104,6 +108,14 @@ class Performer:
     def _retire(self, action: do.RetireWorker) -> None:
         if (server := self._hosted[action.computation].server) is not None:
             server.retire(action.worker)
+
+    def _read_tail(self, action: do.ReadTail) -> None:
+        if (server := self._hosted[action.computation].server) is not None:
+            stdout, stderr = server.tail(action.worker, action.sequence)
+            self._places.post(ev.TailRead(action.peer, action.job, stdout, stderr))
+
+    def _store_file(self, action: do.StoreFile) -> None:
+        self._hosted[action.computation].store(action.file)
 
     def _fetch_arguments(self, action: do.FetchArguments) -> None:
         name = action.blob.name

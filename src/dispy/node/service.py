@@ -25,6 +25,7 @@ from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.environments import Environments
 from dispy.node.hosting import NodePlaces, env_without_secrets
+from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
 from dispy.node.settings import NodeSettings
 from dispy.node.upkeep import Upkeep
@@ -88,6 +89,7 @@ class NodeService:
             workdirs=Workdirs(prefix),
             store=BlobStore(prefix.path / "blobs"),
             sources=self._sources,
+            parcels=Parcels(self._sources, self.handle, settings.max_file_size),
             environments=environments,
             venvs=VirtualEnvironments(
                 settings.environments or prefix.path / "environments",

@@ -13,7 +13,7 @@ from typing import Final
 
 from dispy.model import BlobRef, ComputationId, ComputationSpec, Ending, HeldAttempt, Holder, JobDone, ProcessId
 from dispy.node.slots import Worker
-from dispy.wire.messages import JobsDone
+from dispy.wire.messages import FileOffered, JobsDone
 
 LAST_LINES: Final = 20
 LAST_BYTES: Final = 2048
@@ -169,6 +169,8 @@ class Lease:
     superseded: set[HeldJob] = field(default_factory=set)
     """Older attempts that still sit in a worker; their replies are dropped."""
     recalls: list[RecallRequest] = field(default_factory=list)
+    parcels: dict[int, FileOffered] = field(default_factory=dict)
+    """Files that running jobs send and that are not answered, by parcel."""
     grace_at: float | None = None
     """When the grace time after a break ends; None with a link or after it."""
     zombie_at: float | None = None

@@ -16,13 +16,14 @@ import signal
 import stat
 import time
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from dispy.errors import NodeError
+from dispy.errors import NodeError, TransferError
 from dispy.model import ComputationSpec, FileSpec
 from dispy.node import leftovers
 from dispy.node.leftovers import start_time
 from dispy.node.litter import OWN_NAMES
+from dispy.wire import beneath
 
 _END_TIMEOUT = 10.0
 _COPY_SIZE = 8 << 20
@@ -233,7 +234,7 @@ class Workdirs:
         try:
             root = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.close(_descend(root, parts))
+                os.close(beneath.descend(root, parts))
             finally:
                 os.close(root)
         except OSError as error:
@@ -253,7 +254,7 @@ class Workdirs:
         try:
             root = os.open(workdir.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                folder = _descend(root, parts[:-1])
+                folder = beneath.descend(root, parts[:-1])
             finally:
                 os.close(root)
             try:
@@ -304,24 +305,10 @@ def checked_parts(name: str) -> tuple[str, ...]:
     Raises:
         NodeError: it does not.
     """
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise NodeError(f"{name!r} is not a relative path that stays inside the computation's directory")
-    return path.parts
-
-
-def _descend(root: int, parts: tuple[str, ...]) -> int:
-    """Open (and make) a directory below `root` without following a link on the way."""
-    current = os.dup(root)
-    for part in parts:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(part, 0o700, dir_fd=current)
-        try:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-        finally:
-            os.close(current)
-        current = below
-    return current
+    try:
+        return beneath.checked_parts(name)
+    except TransferError as error:
+        raise NodeError(str(error)) from error
 
 
 def _write(folder: int, name: str, file: FileSpec, source: Path) -> None:

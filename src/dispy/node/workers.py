@@ -304,10 +304,10 @@ class ForkServer:
         if self._control is not None:
             self._outbox.send(channel.control_frame(kind, info))
 
-    def tail(self, worker: int) -> tuple[bytes, bytes]:
-        """The last of what the running job has written so far: stdout, stderr."""
+    def tail(self, worker: int, sequence: int) -> tuple[bytes, bytes]:
+        """The last of what a job has written so far, if it is running: stdout, stderr."""
         of = self._workers.get(worker)
-        if of is None:
+        if of is None or of.cell[RUNNING] != sequence:
             return b"", b""
         return self._written(of, STDOUT_AT, _TAIL_SIZE), self._written(of, STDERR_AT, _TAIL_SIZE)
 

@@ -16,6 +16,7 @@ from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.explain import Standing, explain_cluster, explain_job, standings
 from dispy.scheduler.invariants import check_tables
+from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.nodes import NodeRecord
 from dispy.scheduler.tables import Counters, Outbox, Tables
 from dispy.settings import AHEAD_SECONDS, GRACE_TIMEOUT
@@ -150,6 +151,17 @@ class SchedulerCore:
     def nodes(self) -> Collection[ProcessId]:
         """Nodes that have joined and are not lost: only their next link is a `LinkResumed`."""
         return self._tables.nodes.keys()
+
+    def runs(self, node: ProcessId, job: int, attempt: int) -> bool:
+        """Whether a node has this attempt of a job."""
+        record = self._tables.jobs.get(job)
+        return record is not None and (record.node, record.attempt) == (node, attempt)
+
+    def jobs_at(self, node: ProcessId, cluster: ComputationId) -> list[JobRecord]:
+        """The jobs of a cluster that a node has."""
+        record = self._tables.nodes.get(node)
+        share = None if record is None else record.shares.get(cluster)
+        return [] if share is None else list(share.flight.values())
 
     @property
     def waiting(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dispy.errors import AuthenticationRejected, LinkError, NodeError, SettingsError
 from dispy.logs import logger
@@ -28,8 +29,18 @@ from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
-from dispy.wire.messages import AnyMessage, JobsDone, NodeDescribed
+from dispy.wire.messages import (
+    AnyMessage,
+    FileOffered,
+    FilePlaced,
+    JobsDone,
+    JobsListed,
+    JobTail,
+    NodeDescribed,
+)
 
+CONVERSATION = frozenset({FileOffered, FilePlaced, JobTail, JobsListed})
+"""What nodes say beside the running of jobs."""
 DIALS_OF_FOUND_NODE = 5
 """Failed dials of a discovered node before it has to be discovered again."""
 FALLBACK_AFTER = 1.0
@@ -69,6 +80,16 @@ class _Target:
     process: ProcessId | None = None
 
 
+class Talk(Protocol):
+    """Who hears what is said beside the running of jobs."""
+
+    def heard(self, reached: Reached, message: AnyMessage, payload: bytes | memoryview) -> None:
+        """One of CONVERSATION."""
+
+    def link_gone(self, node: ProcessId) -> None:
+        """The link to this node ended, perhaps for a while."""
+
+
 class NodeLinks:
     """Keeps the links of one scheduler."""
 
@@ -82,6 +103,7 @@ class NodeLinks:
         interfaces: tuple[str, ...],
         multicast: bool = False,
         on_event: Callable[[Event], None],
+        talk: Talk,
         on_known_elsewhere: Callable[[ProcessId], None],
     ) -> None:
         self.settings = settings
@@ -97,6 +119,7 @@ class NodeLinks:
         """Address → why that machine's node and we cannot work together."""
         self.places = KnownPlaces()
         self._on_event = on_event
+        self._talk = talk
         self._on_known_elsewhere = on_known_elsewhere
         self._targets: dict[tuple[str, int], _Target] = {}
         self._asker: Asker | None = None
@@ -342,6 +365,8 @@ class NodeLinks:
                 reached.info = message.info
                 self.places.learn(reached.process, message.info.addresses)
                 self._on_event(NodeJoined(reached.process, message.info, reached.address))
+            elif type(message) in CONVERSATION:
+                self._talk.heard(reached, message, payload)
             else:
                 if type(message) is NodeDescribed:
                     reached.info = message.info
@@ -364,6 +389,7 @@ class NodeLinks:
         if reached is None or reached.link is not link:
             return
         reached.link = reached.intake.link = None
+        self._talk.link_gone(reached.process)
         if goodbye or link.was_silent or reached.info is None:  # silence has used up its grace
             self._lose(reached, cause)
         else:

@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, FileSpec, Holder, ProcessId, Role
 from dispy.nodes import NodeAllocate, NodeView
 from dispy.portal import Portal
+from dispy.scheduler.conversation import Conversation
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import (
     AskAllocation,
@@ -86,6 +87,11 @@ class SchedulerService:
         self.core = SchedulerCore(
             holder=_holder(settings.ext_host), token=secrets.token_bytes(32), grace=link_settings.grace_timeout
         )
+        self.conversation = Conversation(
+            lambda node: self.links.nodes.get(node),
+            lambda node, job, attempt: self.core.runs(node, job, attempt),
+            self._spawn,
+        )
         self.links = NodeLinks(
             portal.loop,
             link_settings,
@@ -94,9 +100,12 @@ class SchedulerService:
             interfaces=settings.interfaces,
             multicast=settings.multicast,
             on_event=self.handle,
+            talk=self.conversation,
             on_known_elsewhere=self._ask_allocations_again,
         )
         self.search = NodeSearch(portal.loop, self.links, lambda: self.owners.values(), lambda: self.core.why_waiting())
+        self._held: Counter[bytes] = Counter()
+        """Contents offered for single jobs and nodes."""
         self._allocated: dict[tuple[ComputationId, ProcessId], int] = {}
         self._outbox: deque[JobRecord] = deque()
         self._flushing = False
@@ -287,9 +296,36 @@ class SchedulerService:
 
     def _withdraw(self, spec: ComputationSpec) -> None:
         """Let go of what nodes can fetch for a cluster, unless another cluster offers the same content."""
+        self._let_go(_blob_names(spec))
+
+    def _let_go(self, names: Iterable[bytes]) -> None:
         needed = {name for owner in self.owners.values() for name in _blob_names(owner.spec)}
-        for name in _blob_names(spec) - needed:
-            self.links.sources.withdraw(name)
+        for name in names:
+            if name not in needed and name not in self._held:
+                self.links.sources.withdraw(name)
+
+    def hold(self, files: Iterable[FileSpec]) -> None:
+        """Keep files fetchable that belong to no cluster, until `release`."""
+        self._held.update(file.blob.name for file in files)
+
+    def release(self, files: Iterable[FileSpec]) -> None:
+        """Undo `hold`."""
+        names = [file.blob.name for file in files]
+        self._held -= Counter(names)
+        self._let_go(names)
+
+    async def send_file(self, node: ProcessId, cluster: ComputationId, path: Path, destination: str) -> str:
+        """Place a file into a computation's directory on a node; returns why that failed, else nothing.
+
+        Raises:
+            TransferError: the file cannot be read.
+        """
+        files = await self.offer_files([(path, destination)])
+        self.hold(files)
+        try:
+            return await self.conversation.place(node, cluster, files[0])
+        finally:
+            self.release(files)
 
     def _tell_refused(self, refused: NodeRefused) -> None:
         view = self.links.view(refused.node)

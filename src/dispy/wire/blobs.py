@@ -138,6 +138,14 @@ class BlobExchange:
             del store.arriving[ref.name]
             ended.set_result(None)
 
+    async def fetch_into(self, sink: Sink[T], ref: BlobRef, place: str) -> T:
+        """What a sink of the caller's makes of the content; `place` is what it is called in errors.
+
+        Raises:
+            TransferError: as `fetch_bytes`, or it cannot be written.
+        """
+        return await self._fetch(ref, sink, place)
+
     def link_replaced(self, link: BlobLink) -> None:
         """Go on over another link to the same process: what was outstanding is asked for again."""
         self._link = link

@@ -57,6 +57,18 @@ class MemorySource:
         return _pread(self.fd, offset, size)
 
 
+class OpenFile:
+    """A descriptor that is closed when nobody has it any more, be it a thread that reads."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 @dataclass(frozen=True, slots=True)
 class FileSource:
     """An offered content that is in a file; to be read in a thread."""
@@ -64,6 +76,8 @@ class FileSource:
     ref: BlobRef
     path: Path
     identity: FileIdentity
+    opened: OpenFile | None = None
+    """Where it is to be read, whatever has become of its path."""
 
     def open(self) -> int:
         """A descriptor for reading.
@@ -72,7 +86,7 @@ class FileSource:
             SourceError: it cannot be read, or is not the file that was offered.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC) if self.opened is None else os.dup(self.opened.fd)
         except OSError as error:
             raise SourceError(f"{self.path} cannot be read: {error.strerror}") from error
         if FileIdentity.of(os.fstat(fd)) != self.identity:
@@ -131,6 +145,10 @@ class BlobSources:
             self._sources[ref.name] = FileSource(ref, path, FileIdentity.of(os.stat(path)))
         except OSError as error:
             raise TransferError(f"{path} cannot be offered: {error.strerror}") from error
+
+    def offer_open(self, fd: int, ref: BlobRef) -> None:
+        """Offer an open file that is said to have this content (whoever fetches it checks). The descriptor is ours."""
+        self._sources[ref.name] = FileSource(ref, Path("a job's file"), FileIdentity.of(os.fstat(fd)), OpenFile(fd))
 
     def withdraw(self, name: bytes) -> None:
         """Offer it no more and let go of its memory; what is not offered is ignored."""

@@ -136,6 +136,8 @@ class FileTaken(Message, frozen=True):
 
     name: bytes
     reason: str = ""
+    job: int = 0
+    path: str = ""
 
 
 class PlaceFile(Message, frozen=True):
