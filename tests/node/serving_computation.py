@@ -74,8 +74,13 @@ class Running:
         self.worker = 1
 
     def submit(self, *args: object, **kwargs: object) -> int:
+        return self.submit_with(None, *args, **kwargs)
+
+    def submit_with(self, extra: dict[str, object] | None, *args: object, **kwargs: object) -> int:
+        """Submit with what the job needs beyond its arguments."""
         self.sequence += 1
-        self.server.feed(self.worker, [(self.sequence, dumps_arguments(self.shipment, args, kwargs))])
+        extras = {} if extra is None else {self.sequence: extra}
+        self.server.feed(self.worker, [(self.sequence, dumps_arguments(self.shipment, args, kwargs))], extras)
         return self.sequence
 
     async def reply(self, sequence: int) -> Reply:
@@ -99,6 +104,7 @@ async def serving(
     python: str = sys.executable,
     limit: int = 1 << 20,
     workers: int = 1,
+    growth: int = 0,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """Serve a function or program in a folder; everything is gone afterwards."""
@@ -119,6 +125,7 @@ async def serving(
         program=shipment.program,
         job_names={"dispy_node_name": "here", "dispy_job_path": str(folder)},
         output_limit=limit,
+        growth_limit=growth,
     )
     seen = Recorder()
     server = ForkServer(spec, seen)

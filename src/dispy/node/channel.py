@@ -15,8 +15,10 @@ Control channel (daemon ↔ fork server): `CONTROL` header (kind, unused, sizes 
   `sequence` 0 in SIGNAL means the worker itself, whatever it runs. DIED has a `status` as `waitpid` gives it, or
   null and an `error` when the fork failed. RECALLED names the jobs first <= sequence < before; they will not start.
 
-Job channel (daemon ↔ worker): daemon → worker is `JOB` + arguments; one descriptor rides along when `fds` is 1
-(then the arguments are the content of that sealed memfd and `size` is 0).
+Job channel (daemon ↔ worker): daemon → worker is `JOB` + extra + arguments; `size` is that of both, `extra` that of
+the JSON object in front, 0 for the usual job; one descriptor rides along when `fds` is 1 (then the arguments are the
+content of that sealed memfd, and only the extra follows). What the extra may say: `env`, variables for this job;
+`memory`, bytes that it may use.
 worker → daemon is `REPLY` + body (result, stdout, stderr, error text); one descriptor rides along when `fds` is 1
 (then the body is the content of that memfd and nothing follows the header).
 A reply with the ending PROVISIONAL or SENT_FILE does not end its job. SENT_FILE brings two descriptors, the open file
@@ -47,7 +49,7 @@ LOADED, FAILED, FORKED, RECALLED, DIED, CLEANED = range(17, 23)
 FORK_FDS: Final = 4
 """Descriptors with FORK, in this order: job socket, cell, stdout memfd, stderr memfd."""
 
-JOB: Final = struct.Struct("<QIHH")  # sequence, size, fds, unused
+JOB: Final = struct.Struct("<QIIHxx")  # sequence, size, extra, fds
 REPLY: Final = struct.Struct("<QBBHIIIIdd")
 # sequence, ending (model.Ending), fds, flags, sizes of result, stdout, stderr, error, started_at, ended_at
 

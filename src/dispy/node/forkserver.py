@@ -310,6 +310,7 @@ class _Server:
                 console=self._console,
                 program=spec["program"] if spec["kind"] == "program" else "",
                 output_limit=spec["output_limit"],
+                growth_limit=spec["growth_limit"],
                 computation=self._computation,
                 setup_args=self._setup_args if self._setup_in == "worker" else None,
                 single=spec["isolate"],

@@ -130,3 +130,17 @@ def memory_file(name: str, content: bytes) -> int:
     while rest:
         rest = rest[os.write(fd, rest) :]
     return fd
+
+
+def data_size() -> int:
+    """Bytes of private writable memory that this process has reserved: what RLIMIT_DATA counts."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def gib_words(count: float) -> str:
+    """Bytes of memory as people write them."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

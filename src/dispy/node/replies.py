@@ -47,6 +47,8 @@ class ForkServerSpec:
     """Niceness of everything below it."""
     client_shutdown: bool = False
     """Whether its cleanup function may end the node."""
+    growth_limit: int = 0
+    """Bytes by which the memory of a worker may have grown between two jobs before it is replaced; 0: any."""
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from dispy.node import linux
+from dispy.node import limits, linux
 from dispy.node.channel import MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import size_words
 from dispy.node.outbox import Outbox
@@ -43,6 +43,7 @@ class WorkerRecord:
         "fed_at",
         "forked_at",
         "limited",
+        "memory_limits",
         "number",
         "open",
         "outbox",
@@ -82,6 +83,8 @@ class WorkerRecord:
         self.punched = [0, 0]
         self.cancels: list[int] = []
         self.limited: tuple[int, str] = (0, "")
+        self.memory_limits: dict[int, int] = {}
+        """Bytes that jobs may use, by sequence."""
         self.expected = False
         self.speaks = False
         """Among the replies that were read and not delivered is one that ends no job."""
@@ -140,6 +143,8 @@ class Watch:
         if worker.seen != running:
             worker.seen = running
             worker.begun_at = time.time()
+        if worker.memory_limits:
+            self._look_at_memory(worker, running)
         half = self._output_limit // 2
         for index, word in enumerate((STDOUT_AT, STDERR_AT)):
             at = cell[word]
@@ -158,3 +163,15 @@ class Watch:
                 limit = f"{size_words(self._output_limit)} are kept, {_KILL_AT} times as much ends a job"
                 worker.limited = (running, f"it wrote {size_words(end - at)} to {name} ({limit})")
                 self._signal(worker.number, running, signal.SIGKILL)
+
+    def _look_at_memory(self, worker: WorkerRecord, running: int) -> None:
+        for sequence in [sequence for sequence in worker.memory_limits if sequence < running]:
+            del worker.memory_limits[sequence]
+        limit = worker.memory_limits.get(running)
+        if limit is None or worker.limited[0] == running:
+            return
+        used = limits.memory_of(worker.pid, worker.cell[MEMORY_AT_FORK])
+        if used > limit and worker.cell[RUNNING] == running:
+            seconds = time.time() - worker.begun_at
+            worker.limited = (running, limits.over_memory(used, limit, seconds))
+            self._signal(worker.number, running, signal.SIGKILL)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import mmap
 import os
+import resource
 import signal
 import socket
 import sys
@@ -38,14 +40,21 @@ from dispy.node.channel import (
     send_with,
 )
 from dispy.node.hygiene import NormalState
+from dispy.node.linux import gib_words
 
-FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, _LIMITED, UNSENDABLE = range(7)
+FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, LIMITED, UNSENDABLE = range(7)
 """As `dispy.model.Ending`, which needs more than the standard library; a test compares them."""
 
 SETUP_FAILED: Final = 120
 CLEANUP_FAILED: Final = 121
 """Exit codes of a worker whose setup or cleanup failed (only where these run in workers); its stderr says how."""
 _BUFFER_SIZE: Final = 256 << 10
+_LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at how far this process has grown."""
+_ROOM_FACTOR: Final = 2
+_ROOM: Final = 256 << 20
+"""A job with a memory limit can reserve that many times the limit and these bytes: reserving is not using, and the
+daemon measures what is used. This is only the net for what grows faster than it looks."""
 _AGAIN_AFTER: Final = 3.0
 """Seconds after which a cancelled job that still runs is interrupted once more."""
 
@@ -63,6 +72,8 @@ class Post:
     program: str
     """Path of the program to run for each job; empty when jobs are calls of a function."""
     output_limit: int
+    growth_limit: int
+    """Bytes by which this process may grow before it is replaced; 0: any."""
     computation: namespace.Computation | None
     setup_args: tuple[object, ...] | None
     """Given when this worker has to run the setup itself."""
@@ -104,6 +115,8 @@ class _Worker:
         self._program = post.program
         self._single = post.single
         self._omitted = post.computation.omitted if post.computation is not None else {}
+        self._growth_limit = post.growth_limit
+        self._memory_limit = 0
         self._interrupted = 0
         self._interrupted_at = 0.0
         if post.computation is None:
@@ -180,6 +193,7 @@ class _Worker:
         view = memoryview(buffer)
         fds: list[int] = []
         at = end = 0
+        look_at = clock() + _LOOK_INTERVAL
         while True:
             while end - at < header or (end - at - header) < unpack(buffer, at)[1]:
                 buffer[: end - at] = buffer[at:end]
@@ -190,7 +204,7 @@ class _Worker:
                 end += size
                 if ancillary:
                     fds += descriptors(ancillary)
-            sequence, size, count, _ = unpack(buffer, at)
+            sequence, size, extra, count = unpack(buffer, at)
             at += header + size
             fd = fds.pop(0) if count else -1
             acquire()
@@ -207,7 +221,9 @@ class _Worker:
             result = error = b""
             started = clock()
             try:
-                result = call(sequence, view[at - size : at] if fd < 0 else _mapped(fd))
+                if extra:
+                    self._prepare(view[at - size : at - size + extra])
+                result = call(sequence, view[at - size + extra : at] if fd < 0 else _mapped(fd))
                 ending = FINISHED
             except BaseException as raised:
                 ending, error = self._describe(raised, sequence)
@@ -221,6 +237,12 @@ class _Worker:
             else:
                 stdout, stderr = output.stdout, output.stderr
                 flags = last if output.clean else FLAG_RETIRE
+            if extra:
+                self._lift_limit()
+            if ended > look_at:
+                look_at = ended + _LOOK_INTERVAL
+                if self._has_outgrown():
+                    flags = FLAG_RETIRE
             if flags:
                 self.speaker.silence()  # a thread that the job left must not speak into what follows
             body = result if output is None and not error else b"".join((result, stdout, stderr, error))
@@ -239,6 +261,28 @@ class _Worker:
                     return
                 os._exit(0)
 
+    def _prepare(self, extra: memoryview) -> None:
+        """Give a job what it needs beyond its arguments. The environment is put back as after every job."""
+        wanted = json.loads(bytes(extra))
+        os.environ.update(wanted.get("env", {}))
+        limit = wanted.get("memory", 0)
+        if limit:
+            self._memory_limit = limit
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            most = linux.data_size() + _ROOM_FACTOR * limit + _ROOM
+            if hard == resource.RLIM_INFINITY or most < hard:
+                resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+    def _lift_limit(self) -> None:
+        if self._memory_limit:
+            self._memory_limit = 0
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+    def _has_outgrown(self) -> bool:
+        """Whether so much was left behind by jobs that another process is better."""
+        return bool(self._growth_limit) and linux.private_memory() > self._cell[MEMORY_AT_FORK] + self._growth_limit
+
     def _send_memfd(self, header: bytes, body: bytes) -> None:
         fd = linux.memory_file("dispy-result", body)
         send_with(self._socket, header, [fd])
@@ -253,6 +297,9 @@ class _Worker:
         if isinstance(raised, calls.ProgramError):
             return RAISED, _encoded(str(raised))
         text = calls.user_trace(raised, __file__)
+        if isinstance(raised, MemoryError) and self._memory_limit:
+            words = f"memory: an allocation went far over the limit of {gib_words(self._memory_limit)}"
+            return LIMITED, _encoded(f"{words}\n{text}")
         if isinstance(raised, NameError) and raised.name in self._omitted:
             text += f"({raised.name!r} of the client's program was not sent: {self._omitted[raised.name]})\n"
         interrupted = isinstance(raised, KeyboardInterrupt) and self._cell[CANCEL] == sequence

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import json
 import mmap
 import os
 import signal
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,6 +110,7 @@ class ForkServer:
             "setup_in": self._spec.setup_in,
             "nice": self._spec.nice,
             "client_shutdown": self._spec.client_shutdown,
+            "growth_limit": self._spec.growth_limit,
             "code_size": len(code),
         }
         self._outbox.send(channel.control_frame(channel.LOAD, info, code + self._spec.setup_args))
@@ -237,21 +239,34 @@ class ForkServer:
         os.close(cell)
         self._loop.add_reader(ours, self._on_readable, new)
 
-    def feed(self, worker: int, jobs: Sequence[tuple[int, bytes | memoryview | int]]) -> None:
-        """Give a worker jobs: (sequence, arguments), where an int is a memfd with them, which stays the caller's."""
+    def feed(
+        self,
+        worker: int,
+        jobs: Sequence[tuple[int, bytes | memoryview | int]],
+        extras: Mapping[int, Mapping[str, object]] | None = None,
+    ) -> None:
+        """Give a worker jobs: (sequence, arguments), where an int is a memfd with them, which stays the caller's.
+
+        `extras` say by sequence what a job needs beyond its arguments (see `channel`).
+        """
         to = self._workers.get(worker)
         if to is None:
             return
         pack = channel.JOB.pack
         parts: list[bytes | memoryview] = []
+        extra = b""
         for sequence, arguments in jobs:
+            if extras:
+                extra = json.dumps(extras[sequence]).encode() if sequence in extras else b""
             if isinstance(arguments, int):
                 if parts:
                     to.outbox.send(b"".join(parts))
                     parts = []
-                to.outbox.send(pack(sequence, 0, 1, 0), (arguments,))
+                to.outbox.send(pack(sequence, len(extra), len(extra), 1) + extra, (arguments,))
             else:
-                parts.append(pack(sequence, len(arguments), 0, 0))
+                parts.append(pack(sequence, len(extra) + len(arguments), len(extra), 0))
+                if extra:
+                    parts.append(extra)
                 parts.append(arguments)
         if parts:
             to.outbox.send(b"".join(parts))
@@ -260,6 +275,10 @@ class ForkServer:
                 to.fed_at = time.time()
             to.fed = jobs[-1][0]
             to.open += len(jobs)
+        for sequence, wanted in (extras or {}).items():
+            memory = wanted.get("memory")
+            if isinstance(memory, int):
+                to.memory_limits[sequence] = memory
         self._watch.wake()
 
     def recall(self, worker: int, before: int) -> None:
