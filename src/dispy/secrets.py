@@ -226,7 +226,7 @@ def _named_secret(secret: str | None, secret_file: str | None) -> FoundSecret | 
         text = _clean(secret, "the given secret")
         if secret and not text:
             raise SecretError("the given secret consists of blanks; give a real one, or '' for none at all")
-        return FoundSecret(text, "argument")
+        return FoundSecret(text, "argument" if text else "none, as asked")
     if secret_file:
         return FoundSecret(_read(Path(secret_file).expanduser()), secret_file)
     if value := settings.variable("DISPY_SECRET"):

@@ -161,7 +161,7 @@ def test_refusals_are_shown_with_the_way_out(capsys: pytest.CaptureFixture[str])
     assert "No node answers." in out
     assert "asked on eth0 (10.0.0.9), UDP port 9701" in out
     assert "2 machines run dispynode with another secret: n1 (10.0.0.1), n2 (10.0.0.2)" in out
-    assert "dispy secret show | ssh n1 dispy secret set" in out
+    assert "for host in 10.0.0.1 10.0.0.2; do dispy secret show | ssh $host dispy secret set; done" in out
     assert "1 machine runs dispynode in another group: n3 (10.0.0.3)" in out
 
 

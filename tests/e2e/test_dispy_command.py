@@ -110,7 +110,7 @@ def test_nodes_says_who_refuses_and_why(dispynode: Callable[..., Any], free_base
     done = dispy("nodes", "-p", str(free_base_port))
     assert done.returncode == 1
     assert "1 machine runs dispynode with another secret: stranger" in done.stdout
-    assert "dispy secret show | ssh stranger dispy secret set" in done.stdout
+    assert "dispy secret show | ssh 127.0.0.1 dispy secret set" in done.stdout
 
 
 def test_programs_run_on_a_node_with_another_group_only_when_asked(

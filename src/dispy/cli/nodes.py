@@ -251,7 +251,10 @@ def _print_table(survey: Survey) -> None:
         click.echo("No node answers.")
         for sentence in survey.tried:
             click.echo(f"  {sentence}")
-        click.echo("Start dispynode on a machine of this network; without any, programs run on this machine alone.")
+        if survey.refusals:
+            click.echo("Programs run on this machine alone as long as that is so.")
+        else:
+            click.echo("Start dispynode on a machine of this network; without any, programs run on this machine alone.")
     for node in survey.nodes:
         if not node.info:
             click.echo(f"{node.name} ({node.address}): {node.problem}")
@@ -264,10 +267,13 @@ def _refusal_text(reason: str, machines: list[Refusal]) -> str:
     count = f"{len(machines)} machine{' runs' if len(machines) == 1 else 's run'} dispynode"
     names = ", ".join(sorted({f"{each.name} ({each.address})" for each in machines}))
     if reason == "secret":
-        return (
-            f"{count} with another secret: {names}\n"
-            f"  Make it equal with:  dispy secret show | ssh {machines[0].name} dispy secret set   (then restart it)"
-        )
+        hosts = sorted({each.address for each in machines})
+        if len(hosts) == 1:
+            command = f"dispy secret show | ssh {hosts[0]} dispy secret set   (then restart it)"
+        else:
+            loop = f"for host in {' '.join(hosts)}; do dispy secret show | ssh $host dispy secret set; done"
+            command = f"{loop}   (then restart them)"
+        return f"{count} with another secret: {names}\n  Make it equal with:  {command}"
     if reason == "group":
         return f"{count} in another group: {names}\n  Choose its group with --group NAME or DISPY_GROUP."
     if reason == "protocol":

@@ -122,9 +122,10 @@ class NodeSearch:
             where = ", ".join(sorted(addresses))
             machines = "1 machine runs" if len(addresses) == 1 else f"{len(addresses)} machines run"
             if reason == "secret":
+                host = addresses[0] if len(addresses) == 1 else "HOST"
                 sentences.append(
-                    f"{machines} dispynode with another secret: {where}; make it equal with "
-                    f"`dispy secret show | ssh {sorted(addresses)[0]} dispy secret set`."
+                    f"{machines} dispynode with another secret: {where}; make the secret equal "
+                    f"with `dispy secret show | ssh {host} dispy secret set`, and restart dispynode there."
                 )
             elif reason == "group":
                 sentences.append(
@@ -157,6 +158,9 @@ class NodeSearch:
                 return
             why = "no node was found: " if self._links.tried else ""
             logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
+            if why:
+                for sentence in self._refusal_sentences():
+                    logger.info("%s", sentence)
             settings = dataclasses.replace(self._links.settings, credentials=node.credentials, group="")
             self._links.dial(node.host, node.port, named=True, settings=settings)
             await node.ended()

@@ -192,7 +192,8 @@ async def _authenticate(sock: socket.socket, context: ssl.SSLContext, link: Link
         ) from error
     except OSError as error:
         raise ConnectFailed(
-            f"{where} broke the connection while TLS was set up ({error.strerror or error})", reason="eof"
+            f"{where} broke the connection while TLS was set up ({error.strerror or error or type(error).__name__})",
+            reason="eof",
         ) from error
     except asyncio.CancelledError:
         link.abort("dialling was stopped")
