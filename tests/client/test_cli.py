@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
+import msgspec
 import pytest
 
 from dispy.cli import main
-from dispy.cli.nodes import NodeSeen, Refusal, Survey, _named, _print_json, _print_table
+from dispy.cli.nodes import NodeSeen, Refusal, Survey, _named, _once, _print_json, _print_table
 from dispy.cli.output import JsonOutput, TextOutput, make_output
 from dispy.cli.programs import _node
 from dispy.job import DispyJob
@@ -148,6 +149,23 @@ def test_nodes_are_shown_with_who_holds_them(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     for part in ("n1", "10.0.0.1:9701", "8", "4.0 GiB", "cpython-3.11", "busy (ann@desk: fit.py)"):
         assert part in out
+
+
+def test_a_node_is_shown_once_with_all_its_addresses_tags_and_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    described = msgspec.structs.replace(info(), tags=("big", "ssd"), gpus=2, addresses=(("gate", 9811),))
+    seen = [
+        NodeSeen("n1", "10.0.0.1", 9701, described, others=[("fd77::1", 9701)]),
+        NodeSeen("n1", "10.9.0.1", 9701, described),
+    ]
+    (once,) = _once(seen)
+    _print_table(Survey([once], []))
+    out = capsys.readouterr().out
+    for part in ("10.0.0.1:9701", "[fd77::1]:9701", "10.9.0.1:9701", "gate:9811", "8 + 2 GPUs", "big, ssd"):
+        assert out.count(part) == 1, part
+    _print_json(Survey([once], []))
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["addresses"] == ["10.0.0.1:9701", "[fd77::1]:9701", "10.9.0.1:9701", "gate:9811"]
+    assert (shown["tags"], shown["gpus"], shown["holder"]) == (["big", "ssd"], 2, None)
 
 
 def test_refusals_are_shown_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,3 +150,135 @@ def test_interfaces_without_a_way_out_do_not_stop_the_others(netns: Any, node: A
     node("n1")
     said = client(PLACES.format(arguments="", jobs=3), DISPY_INTERFACES="")
     assert "addresses ['10.77.0.11']" in said
+
+
+FORWARDER = """
+import socket, sys, threading
+
+def pump(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+def serve(connection):
+    other = socket.create_connection((sys.argv[2], int(sys.argv[3])))
+    threading.Thread(target=pump, args=(connection, other), daemon=True).start()
+    pump(other, connection)
+
+listening = socket.create_server(("", int(sys.argv[1])))
+print("forwarding", flush=True)
+while True:
+    threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+"""
+
+
+def test_a_node_behind_a_forwarded_port_is_named_by_it(
+    netns: Any, node: Any, client: Any, start_daemon: Callable[..., Any]
+) -> None:
+    node("n1", "--ext_host", "10.77.0.12:9811")
+    drop = "add table ip f; add chain ip f i { type filter hook input priority 0; }; "
+    in_namespace(netns, "n1", "nft", drop + "add rule ip f i ip saddr 10.77.0.10 drop")
+    in_namespace(netns, "client", "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    gate = start_daemon(*netns.inside("n2"), sys.executable, "-c", FORWARDER, "9811", "10.77.0.11", "9701")
+    gate.wait_for("forwarding")
+    said = client(PLACES.format(arguments="nodes=[('10.77.0.12', 9811)]", jobs=3))
+    assert "addresses ['10.77.0.12']" in said
+    (seen,) = nodes_seen(netns, "10.77.0.12:9811")
+    assert (seen["name"], seen["addresses"]) == ("n1", ["10.77.0.12:9811"])
+
+
+def test_a_node_that_is_found_but_not_reached_is_tried_where_it_says(
+    netns: Any, node: Any, client: Any, start_daemon: Callable[..., Any]
+) -> None:
+    node("n1", "--ext_host", "10.77.0.12:9811")
+    drop = "add table inet f; add chain inet f i { type filter hook input priority 0; }; "
+    for source in ("ip saddr 10.77.0.10", "ip6 saddr fd77::10"):
+        in_namespace(netns, "n1", "nft", drop + f"add rule inet f i {source} tcp dport 9701 drop")
+    gate = start_daemon(*netns.inside("n2"), sys.executable, "-c", FORWARDER, "9811", "10.77.0.11", "9701")
+    gate.wait_for("forwarding")
+    assert "addresses ['10.77.0.12']" in client(PLACES.format(arguments="", jobs=3))
+
+
+def test_a_node_named_in_another_way_than_it_was_found_is_used(netns: Any, node: Any, client: Any) -> None:
+    node("n1")
+    program = PLACES.format(arguments="", jobs=3) + (
+        "    other = dispy.JobCluster(where, nodes=['fd77::11'])\n    print('other', other.submit(0)(), flush=True)\n"
+    )
+    assert "other n1" in client(program)
+
+
+def test_several_nodes_on_one_host_are_all_used(netns: Any, node: Any, client: Any, dispynode: Any) -> None:
+    for number in (1, 2, 3):
+        dispynode("--cpus", "1", name=f"node{number}", base_port=9700, inside=netns.inside("n1"), env=netns.env)
+    said = client(PLACES.format(arguments="", jobs=100))
+    assert "names ['node1', 'node2', 'node3']" in said
+
+
+WATCHED = """
+import time, dispy
+
+def where(number):
+    import time
+    time.sleep(0.05)
+    return number
+
+if __name__ == "__main__":
+    cluster = dispy.JobCluster(where, reentrant=True)
+    print("first", cluster.submit(0)(), flush=True)
+    jobs = [cluster.submit(number) for number in range(300)]
+    results = [job() for job in jobs]
+    assert results == list(range(300)), [job.exception for job in jobs if job.exception]
+    print("addresses", sorted(node.ip_addr for node in cluster.status().nodes), flush=True)
+"""
+
+
+def test_a_node_whose_address_changes_is_found_again(netns: Any, node: Any, start_daemon: Callable[..., Any]) -> None:
+    for name in ("client", "n1"):
+        in_namespace(netns, name, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    node("n1")
+    env = {"DISPY_PORT": "9700", "DISPY_LOCAL": "never", **netns.env}
+    program = start_daemon(*netns.inside("client"), sys.executable, "-c", WATCHED, env=env)
+    program.wait_for("first", timeout=30)
+    in_namespace(netns, "n1", "ip", "addr", "add", "10.77.0.99/24", "brd", "+", "dev", "eth0")
+    in_namespace(netns, "n1", "ip", "addr", "del", "10.77.0.11/24", "dev", "eth0")
+    # Deleting the first address of a network deletes the others too, unless told otherwise.
+    in_namespace(netns, "n1", "ip", "addr", "replace", "10.77.0.99/24", "brd", "+", "dev", "eth0")
+    assert program.wait(60) == 0, program.output
+
+
+def test_an_interface_that_comes_later_is_used(netns: Any, node: Any, start_daemon: Callable[..., Any]) -> None:
+    in_namespace(netns, "n1", "ip", "link", "set", "eth0", "down")
+    node("n1", DISPY_INTERFACES="lo,eth0")
+    env = {"DISPY_PORT": "9700", "DISPY_LOCAL": "never", **netns.env}
+    program = PLACES.format(arguments="ping_interval=900", jobs=3)
+    waiting = start_daemon(*netns.inside("client"), sys.executable, "-c", program, env=env)
+    waiting.wait_for("No node has answered", timeout=30)
+    in_namespace(netns, "n1", "ip", "link", "set", "eth0", "up")
+    assert waiting.wait(30) == 0, waiting.output
+    assert "names ['n1']" in waiting.output
+
+
+def test_a_node_joins_several_programs_at_once(
+    dispynode: Callable[..., Any], start_daemon: Callable[..., Any], free_base_port: int
+) -> None:
+    ports = (free_base_port, free_base_port + 20)
+    dispynode(*("--join", f"127.0.0.1:{ports[0]}", "--join", f"[127.0.0.1]:{ports[1]}"), base_port=free_base_port + 10)
+    for port in ports:
+        program = start_daemon(
+            sys.executable, "-c", WATCHED.replace("300", "3"), env={"DISPY_PORT": str(port), "DISPY_LOCAL": "never"}
+        )
+        assert program.wait(30) == 0, program.output
+
+
+@pytest.mark.parametrize("command", ["dispy.node.cli", "dispy.cli nodes"])
+def test_interfaces_that_are_rubbish_are_named(command: str, free_base_port: int, tmp_path: Any) -> None:
+    words = [sys.executable, "-m", *command.split()]
+    if "node.cli" in command:
+        words += ["--dest_path_prefix", str(tmp_path / "prefix")]
+    env = {**os.environ, "DISPY_INTERFACES": "nowhere0, 300.1.2.3, fe80::zz", "DISPY_PORT": str(free_base_port)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode in (1, 2)
+    said = done.stdout + done.stderr
+    for name in ("nowhere0", "300.1.2.3", "fe80::zz"):
+        assert name in said
+    assert "Traceback" not in said
