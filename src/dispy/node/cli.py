@@ -206,7 +206,7 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
     prefix = options["dest_path_prefix"]
     return NodeSettings(
         name=options["name"] or socket.gethostname(),
-        prefix=Path(prefix).expanduser() if prefix else settings.default_prefix(),
+        prefix=Path(prefix).expanduser() if prefix else _default_prefix(options["user"]),
         credentials=credentials,
         group=options["group"],
         hosts=options["host"],
@@ -219,6 +219,11 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
         clean=options["clean"],
         **owner_settings(options),
     )
+
+
+def _default_prefix(user: str | None) -> Path:
+    """Another user cannot enter root's cache directory."""
+    return Path("/var/cache/dispy") / user if user else settings.default_prefix()
 
 
 def _was_typed(name: str) -> bool:

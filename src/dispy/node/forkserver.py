@@ -204,6 +204,8 @@ class _Server:
     def _load(self, payload: bytes) -> None:
         spec = self._spec
         self._doing = "loading the code"
+        if spec["confined"]:
+            linux.refuse_new_privileges()
         if (nice := spec["nice"]) > os.getpriority(os.PRIO_PROCESS, 0):
             os.setpriority(os.PRIO_PROCESS, 0, nice)
         os.chdir(spec["cwd"])

@@ -187,6 +187,7 @@ class HostedComputation:
                 folders=() if is_own else (str(self._places.venvs.own_folder()),),
                 setup_in=spec.setup_in,
                 nice=self._places.settings.nice,
+                account=self._places.settings.account,
                 client_shutdown=self._places.settings.client_shutdown,
             ),
             self,

@@ -17,6 +17,7 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_NO_NEW_PRIVS: Final = 38
 _KEEP_SIZE_AND_PUNCH_HOLE: Final = 1 | 2
 _LINE_BUFFERED: Final = 1
 
@@ -46,6 +47,11 @@ def die_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(111)
+
+
+def refuse_new_privileges() -> None:
+    """Let no program that this process or one below it starts have more rights than it (setuid, capabilities)."""
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def punch(fd: int, offset: int, size: int) -> None:

@@ -12,6 +12,7 @@ import click
 from dispy import settings
 from dispy.errors import SettingsError
 from dispy.node import vitals
+from dispy.node.account import find_account
 from dispy.node.window import service_window
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -131,7 +132,7 @@ def owner_settings(options: Mapping[str, Any]) -> dict[str, Any]:
         "force_cleanup": options["force_cleanup"],
         "keep_size": size("--keep_size", options["keep_size"]) or None,
         "keep_seconds": days * 86400 or None,
-        "user": options["user"] or "",
+        "account": find_account(options["user"]) if options["user"] else None,
         "init": _file(options["init"]),
     }
 

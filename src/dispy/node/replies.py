@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dispy.errors import DispyError
+from dispy.node.account import Account
 
 
 class SetupFailed(DispyError):
@@ -45,6 +46,8 @@ class ForkServerSpec:
     """`node`, `worker`, or `auto`: as `node`, but in workers where the process could not be forked after setup."""
     nice: int = 0
     """Niceness of everything below it."""
+    account: Account | None = None
+    """Who it runs as; None: as the daemon."""
     client_shutdown: bool = False
     """Whether its cleanup function may end the node."""
     growth_limit: int = 0

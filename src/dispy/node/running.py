@@ -36,8 +36,8 @@ async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
     service = NodeService(node_settings)
     await service.start()
     take_signals(service, daemon=daemon)
-    if os.geteuid() == 0:
-        logger.warning("running as root: jobs of clients run as root as well; a user of its own is better")
+    if os.geteuid() == 0 and node_settings.account is None:
+        logger.warning("running as root: jobs are root as well and can do anything here; --user NAME makes them a user")
     if service.callers.port_notice:
         logger.warning("%s", service.callers.port_notice)
     logger.info("%s", _ready_line(service))

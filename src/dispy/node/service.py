@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from dispy.node.settings import NodeSettings
 from dispy.node.upkeep import Upkeep
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
+from dispy.node.workers import dispy_folders
 from dispy.settings import flag
 from dispy.wire.blobs import BlobSources, BlobStore
 from dispy.wire.interfaces import interface_addresses
@@ -75,6 +77,13 @@ class NodeService:
         settings = self.settings
         prefix = await asyncio.to_thread(Prefix.claim, settings.prefix, clean=settings.clean)
         self._prefix = prefix
+        if (account := settings.account) is not None:
+            try:
+                prefix.let_in()
+                await asyncio.to_thread(account.check, sys.executable, dispy_folders(), prefix.path / "jobs")
+            except BaseException:
+                prefix.release()
+                raise
         environments = Environments()
         self.core = NodeCore(
             vitals.describe(self.process, settings, environments.known),
@@ -86,7 +95,7 @@ class NodeService:
         self._sources = BlobSources()
         self._places = NodePlaces(
             prefix=prefix,
-            workdirs=Workdirs(prefix),
+            workdirs=Workdirs(prefix, None if account is None else (account.uid, account.gid)),
             store=BlobStore(prefix.path / "blobs"),
             sources=self._sources,
             parcels=Parcels(self._sources, self.handle, settings.max_file_size),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dispy.node.account import Account
 from dispy.node.window import ServiceWindow
 from dispy.secrets import Credentials
 from dispy.settings import BASE_PORT, GRACE_TIMEOUT, ZOMBIE_INTERVAL
@@ -58,6 +59,6 @@ class NodeSettings:
     force_cleanup: bool = False
     keep_size: int | None = None
     keep_seconds: float | None = None
-    user: str = ""
-    """Who jobs run as; empty: as the daemon."""
+    account: Account | None = None
+    """Who jobs run as; None: as the daemon."""
     init: Path | None = None

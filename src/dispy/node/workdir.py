@@ -74,6 +74,19 @@ class Prefix:
             raise
         return prefix
 
+    def let_in(self) -> None:
+        """Let other users come to the directories that are theirs; they cannot list what is here.
+
+        Raises:
+            NodeError: it cannot be changed.
+        """
+        try:
+            self.path.chmod(0o711)
+            (self.path / "jobs").chmod(0o711)
+            (self.path / "blobs").chmod(0o700)
+        except OSError as error:
+            raise NodeError(f"the node's directory {self.path} cannot be opened: {error.strerror}") from error
+
     def release(self, *, remove: bool = False) -> None:
         """Let another daemon have it, or remove it with all that is in it."""
         if remove:
@@ -209,8 +222,10 @@ class Workdir:
 class Workdirs:
     """Makes, fills and removes the directories of computations."""
 
-    def __init__(self, prefix: Prefix) -> None:
+    def __init__(self, prefix: Prefix, owner: tuple[int, int] | None = None) -> None:
+        """`owner`: user and group to whom all that is made here belongs, if not to this process's."""
         self._prefix = prefix
+        self._owner = owner
         self._users: dict[Path, int] = {}
         self._kept: set[Path] = set()
 
@@ -234,7 +249,7 @@ class Workdirs:
         try:
             root = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.close(beneath.descend(root, parts))
+                os.close(beneath.descend(root, parts, owner=self._owner))
             finally:
                 os.close(root)
         except OSError as error:
@@ -254,11 +269,11 @@ class Workdirs:
         try:
             root = os.open(workdir.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                folder = beneath.descend(root, parts[:-1])
+                folder = beneath.descend(root, parts[:-1], owner=self._owner)
             finally:
                 os.close(root)
             try:
-                _write(folder, parts[-1], file, source)
+                _write(folder, parts[-1], file, source, self._owner)
             finally:
                 os.close(folder)
         except OSError as error:
@@ -311,7 +326,7 @@ def checked_parts(name: str) -> tuple[str, ...]:
         raise NodeError(str(error)) from error
 
 
-def _write(folder: int, name: str, file: FileSpec, source: Path) -> None:
+def _write(folder: int, name: str, file: FileSpec, source: Path, owner: tuple[int, int] | None) -> None:
     temporary = f".dispy-{os.getpid()}-{file.blob.name.hex()[:16]}"
     target = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
@@ -319,6 +334,8 @@ def _write(folder: int, name: str, file: FileSpec, source: Path) -> None:
     try:
         with open(source, "rb") as content, open(target, "wb", closefd=False) as output:
             shutil.copyfileobj(content, output, _COPY_SIZE)
+        if owner is not None:
+            os.fchown(target, *owner)
         os.fchmod(target, stat.S_IMODE(file.mode) & 0o777)
         if file.mtime > 0:
             os.utime(target, (file.mtime, file.mtime))

@@ -47,6 +47,11 @@ _TAIL_SIZE: Final = 64 << 10
 _BUFFER_SIZE: Final = 1 << 20
 
 
+def dispy_folders() -> list[str]:
+    """What must be on the path of a process that imports dispy and cloudpickle."""
+    return list(dict.fromkeys(str(Path(module.__path__[0]).parent) for module in (dispy, cloudpickle)))
+
+
 class ForkServer:
     """One computation's fork server. All methods are to be called on the event loop's thread."""
 
@@ -109,6 +114,7 @@ class ForkServer:
             "isolate": self._spec.isolate,
             "setup_in": self._spec.setup_in,
             "nice": self._spec.nice,
+            "confined": self._spec.account is not None,
             "client_shutdown": self._spec.client_shutdown,
             "growth_limit": self._spec.growth_limit,
             "code_size": len(code),
@@ -123,17 +129,20 @@ class ForkServer:
 
     def _popen(self, control: socket.socket) -> subprocess.Popen[bytes]:
         # PDEATHSIG follows the thread that starts a process: this is the loop's, never an executor's.
-        folders = self._spec.folders or [str(Path(module.__path__[0]).parent) for module in (dispy, cloudpickle)]
         fd = control.fileno()
         env = {name: value for name, value in self._spec.env.items() if not name.startswith("DISPY_SECRET")}
+        account = self._spec.account
+        if account is not None:
+            env = account.environment(env)
         return subprocess.Popen(
-            [self._spec.python, "-P", "-c", _BOOT, str(fd), str(FRESH), *dict.fromkeys(folders)],
+            [self._spec.python, "-P", "-c", _BOOT, str(fd), str(FRESH), *(self._spec.folders or dispy_folders())],
             stdin=subprocess.DEVNULL,
             stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else None,
             cwd=self._spec.cwd,
             env={**env, MARK: self.mark},
             pass_fds=(fd,),
             start_new_session=True,
+            **(account.start() if account is not None else {}),
         )
 
     def _program(self) -> str:

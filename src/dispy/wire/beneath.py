@@ -26,12 +26,17 @@ def checked_parts(name: str) -> tuple[str, ...]:
     return path.parts
 
 
-def descend(root: int, parts: Sequence[str], mode: int = 0o700) -> int:
-    """Open (and make) a directory below `root` without following a link on the way."""
+def descend(root: int, parts: Sequence[str], mode: int = 0o700, *, owner: tuple[int, int] | None = None) -> int:
+    """Open (and make) a directory below `root` without following a link on the way.
+
+    What is made belongs to `owner` (user and group), if that is given.
+    """
     current = os.dup(root)
     for part in parts:
         with contextlib.suppress(FileExistsError):
             os.mkdir(part, mode, dir_fd=current)
+            if owner is not None:
+                os.chown(part, *owner, dir_fd=current, follow_symlinks=False)
         try:
             below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
         finally:
