@@ -65,7 +65,20 @@ def stamp(environments: Path, python: str) -> None:
     if environments in Path(python).parents:
         # The stamp decides only when it is removed; an interpreter that is there works without it.
         with contextlib.suppress(OSError):
-            (environments / Path(python).relative_to(environments).parts[0] / STAMP).touch()
+            touch(environments / Path(python).relative_to(environments).parts[0] / STAMP)
+
+
+def touch(path: Path) -> None:
+    """Make an empty file, or set its time, without following a link that somebody else put there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        os.utime(file)
+    finally:
+        os.close(file)
 
 
 def _is_used(path: Path, in_use: Collection[Path]) -> bool:

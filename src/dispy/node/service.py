@@ -104,6 +104,7 @@ class NodeService:
                 settings.environments or prefix.path / "environments",
                 prefix.path / "own",
                 env_without_secrets(),
+                account,
             ),
             names={},
             settings=settings,

@@ -20,6 +20,8 @@ from typing import Final
 import cloudpickle
 
 import dispy
+from dispy.node import litter
+from dispy.node.account import Account
 from dispy.node.replies import SetupFailed
 
 _LOCK_INTERVAL: Final = 0.1
@@ -30,10 +32,16 @@ _NAMED: Final = 3
 
 
 class VirtualEnvironments:
-    """Those below one directory; `own` is where `own_folder` may be made."""
+    """Those below one directory; `own` is where `own_folder` may be made.
 
-    def __init__(self, root: Path, own: Path, env: dict[str, str]) -> None:
+    With an `account` they are built by it and belong to it: building runs code of the packages.
+    """
+
+    def __init__(self, root: Path, own: Path, env: dict[str, str], account: Account | None = None) -> None:
         self._root = root
+        self._account = account
+        if account is not None:
+            env = account.environment(env)
         self._own = own
         self._own_made = False
         self._env = {**env, "UV_PYTHON_DOWNLOADS": "never", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -54,15 +62,22 @@ class VirtualEnvironments:
         async with self._locked(key):
             if not (place / _DONE).exists():
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                if self._account is not None:
+                    place.mkdir(mode=0o700)
+                    os.chown(place, self._account.uid, self._account.gid)
                 await self._build(python, requirements, place)
-                (place / _DONE).touch()
+                litter.touch(place / _DONE)
         return str(executable)
+
+    @property
+    def _mode(self) -> int:
+        return 0o700 if self._account is None else 0o711
 
     def own_folder(self) -> Path:
         """A folder with dispy and cloudpickle and nothing else, for interpreters that do not have them."""
         if not self._own_made:
             shutil.rmtree(self._own, ignore_errors=True)
-            self._own.mkdir(mode=0o700, parents=True)
+            self._own.mkdir(mode=self._mode, parents=True)
             for module in (dispy, cloudpickle):
                 target = Path(module.__path__[0]).resolve()
                 (self._own / module.__name__).symlink_to(target, target_is_directory=True)
@@ -71,7 +86,7 @@ class VirtualEnvironments:
 
     @contextlib.asynccontextmanager
     async def _locked(self, key: str) -> AsyncIterator[None]:
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root.mkdir(mode=self._mode, parents=True, exist_ok=True)
         lock = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
@@ -120,6 +135,7 @@ class VirtualEnvironments:
                 stderr=output,
                 env=self._env,
                 start_new_session=True,
+                **(self._account.start() if self._account is not None else {}),
             )
         except OSError as error:
             raise SetupFailed(f"{command[0]} cannot be started: {error.strerror}") from error
