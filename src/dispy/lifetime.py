@@ -106,8 +106,8 @@ def _at_exit() -> None:
                 cluster.finish(terminate)
     except KeyboardInterrupt:
         pending = sum(cluster.pending for cluster in clusters)
-        logger.warning("interrupted: %d jobs are ended now (Ctrl-C once more: without waiting for that)", pending)
         with contextlib.suppress(KeyboardInterrupt):  # then the nodes end what is left, as the links say goodbye
+            logger.warning("interrupted: %d jobs are ended now (Ctrl-C once more: without waiting for that)", pending)
             for cluster in clusters:
                 if not cluster.is_closed:
                     cluster.finish(terminate=True)

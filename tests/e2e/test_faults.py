@@ -235,7 +235,7 @@ def test_interrupts_at_the_end_of_a_program(
     first.process.send_signal(signal.SIGINT)
     first.wait(5)  # a job that ignores its interrupt gets eight seconds
     assert "Traceback" not in first.output
-    wait_until((tmp_path / "second").exists, timeout=SOON)
+    wait_until((tmp_path / "second").exists, timeout=2 * SOON)
 
 
 def test_a_node_that_gets_the_right_secret_is_used(
