@@ -282,3 +282,32 @@ def test_interfaces_that_are_rubbish_are_named(command: str, free_base_port: int
     for name in ("nowhere0", "300.1.2.3", "fe80::zz"):
         assert name in said
     assert "Traceback" not in said
+
+
+HOLDING = """
+import dispy
+if __name__ == "__main__":
+    cluster = dispy.JobCluster(len, ext_host="desk.example.org")
+    cluster.submit("x")()
+    print("holding", flush=True)
+    input()
+"""
+
+
+def test_who_holds_a_node_is_shown_by_the_name_that_others_know(
+    dispynode: Callable[..., Any], free_base_port: int
+) -> None:
+    dispynode()
+    env = {**os.environ, "DISPY_PORT": str(free_base_port), "DISPY_LOCAL": "never"}
+    program = subprocess.Popen(
+        [sys.executable, "-c", HOLDING], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "holding\n"
+        words = [sys.executable, "-m", "dispy.cli", "nodes", "--json"]
+        shown = subprocess.run(words, env=env, capture_output=True, text=True, timeout=30, check=True)
+        program.stdin.write("\n")
+    (seen,) = (json.loads(line) for line in shown.stdout.splitlines())
+    assert (seen["state"], seen["holder"]["host"]) == ("busy", "desk.example.org")

@@ -33,6 +33,8 @@ def run(node_settings: NodeSettings, *, daemon: bool) -> int:
 
 
 async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
+    # Jobs must not speak to the service manager in our name.
+    manager = os.environ.pop("NOTIFY_SOCKET", "")
     service = NodeService(node_settings)
     await service.start()
     take_signals(service, daemon=daemon)
@@ -41,16 +43,19 @@ async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
     if service.callers.port_notice:
         logger.warning("%s", service.callers.port_notice)
     logger.info("%s", _ready_line(service))
-    _tell_systemd("READY=1")
-    return await until_ended(service)
+    _tell_systemd(manager, "READY=1")
+    return await until_ended(service, manager)
 
 
-async def until_ended(service: NodeService) -> int:
-    """Wait for the end of a node that was started, and clear it away; returns the exit code."""
+async def until_ended(service: NodeService, manager: str = "") -> int:
+    """Wait for the end of a node that was started, and clear it away; returns the exit code.
+
+    `manager` is the address of a service manager that wants to hear of it.
+    """
     try:
         reason = await service.ended
     finally:
-        _tell_systemd("STOPPING=1")
+        _tell_systemd(manager, "STOPPING=1")
         await service.close()
     logger.info("ended: %s", reason)
     return 1 if reason.startswith("cannot ") else 0
@@ -99,9 +104,8 @@ def _ready_line(service: NodeService) -> str:
     return "; ".join(parts)
 
 
-def _tell_systemd(state: str) -> None:
+def _tell_systemd(address: str, state: str) -> None:
     """The notification protocol of service managers, where one listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     # A manager that does not listen must not stop the node.
