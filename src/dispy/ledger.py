@@ -136,22 +136,31 @@ class ClusterLedger:
         """Hosts that the user named, with port or 0."""
         return [(item.host, item.port or 0) for item in self._items if not item.is_pattern]
 
+    def _ask(self, item: NodeAllocate, view: NodeView) -> tuple[Any, list[str], tuple[Any, ...]]:
+        """CPUs, files and arguments of setup that an item says for one node; what it sets is not for the next one."""
+        avail = None if view.avail is None else available(view.avail)
+        before = list(item.depends), item.setup_args
+        try:
+            cpus = item.allocate(self.cluster, view.address, view.info.name, view.info.cpus, avail, view.info.platform)
+            return cpus, list(item.depends), item.setup_args
+        finally:
+            item.depends, item.setup_args = before
+
     def allocate(self, view: NodeView, local: bool) -> Allocation:
         """How much of a node to use: the first item that matches and wants CPUs decides."""
         for item in self._items:
             if not (view.fits(item) or (local and item.host == "*")):
                 continue
-            avail = None if view.avail is None else available(view.avail)
-            cpus = item.allocate(self.cluster, view.address, view.info.name, view.info.cpus, avail, view.info.platform)
+            cpus, depends, setup_args = self._ask(item, view)
             if not isinstance(cpus, int):
                 raise SettingsError(
                     f"{type(item).__name__}.allocate returned {cpus!r}; it must return a number of CPUs"
                 )
             if cpus > 0:
-                most = cpus if view.info.oversubscribe else min(cpus, view.info.cpus)
+                most = cpus if view.info.oversubscribe or item.oversubscribe else min(cpus, view.info.cpus)
                 if cap := self._caps.get(view.process):
                     most = min(most, max(1, capped(cap, view.info)))
-                return Allocation(most, tuple(item.depends), dumps_setup_args(self._shipment, item.setup_args))
+                return Allocation(most, tuple(depends), dumps_setup_args(self._shipment, setup_args))
         return Allocation(view.info.cpus if local and self._local else 0)
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:

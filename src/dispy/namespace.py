@@ -125,6 +125,10 @@ def _load_records(data: bytes, *, keep: bool) -> tuple[dict[str, Any], dict[str,
     names = vars(sys.modules[MAIN])
     header = pickle.load(file)
     omitted: dict[str, str] = dict(header["omitted"])
+    if header["init"]:
+        first, left_out = _load_records(header["init"], keep=False)
+        omitted |= left_out
+        first["init_depends"]()
     for path, text in header["sources"].items():
         linecache.cache.setdefault(path, (len(text), None, text.splitlines(keepends=True), path))
     for name, module in header["modules"].items():

@@ -68,6 +68,7 @@ class NodeAllocate:
         cpus: 0 all CPUs, n > 0 at most n, n < 0 all but n.
         depends: files that this node gets in addition, before its setup runs.
         setup_args: arguments of the cluster's setup and cleanup functions on this node.
+        oversubscribe: ask for more CPUs than the node offers.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class NodeAllocate:
         cpus: int = 0,
         depends: Sequence[str] | None = None,
         setup_args: tuple[Any, ...] = (),
+        oversubscribe: bool = False,
     ) -> None:
         if not isinstance(host, str) or not host.strip():
             raise SettingsError(f"a node needs a name, an address or a pattern, not {host!r}")
@@ -91,6 +93,7 @@ class NodeAllocate:
         self.cpus = cpus
         self.depends: list[str] = list(depends or [])
         self.setup_args = setup_args
+        self.oversubscribe = oversubscribe
         self._addresses: frozenset[str] | None = None
 
     @property
@@ -116,7 +119,7 @@ class NodeAllocate:
     def share_of(self, cpus: int) -> int:
         """How many of a node's CPUs the `cpus` of this item mean."""
         if self.cpus > 0:
-            return min(self.cpus, cpus)
+            return self.cpus if self.oversubscribe else min(self.cpus, cpus)
         return max(0, cpus + self.cpus)
 
     def matches(self, ip_addr: str, name: str, port: int) -> bool:

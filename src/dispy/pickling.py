@@ -24,6 +24,8 @@ from dispy import namespace
 from dispy.errors import ShippingError
 
 MAIN: Final = "__main__"
+INIT: Final = "init_depends"
+"""A function of this name among the dependencies runs before anything else is loaded."""
 _MAIN_BYTES: Final = MAIN.encode()
 _EXTRA_SIZE: Final = 1 << 20
 """Bytes up to which a global travels that only functions name which the computation does not call."""
@@ -199,8 +201,9 @@ class _Stream:
         except Exception as error:
             raise _RefusedError(name, f"{error}" or type(error).__name__) from error
 
-    def finish(self) -> bytes:
+    def finish(self, init: bytes = b"") -> bytes:
         header = {
+            "init": init,
             "omitted": self._omitted,
             "sources": _sources(self.pickler.files),
             "modules": self._aliases | {f".{name}": name for name in self.pickler.submodules},
@@ -263,11 +266,13 @@ def dumps_code(roots: Mapping[str, object], depends: Mapping[str, object]) -> tu
         ShippingError: a root or a dependency cannot be pickled; the message names the part.
     """
     main = vars(sys.modules[MAIN])
+    depends = dict(depends)
+    init, known, modules = _dumps_init(depends.pop(INIT, None))
     required = _names_of([*roots.values(), *depends.values()])
     extras = [name for name, value in main.items() if _is_code(value) and _is_defined_as(value, name)]
     omitted: dict[str, str] = {}
     while True:
-        stream = _Stream({}, omitted)
+        stream = _Stream(known, omitted)
         try:
             stream.write_globals(required)
             for name, value in depends.items():
@@ -278,8 +283,25 @@ def dumps_code(roots: Mapping[str, object], depends: Mapping[str, object]) -> tu
         except _RefusedError as refused:
             omitted[refused.name] = refused.reason
             continue
-        shipped = stream.shipped | {name: value for name, value in depends.items() if _is_defined_as(value, name)}
-        return stream.finish(), Context(shipped, stream.pickler.modules)
+        shipped = {name: value for name, value in depends.items() if _is_defined_as(value, name)}
+        return stream.finish(init), Context(known | stream.shipped | shipped, modules | stream.pickler.modules)
+
+
+def _dumps_init(function: object) -> tuple[bytes, dict[str, object], set[str]]:
+    """Write the function that runs before the rest is loaded: its bytes, what travels with it, modules it names."""
+    if function is None:
+        return b"", {}, set()
+    omitted: dict[str, str] = {}
+    while True:
+        stream = _Stream({}, omitted)
+        try:
+            stream.write_globals(_names_of([function]))
+            _write_root(stream, None, {INIT: function}, INIT)
+            stream.write_globals(list(stream.pickler.names))
+        except _RefusedError as refused:
+            omitted[refused.name] = refused.reason
+            continue
+        return stream.finish(), stream.shipped, stream.pickler.modules
 
 
 def _is_defined_as(value: Any, name: str) -> bool:

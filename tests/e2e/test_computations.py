@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -279,3 +280,220 @@ def test_a_package_from_the_index(local: Callable[..., dispy.JobCluster], tmp_pa
         return importlib.metadata.version("iniconfig")
 
     assert ended(local(version, requirements=["iniconfig==2.0.0"]).submit()).result == "2.0.0"
+
+
+# ---- what setup made, in memory ----
+
+LARGE = 100 << 20
+
+
+def private_and_shared() -> tuple[int, int]:
+    """Bytes that this process has for itself, and those that it shares."""
+    sizes = {"Private": 0, "Shared": 0}
+    with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+        for line in file:
+            kind = line.partition("_")[0]
+            if kind in sizes and line.split(":")[0] in {f"{kind}_Clean", f"{kind}_Dirty"}:
+                sizes[kind] += int(line.split()[1]) << 10
+    return sizes["Private"], sizes["Shared"]
+
+
+def make_buffers() -> None:
+    global text, numbers
+    import numpy
+
+    text = b"\1" * LARGE
+    numbers = numpy.ones(LARGE // 8)
+
+
+def read_buffers(seconds: float) -> tuple[int, float, tuple[int, int]]:
+    import zlib
+
+    checksum, total = zlib.crc32(text), float(numbers.sum())
+    time.sleep(seconds)
+    return checksum, total, private_and_shared()
+
+
+def test_buffers_that_setup_made_are_shared_by_workers(local: Callable[..., dispy.JobCluster]) -> None:
+    pytest.importorskip("numpy")
+    cluster = local(read_buffers, setup=make_buffers)
+    results = [ended(job).result for job in [cluster.submit(0.5) for _ in range(2)]]
+    for _, total, (private, shared) in results:
+        assert total == LARGE // 8
+        assert shared > 2 * LARGE
+        assert private < LARGE // 5
+
+
+def make_counter(start: int, step: int = 1) -> int:
+    global counter, step_size
+    counter, step_size = multiprocessing.Value("i", start), step
+    return 1
+
+
+def count_up(times: int) -> int:
+    for _ in range(times):
+        with counter.get_lock():
+            counter.value += step_size
+    return os.getpid()
+
+
+def read_counter() -> int:
+    return int(counter.value)
+
+
+def count_or_read(times: int) -> int:
+    return count_up(times) if times else read_counter()
+
+
+def test_a_shared_value_of_setup_is_one_for_all_jobs_of_a_node(local: Callable[..., dispy.JobCluster]) -> None:
+    item = dispy.NodeAllocate("*", setup_args=(5,))
+    cluster = local(count_or_read, setup=make_counter, nodes=["local", item])
+    for job in [cluster.submit(1000) for _ in range(8)]:
+        assert ended(job).result, job.exception
+    assert cluster.submit(0)() == 8005
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, None])
+def test_return_values_of_setup_that_mean_success(local: Callable[..., dispy.JobCluster], code: int | None) -> None:
+    assert local(lambda: 1, setup=lambda: code).submit()() == 1
+
+
+def test_a_module_that_setup_imported_is_there_for_jobs(local: Callable[..., dispy.JobCluster]) -> None:
+    def prepare() -> None:
+        import decimal
+        import sqlite3  # noqa: F401
+
+        decimal.prepared = True  # type: ignore[attr-defined]
+
+    def use() -> bool:
+        import decimal
+        import sqlite3
+
+        return decimal.prepared and bool(sqlite3.sqlite_version)  # type: ignore[attr-defined]
+
+    assert local(use, setup=prepare).submit()() is True
+
+
+def test_init_depends_runs_before_the_rest_is_loaded(local: Callable[..., dispy.JobCluster]) -> None:
+    def init_depends() -> None:
+        import builtins
+
+        builtins.opening_words = "init"  # type: ignore[attr-defined]
+
+    class Late:
+        seen = "nothing"
+
+        def __reduce__(self) -> Any:
+            return eval, ("opening_words + ' came first'",)
+
+    late = Late()
+    assert local(lambda: str(late), depends=[init_depends]).submit()() == "init came first"
+
+
+# ---- each node its own ----
+
+
+class EachItsOwn(dispy.NodeAllocate):
+    def allocate(self, cluster: Any, ip_addr: str, name: str, cpus: int, *rest: Any) -> int:
+        assert not self.depends, "what one node got is still there for the next"
+        assert not self.setup_args
+        path = Path(self.folder) / f"{name}.txt"  # type: ignore[attr-defined]
+        path.write_text(f"for {name}")
+        self.depends = [str(path)]
+        self.setup_args = (path.name,)
+        return 1
+
+
+def read_own_file(name: str) -> None:
+    global own_text
+    own_text = Path(name).read_text()
+
+
+def tell_own(seconds: float) -> tuple[str, str]:
+    time.sleep(seconds)
+    return dispy_node_name, own_text  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_files_and_setup_args_of_single_nodes(
+    dispynode: Callable[..., Any], free_base_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPY_PORT", str(free_base_port))
+    for name in ("one", "two"):
+        dispynode("--cpus", "1", name=name)
+    item = EachItsOwn("*")
+    item.folder = str(tmp_path)  # type: ignore[attr-defined]
+    with dispy.JobCluster(tell_own, nodes=[item], setup=read_own_file) as cluster:
+        deadline = time.monotonic() + SOON
+        while len(cluster.status().nodes) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        results = {ended(job).result for job in [cluster.submit(0.3) for _ in range(4)]}
+    cluster.shutdown()
+    assert results == {("one", "for one"), ("two", "for two")}
+
+
+def test_files_stay_for_a_later_cluster_of_the_same_dest_path(
+    dispynode: Callable[..., Any], free_base_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPY_PORT", str(free_base_port))
+    dispynode()
+    (tmp_path / "data.txt").write_text("kept")
+    settings: dict[str, Any] = {"nodes": ["127.0.0.1"], "dest_path": "kept-here", "cleanup": False}
+    with dispy.JobCluster(lambda: 1, depends=[str(tmp_path / "data.txt")], **settings) as cluster:
+        assert cluster.submit()() == 1
+    with dispy.JobCluster(lambda: Path("data.txt").read_text(), **settings) as cluster:
+        assert cluster.submit()() == "kept"
+    cluster.shutdown()
+
+
+# ---- other interpreters ----
+
+
+@pytest.mark.real
+def test_a_client_of_another_python_uses_that_python_of_the_node(
+    dispynode: Callable[..., Any], free_base_port: int, tmp_path: Path
+) -> None:
+    found = other_python()
+    if found is None:
+        pytest.skip("there is no second CPython here that this test can make a client of")
+    version, folder = found
+    environment = tmp_path / "client"
+    packages = ["msgspec", "cloudpickle", "cryptography", "psutil", "platformdirs", "click", "rich"]
+    try:
+        subprocess.run([folder / f"python{version}", "-m", "venv", environment], check=True, capture_output=True)
+        subprocess.run(
+            [environment / "bin/pip", "install", "-q", *packages], check=True, capture_output=True, timeout=100
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        pytest.skip(f"no client for Python {version} could be made: {error}")
+    dispynode(env={"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"})
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import dispy, sys\n"
+        "def version(number):\n    import sys\n    return number, sys.version_info[:2]\n"
+        "with dispy.JobCluster(version, nodes=['127.0.0.1']) as cluster:\n"
+        "    assert cluster.submit(7)() == (7, sys.version_info[:2])\n"
+    )
+    source = Path(dispy.__file__).parents[1]
+    done = subprocess.run(
+        [environment / "bin/python", program],
+        env={**os.environ, "PYTHONPATH": str(source), "DISPY_PORT": str(free_base_port)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def other_python() -> tuple[str, Path] | None:
+    """Version and folder of an interpreter that is not this one, for which dispy is made."""
+    for version in ("3.11", "3.12", "3.13"):
+        if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+            continue
+        places = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+        places += sorted(Path(sys.base_prefix).parent.glob(f"{version}*/bin"))  # as version managers lay them out
+        for place in places:
+            path = place / f"python{version}"
+            if path.exists() and subprocess.run([path, "-c", ""], check=False, capture_output=True).returncode == 0:
+                return version, place
+    return None
