@@ -46,6 +46,8 @@ class Snapshot:
     given: int
     workers: int
     unacknowledged: int
+    done: int
+    served: int
 
 
 @dataclass(slots=True)
@@ -185,6 +187,8 @@ class NodeCore:
             given=sum(len(worker.jobs) for worker in self.desk.feeder.workers.values()),
             workers=len(self.desk.feeder.workers),
             unacknowledged=0 if lease is None else len(lease.results.attempts),
+            done=self.desk.done,
+            served=self.served,
         )
 
     def check(self) -> None:

@@ -25,10 +25,12 @@ STILLBORN_MOST = 5
 class JobDesk:
     """The jobs of the lease and the workers that run them."""
 
-    __slots__ = ("arguments", "feeder")
+    __slots__ = ("arguments", "done", "feeder")
 
     def __init__(self, cpus: int) -> None:
         self.feeder = Feeder(cpus)
+        self.done = 0
+        """Attempts that have ended here, of all leases."""
         self.arguments = ArgumentTable()
 
     # ---- in ----
@@ -410,6 +412,7 @@ class JobDesk:
     def _tell_done(self, lease: Lease, done: list[JobDone], bodies: list[bytes], effects: Effects) -> None:
         message: JobsDone
         message, payload = lease.results.add(done, bodies)
+        self.done += len(done)
         if lease.peer is not None:
             effects.sends.append(Send(lease.peer, message, payload))
 

@@ -10,6 +10,7 @@ import signal
 import socket
 
 from dispy.errors import DispyError, SettingsError
+from dispy.node import console
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
 from dispy.wire.interfaces import shown
@@ -44,7 +45,14 @@ async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
         logger.warning("%s", service.callers.port_notice)
     logger.info("%s", _ready_line(service))
     _tell_systemd(manager, "READY=1")
-    return await until_ended(service, manager)
+    if daemon or not console.is_wanted():
+        return await until_ended(service, manager)
+    terminal = console.Console(service)
+    terminal.start()
+    try:
+        return await until_ended(service, manager)
+    finally:
+        terminal.stop()
 
 
 async def until_ended(service: NodeService, manager: str = "") -> int:
