@@ -398,6 +398,10 @@ class JobCluster(NodeSteering, NodeTalk):
         self.close()
         stop_if_unused(self.service)
 
+    def end_jobs(self) -> None:
+        """Ask for the end of pending jobs, and do not wait for it."""
+        self._portal.post(self.service.close_cluster, self._id, True)
+
     def forget(self) -> None:
         """Mark this object closed, as its process forked and only the parent owns the jobs."""
         self.is_closed = True

@@ -43,6 +43,9 @@ class Closable(Protocol):
     def finish(self, terminate: bool) -> None:
         """Close it, whatever is pending."""
 
+    def end_jobs(self) -> None:
+        """Ask for the end of what is pending, and do not wait for it."""
+
     def forget(self) -> None:
         """Mark it closed: it belongs to another process."""
 
@@ -111,6 +114,9 @@ def _at_exit() -> None:
             for cluster in clusters:
                 if not cluster.is_closed:
                     cluster.finish(terminate=True)
+        for cluster in clusters:
+            if not cluster.is_closed:
+                cluster.end_jobs()  # the second interrupt may have come before `finish` asked for it
     with _lock:
         services = [service for service in _services.values() if service.portal.pid == os.getpid()]
         _services.clear()
