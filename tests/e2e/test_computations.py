@@ -497,3 +497,12 @@ def other_python() -> tuple[str, Path] | None:
             if path.exists() and subprocess.run([path, "-c", ""], check=False, capture_output=True).returncode == 0:
                 return version, place
     return None
+
+
+def test_explain_says_how_long_setup_has_been_running(
+    local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any]
+) -> None:
+    cluster = local(lambda: 1, setup=lambda: time.sleep(2.5))
+    job = cluster.submit()
+    wait_until(lambda: "setup still running since 1 s" in cluster.explain(job))
+    assert ended(job).result == 1

@@ -76,6 +76,11 @@ class ComputationDesk:
 
     # ---- what happens to them ----
 
+    def advanced(self, lease: Lease | None, event: ev.ComputationAdvanced, effects: Effects) -> None:
+        """Its preparation has come to a step that may take long."""
+        if lease is not None and _living(lease, event.computation) is not None:
+            _tell(lease, msg.ComputationAdvanced(event.computation, event.step), effects)
+
     def prepared(self, lease: Lease | None, event: ev.ComputationPrepared, effects: Effects) -> None:
         """Its fork server stands."""
         if lease is None or (computation := _living(lease, event.computation)) is None:

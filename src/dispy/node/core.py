@@ -114,6 +114,8 @@ class NodeCore:
                 self.desk.arguments.fetched(self.lease, event, effects)
             case ev.ArgumentsFailed():
                 self.desk.arguments_failed(self.lease, event, effects)
+            case ev.ComputationAdvanced():
+                self.computations.advanced(self.lease, event, effects)
             case ev.ComputationPrepared():
                 self.computations.prepared(self.lease, event, effects)
             case ev.ComputationFailed():

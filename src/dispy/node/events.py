@@ -53,6 +53,14 @@ class SchedulerSaid:
 
 
 @dataclass(slots=True, frozen=True)
+class ComputationAdvanced:
+    """A step of its preparation begins that may take long."""
+
+    computation: ComputationId
+    step: str
+
+
+@dataclass(slots=True, frozen=True)
 class ComputationPrepared:
     """Files and code are here and setup has run (also after a restart of its fork server)."""
 
@@ -233,6 +241,7 @@ Event = (
     LinkOpened
     | LinkLost
     | SchedulerSaid
+    | ComputationAdvanced
     | ComputationPrepared
     | ComputationFailed
     | ComputationCleaned

@@ -154,6 +154,7 @@ class HostedComputation:
         self._python = await places.environments.find(spec.python)
         self._workdir = places.workdirs.open(spec)
         if spec.requirements:
+            places.post(ev.ComputationAdvanced(self.id, "its environment is being built"))
             self._python = await places.venvs.provide(self._python, spec.requirements)
         for file in spec.files:
             await self._fetch_file(file)
@@ -196,6 +197,8 @@ class HostedComputation:
         litter.stamp(prefix.path / "environments", self._python)
         prefix.add_mark(server.mark)
         try:
+            if spec.kind == "function":
+                self._places.post(ev.ComputationAdvanced(self.id, "setup still running"))
             await server.start()
         except BaseException:
             prefix.forget_mark(server.mark)

@@ -101,6 +101,7 @@ class SchedulerCore:
             InvalidTransition: the host broke the rules (a job or a cluster submitted twice).
         """
         tables, out = self._tables, Outbox()
+        tables.now = now
         match event:
             case events.NodeSaid():
                 self._node_said(out, event, now)
@@ -137,6 +138,7 @@ class SchedulerCore:
     def handle_timeout(self, now: float) -> Effects:
         """Do what is due at `now`: nodes that did not come back are lost, refused computations are tried again."""
         tables, out = self._tables, Outbox()
+        tables.now = now
         for key in [key for key, at in tables.deadlines.items() if at <= now]:
             if tables.deadlines.pop(key, None) is None:
                 continue
@@ -177,8 +179,10 @@ class SchedulerCore:
         """Every node that a cluster wants to use, and what keeps it from being given work."""
         return standings(self._tables, cluster)
 
-    def explain(self, job: int) -> str:
+    def explain(self, job: int, now: float | None = None) -> str:
         """One sentence: why this job is where it is."""
+        if now is not None:
+            self._tables.now = now
         return explain_job(self._tables, job)
 
     def explain_cluster(self, cluster: ComputationId) -> str:
@@ -266,6 +270,8 @@ class SchedulerCore:
                 membership.lease_granted(tables, out, node, event.message)
             case messages.LeaseRefused(holder):
                 membership.lease_refused(tables, out, node, holder)
+            case messages.ComputationAdvanced(computation, step):
+                membership.computation_advanced(tables, node, computation, step, now)
             case messages.ComputationReady(computation):
                 membership.computation_ready(tables, out, node, computation)
             case messages.ComputationRefused():

@@ -27,7 +27,7 @@ def explain_job(tables: Tables, job: int) -> str:
         share = cluster.shares.get(node.id) if node is not None else None
         if share is None:
             return f"{where}, and the cluster's owner has not said yet how much it uses of it."
-        return f"{where}, which {why_unfit(share, record.shape) or _why_not(share)}.{traces_of([share])}"
+        return f"{where}, which {why_unfit(share, record.shape) or _why_not(share, tables.now)}.{traces_of([share])}"
     why = _why_shape_waits(tables, cluster, record.shape)
     before = sum(1 for other in cluster.queue_for(record) if _rank(other) < _rank(record))
     line = f" It waits behind {before} other{'s' if before > 1 else ''} of its cluster." if before else ""
@@ -55,12 +55,12 @@ class Standing:
 def standings(tables: Tables, id: ComputationId) -> list[Standing]:
     """Every node that a cluster wants to use."""
     cluster = tables.clusters.get(id)
-    return [] if cluster is None else [_standing(share) for share in cluster.shares.values()]
+    return [] if cluster is None else [_standing(share, tables.now) for share in cluster.shares.values()]
 
 
-def _standing(share: Share) -> Standing:
+def _standing(share: Share, now: float) -> Standing:
     node = share.node
-    problem = "" if share.is_usable else _why_not(share)
+    problem = "" if share.is_usable else _why_not(share, now)
     return Standing(node.id, node.info.name, node.address, share.cpus, len(share.flight), problem)
 
 
@@ -95,7 +95,7 @@ def _why_shape_waits(tables: Tables, cluster: ClusterRecord, shape: Shape) -> st
             continue
         node = share.node
         if not share.is_usable:
-            sentences.append(f"node {node.label} {_why_not(share)}")
+            sentences.append(f"node {node.label} {_why_not(share, tables.now)}")
         elif node.claimed.cpus:
             sentences.append(f"node {node.label} is being kept free, for this job or one before it")
         else:
@@ -132,7 +132,9 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
         return f"{_nodes(len(tables.nodes))} found, and the cluster uses none of them"
     ready = [share for share in cluster.shares.values() if share.is_usable]
     others = "; ".join(
-        f"node {share.node.label} {_why_not(share)}" for share in cluster.shares.values() if not share.is_usable
+        f"node {share.node.label} {_why_not(share, tables.now)}"
+        for share in cluster.shares.values()
+        if not share.is_usable
     )
     if not ready:
         return others
@@ -143,7 +145,7 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
     return f"{text} ({others})" if others else text
 
 
-def _why_not(share: Share) -> str:
+def _why_not(share: Share, now: float) -> str:
     """What keeps a share from being given work; the end of a sentence about its node."""
     node = share.node
     if share.state is ShareState.REFUSED:
@@ -158,6 +160,8 @@ def _why_not(share: Share) -> str:
         return "has been silent for a while"
     match share.state:
         case ShareState.WANTED | ShareState.OPENING:
+            if share.step:
+                return f"is preparing the computation: {share.step} since {now - share.step_at:.0f} s"
             return "is preparing the computation (files, code, setup)"
         case ShareState.CLOSING | ShareState.CLOSED if not share.is_renewed:
             return "is closing the computation"

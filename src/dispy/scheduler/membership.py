@@ -183,7 +183,7 @@ def ask_lease(tables: Tables, out: Outbox, node: NodeRecord) -> None:
 
 
 def _open(out: Outbox, share: Share) -> None:
-    share.state = ShareState.OPENING
+    share.state, share.step = ShareState.OPENING, ""
     out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit))
 
 
@@ -261,6 +261,15 @@ def lease_refused(tables: Tables, out: Outbox, node: NodeRecord, holder: Holder)
 
 def _held_by(holder: Holder) -> str:
     return f"used by {holder.user}@{holder.host} ({holder.program}, process {holder.pid})"
+
+
+def computation_advanced(tables: Tables, node: NodeRecord, id: ComputationId, step: str, now: float) -> None:
+    """The node says what it does to prepare it."""
+    share = node.shares.get(id)
+    if share is None or share.state is not ShareState.OPENING:
+        tables.counters.ignored += 1
+        return
+    share.step, share.step_at = step, now
 
 
 def computation_ready(tables: Tables, out: Outbox, node: NodeRecord, id: ComputationId) -> None:

@@ -86,6 +86,9 @@ class Share:
     """Why the node refused it."""
     trace: str = ""
     """The traceback that came with that."""
+    step: str = ""
+    """What the node does to prepare it, since `step_at`."""
+    step_at: float = 0.0
     final: bool = False
     """Whether it refused for good."""
     is_paused: bool = False

@@ -169,7 +169,7 @@ class SchedulerService:
 
     def explain(self, job: int) -> str:
         """One sentence (or a few) that says why a job is where it is."""
-        sentence = self.core.explain(job)
+        sentence = self.core.explain(job, self.portal.loop.time())
         return sentence if self.links.nodes else f"{sentence} {self.search.account()}"
 
     def flush_now(self) -> None:

@@ -67,6 +67,8 @@ class Tables:
     token: bytes
     grace: float
     ahead: float
+    now: float = 0.0
+    """The time of the last event, for people."""
     clusters: dict[ComputationId, ClusterRecord] = field(default_factory=dict)
     nodes: dict[ProcessId, NodeRecord] = field(default_factory=dict)
     jobs: dict[int, JobRecord] = field(default_factory=dict)

@@ -182,6 +182,13 @@ class LeaseRefused(Message, frozen=True):
     holder: Holder
 
 
+class ComputationAdvanced(Message, frozen=True):
+    """What I do to prepare it, for people: the end of a sentence before "since 5 s"."""
+
+    computation: ComputationId
+    step: str
+
+
 class ComputationReady(Message, frozen=True):
     """Its setup has run; send jobs."""
 
@@ -287,4 +294,5 @@ AnyMessage = (
     | FilePlaced
     | JobTail
     | JobsListed
+    | ComputationAdvanced
 )
