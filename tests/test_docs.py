@@ -25,6 +25,7 @@ PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(
 RUNNABLE = re.compile(r"<!-- runnable -->\n```python\n(.+?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z]")
 ELSEWHERE = {
+    *("--ip_addr", "--ext_ip_addr", "--node_port"),
     "--scheduler_host",
     # of other programs
     *("--system", "--create-home", "--home-dir", "--now", "--year", "--index-url", "--find-links"),

@@ -192,7 +192,7 @@ class JobCluster(NodeSteering, NodeTalk):
         spec = self._portal.call(self._make_spec(shipment))
         spec = msgspec.structs.replace(
             spec,
-            dest_path=(dest_path or "").strip("/\\"),
+            dest_path=parameters.relative(dest_path),
             keep_files=cleanup is False,
             isolate=parameters.truth("isolate", isolate),
             setup_in=setup_in,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from dispy.errors import SettingsError
+from dispy.logs import logger
 from dispy.settings import names, variable
 
 OLD_NAMES: Final[Mapping[str, str]] = {
@@ -22,6 +23,8 @@ OLD_NAMES: Final[Mapping[str, str]] = {
     "port": "dispy_port",
 }
 """Parameters of earlier versions of the original, and what they are called now."""
+OLD_OPTIONS: Final[Mapping[str, str]] = {"ip_addr": "host", "ext_ip_addr": "ext_host"}
+"""Options of `dispynode` in earlier versions, without dashes."""
 OLD_NODE_PORT: Final = "node_port"
 """It was the port of nodes, which is one above the base port."""
 
@@ -51,6 +54,15 @@ def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[st
         warnings.warn(f"the parameter {name} is called {hint} now", DeprecationWarning, stacklevel=3)
         values[new] = value
     return values
+
+
+def option_of_today(name: str) -> str:
+    """What an option of `dispynode` (without its dashes) is called now; warns when it has another name."""
+    new = OLD_OPTIONS.get(name)
+    if new is None:
+        return name
+    warnings.warn(f"the option --{name} is called --{new} now", FutureWarning, stacklevel=2)
+    return new
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -114,6 +126,14 @@ def loglevel(explicit: int | None) -> int | str:
     if name not in logging.getLevelNamesMapping():
         raise SettingsError(f"DISPY_LOGLEVEL={name.lower()!r}: use debug, info, warning, error or critical")
     return name
+
+
+def relative(dest_path: str | None) -> str:
+    """The name of a directory below that of a node; a leading separator is left out, with a warning."""
+    inside = (dest_path or "").strip("/\\")
+    if dest_path and dest_path[0] in "/\\":
+        logger.warning("dest_path %r is below the directory of each node: %r is used", dest_path, inside)
+    return inside
 
 
 def interfaces(host: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import pytest
 import dispy
 from dispy import JobCluster, config
 from dispy.errors import SettingsError
-from dispy.parameters import OLD_NAMES, fitting, renamed
+from dispy.parameters import OLD_NAMES, OLD_OPTIONS, fitting, option_of_today, relative, renamed
 
 NAMES = list(inspect.signature(JobCluster).parameters)
 ORDER = (  # noqa: SIM905 - a list would be a column
@@ -149,3 +149,17 @@ def test_names_that_the_original_has() -> None:
         dispy.httpd  # noqa: B018
     with pytest.raises(ImportError, match="web monitor"):
         importlib.import_module("dispy.httpd")
+
+
+def test_options_of_earlier_versions_are_accepted_with_a_warning() -> None:
+    for old, new in OLD_OPTIONS.items():
+        with pytest.warns(FutureWarning, match=f"--{old} is called --{new}"):
+            assert option_of_today(old) == new
+    assert option_of_today("host") == "host"
+
+
+def test_dest_path_is_below_the_directory_of_a_node(caplog: pytest.LogCaptureFixture) -> None:
+    assert relative(None) == ""
+    assert relative("mine/here") == "mine/here"
+    assert caplog.text == ""
+    assert relative("/tmp/mine") == "tmp/mine"

@@ -24,6 +24,7 @@ from dispy.node.launch import launch
 from dispy.node.options import comma_separated, owner_options, owner_settings
 from dispy.node.running import run
 from dispy.node.settings import NodeSettings
+from dispy.parameters import option_of_today
 from dispy.secrets import Credentials, find_credentials
 
 logger = logging.getLogger("dispy.node")
@@ -58,7 +59,13 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
     return value
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "token_normalize_func": option_of_today,
+    }
+)
 @click.option(
     *("-c", "--cpus"),
     type=int,
