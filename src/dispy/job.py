@@ -110,7 +110,7 @@ class DispyJob:
         """
         if not self._ended:
             self.finish.wait()
-        result = self.result
+        result = self._original().result
         if clear and self._waiters is not None and self._waiters.event is not None:
             self._waiters.event.clear()
         return result
@@ -131,7 +131,7 @@ class DispyJob:
 
             self._when_ended(ended)
             yield from future
-        return self.result
+        return self._original().result
 
     def tail(self) -> tuple[Any, Any]:
         """What it has printed so far: stdout and stderr, the last 64 KiB of each while it runs, all after its end.
@@ -159,6 +159,11 @@ class DispyJob:
         if self._ended:
             event.set()
         return event
+
+    def _original(self) -> DispyJob:
+        """The job of which this is a copy for a callback, or itself."""
+        record: Any = self._record
+        return self if self._ended or record is None else record.handle
 
     def _when_ended(self, function: Callable[[DispyJob], object]) -> None:
         """Call a function when the job has ended, or now if it has.

@@ -24,7 +24,7 @@ class CompletedJobs:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken: asyncio.Event | None = None
         # kept by themselves: an id can be set to anything, also to that of another job
-        self._pending: dict[int, DispyJob] = {id(job): job for job in jobs}
+        self._pending: dict[int, DispyJob] = {id(job): job for job in map(DispyJob._original, jobs)}
         self._left = len(self._pending)
         heard = self._heard
         for job in list(self._pending.values()):

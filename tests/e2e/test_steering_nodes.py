@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -163,3 +164,29 @@ def test_nodes_can_be_allocated_later(cluster_on: Callable[..., Any]) -> None:
     assert cluster.allocate_node(("127.0.0.1", None, 1)) == 0
     assert job() == 3
     assert cluster.status().nodes[0].cpus == 1
+
+
+def test_a_callback_may_wait_for_a_job_before_any_node_was_allocated(cluster_on: Callable[..., Any]) -> None:
+    item = Data("127.0.0.1")
+    results: queue.Queue[Any] = queue.Queue()
+
+    def waits(status: int, node: Any, job: Any) -> None:
+        if status == dispy.DispyJob.Created:
+            results.put(job())
+
+    cluster, _ = cluster_on(known, nodes=[item], setup=remember, cleanup=forget)
+    cluster.cluster_status = waits
+    cluster.submit()
+    assert results.get(timeout=20) == 1
+
+
+def test_jobs_of_two_clusters_in_an_event_loop(cluster_on: Callable[..., Any]) -> None:
+    one, _ = cluster_on(lambda n: n + 1)
+    two, _ = cluster_on(lambda n: -n)
+
+    async def main() -> list[int]:
+        jobs = [cluster.submit(n) for n in range(10) for cluster in (one, two)]
+        results = [job.result async for job in dispy.as_completed(jobs, timeout=20)]
+        return [*sorted(results), await one.submit(99)]
+
+    assert asyncio.run(main()) == [*range(-9, 1), *range(1, 11), 100]
