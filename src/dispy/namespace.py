@@ -119,6 +119,12 @@ def load_later(data: bytes) -> object:
     return roots["value"]
 
 
+def load_names(data: bytes) -> None:
+    """Make the names of a pickled dict visible to all that is loaded afterwards, which may overwrite them."""
+    names: dict[str, object] = _Loader(io.BytesIO(data), keep=True).load()
+    inject(names)
+
+
 def _load_records(data: bytes, *, keep: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """A stream is: one header, then records, written by one pickler so that they share objects."""
     file = io.BytesIO(data)

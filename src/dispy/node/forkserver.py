@@ -217,6 +217,11 @@ class _Server:
         sys.argv[:] = [spec["name"]]
         namespace.make_main()
         jobside.give_names(spec["job_names"], self._console)
+        if spec["made_by_init"]:
+            self._doing = "loading what the init file of the node made"
+            with open(spec["made_by_init"], "rb") as file:
+                namespace.load_names(file.read())
+            self._doing = "loading the code"
         code = payload[: spec["code_size"]]
         arguments = payload[spec["code_size"] :]
         self._computation = namespace.load_computation(code)

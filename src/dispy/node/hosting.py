@@ -18,7 +18,8 @@ from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
 from dispy.node import events as ev
 from dispy.node import litter
 from dispy.node.channel import SENT_FILE
-from dispy.node.environments import Environments
+from dispy.node.environments import Environments, own_python
+from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.settings import NodeSettings
@@ -46,6 +47,7 @@ class NodePlaces:
     names: dict[str, str]
     """What jobs may know of the node (dispy_node_name, …)."""
     settings: NodeSettings
+    init: InitFile | None
     post: Callable[[ev.Event], None]
     wall: Callable[[], float]
 
@@ -172,6 +174,11 @@ class HostedComputation:
             env["VIRTUAL_ENV"] = os.path.dirname(folder)
             env["PATH"] = os.pathsep.join((folder, env.get("PATH", os.defpath)))
         is_own = self._python == sys.executable
+        made_by_init = ""
+        if (init := self._places.init) is not None:
+            env.update(init.environment if spec.kind == "program" else {})
+            # Code of another Python cannot be loaded.
+            made_by_init = str(init.made) if spec.python == own_python() else ""
         server = ForkServer(
             ForkServerSpec(
                 python=self._python,
@@ -189,6 +196,7 @@ class HostedComputation:
                 setup_in=spec.setup_in,
                 nice=self._places.settings.nice,
                 account=self._places.settings.account,
+                made_by_init=made_by_init,
                 client_shutdown=self._places.settings.client_shutdown,
             ),
             self,

@@ -48,6 +48,8 @@ class ForkServerSpec:
     """Niceness of everything below it."""
     account: Account | None = None
     """Who it runs as; None: as the daemon."""
+    made_by_init: str = ""
+    """File with what the node owner's init file made for jobs; empty: none."""
     client_shutdown: bool = False
     """Whether its cleanup function may end the node."""
     growth_limit: int = 0

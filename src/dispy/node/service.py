@@ -26,6 +26,7 @@ from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.environments import Environments
 from dispy.node.hosting import NodePlaces, env_without_secrets
+from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
 from dispy.node.settings import NodeSettings
@@ -108,6 +109,7 @@ class NodeService:
             ),
             names={},
             settings=settings,
+            init=None,
             post=self.handle,
             wall=time.time,
         )
@@ -122,6 +124,12 @@ class NodeService:
         }
         self.upkeep = Upkeep(settings, post=self.handle, announce=self._announce_if_free, tidy=self._tidy)
         try:
+            if settings.init is not None:
+                mark = secrets.token_hex(16)
+                prefix.add_mark(mark)
+                init = InitFile(settings.init, prefix.path / "init", mark)
+                await init.start(env_without_secrets())
+                self._places.init = init
             self.upkeep.start()
             await self.callers.start()
             # Nobody has heard the description yet: nothing else has run since the port was opened.
@@ -146,6 +154,9 @@ class NodeService:
         await self.callers.stop_listening()
         await self.upkeep.stop()
         await self._performer.close()
+        if self._places.init is not None:
+            await self._places.init.close()
+            self._prefix.forget_mark(self._places.init.mark)
         await self.callers.hang_up_all()
         self._sources.close()
         await asyncio.to_thread(self._prefix.release, remove=self.settings.remove_prefix)

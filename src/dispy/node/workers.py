@@ -114,6 +114,7 @@ class ForkServer:
             "isolate": self._spec.isolate,
             "setup_in": self._spec.setup_in,
             "nice": self._spec.nice,
+            "made_by_init": self._spec.made_by_init,
             "confined": self._spec.account is not None,
             "client_shutdown": self._spec.client_shutdown,
             "growth_limit": self._spec.growth_limit,
