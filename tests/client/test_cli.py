@@ -144,6 +144,12 @@ def info(holder: Holder | None = None) -> NodeInfo:
     return NodeInfo(ProcessId("ab" * 16), "n1", 8, "linux", ("cpython-3.11",), 4 << 30, "5.0.0", holder=holder)
 
 
+def test_a_node_that_offers_nothing_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    closed = msgspec.structs.replace(info(), cpus=0, closed="its service window begins at 17:00")
+    _print_table(Survey([NodeSeen("n1", "10.0.0.1", 9701, closed)], []))
+    assert "closed: its service window begins at 17:00" in capsys.readouterr().out
+
+
 def test_nodes_are_shown_with_who_holds_them(capsys: pytest.CaptureFixture[str]) -> None:
     _print_table(Survey([NodeSeen("n1", "10.0.0.1", 9701, info(HELD))], []))
     out = capsys.readouterr().out

@@ -204,6 +204,7 @@ def _print_json(survey: Survey) -> None:
             shown |= {"state": _state(info), "cpus": info.cpus, "memory": info.memory, "platform": info.platform}
             shown |= {"pythons": list(info.pythons), "version": info.version, "process": info.process}
             shown |= {"tags": list(info.tags), "gpus": info.gpus, "holder": _holder(info)}
+            shown |= {"closed": info.closed}
         click.echo(json.dumps(shown))
     for refusal in survey.refusals:
         click.echo(
@@ -221,7 +222,7 @@ def _holder(info: NodeInfo) -> dict[str, object] | None:
 
 def _state(info: NodeInfo) -> str:
     if info.cpus == 0:
-        return "ending"
+        return "closed"
     return "busy" if info.holder else "free"
 
 
@@ -240,6 +241,7 @@ def _print_table(survey: Survey) -> None:
             assert node.info is not None
             info, holder = node.info, node.info.holder
             by = f" ({holder.user}@{holder.host}: {holder.program})" if holder else ""
+            by = f": {info.closed}{by}" if info.closed else by
             gpus = f" + {info.gpus} GPU{'' if info.gpus == 1 else 's'}" if info.gpus else ""
             table.add_row(
                 *(node.name, "\n".join(node.addresses), f"{info.cpus}{gpus}", f"{info.memory / 2**30:.1f} GiB"),

@@ -409,7 +409,7 @@ class NodeCore:
                 self.desk.give_back_all(lease, effects)
             return
         self.exiting = _Exiting(False)
-        self.info = msgspec.structs.replace(self.info, cpus=0)
+        self.info = msgspec.structs.replace(self.info, cpus=0, closed="it is ending")
         if lease is not None and lease.peer is not None:
             effects.sends.append(Send(lease.peer, msg.NodeDescribed(self.info)))
 
