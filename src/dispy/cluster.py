@@ -24,7 +24,7 @@ from dispy.job import TAILS, DispyJob
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import release, remember, service_for, stop_if_unused
 from dispy.logs import logger
-from dispy.model import ComputationId, ComputationSpec, JobOptions
+from dispy.model import ComputationId, ComputationSpec, JobDepends, JobOptions
 from dispy.nodes import DispyNode, parse_nodes
 from dispy.portal import portal
 from dispy.report import cluster_report
@@ -34,7 +34,7 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService, ServiceSettings
 from dispy.secrets import find_credentials
 from dispy.settings import INLINE_SIZE, base_port, flag, variable
-from dispy.shipping import Shipment, dumps_arguments, pack
+from dispy.shipping import Shipment, dumps_arguments, dumps_for_job, pack
 from dispy.steering import NodeSteering
 from dispy.talk import NodeTalk
 
@@ -301,9 +301,13 @@ class JobCluster(NodeSteering, NodeTalk):
     ) -> DispyJob:
         if self.is_closed or os.getpid() != self.pid:
             self._check_open()
+        depends = kwargs.pop("dispy_job_depends", None) if kwargs else None
         if kwargs:
             _refuse_unknown_options(kwargs)
-        data = dumps_arguments(self._shipment, args, kwargs)
+        if depends:
+            data, options = self._with_depends(options or JobOptions(), depends, args, kwargs)
+        else:
+            data = dumps_arguments(self._shipment, args, kwargs)
         job = DispyJob(job_id)
         blob = None
         if len(data) > INLINE_SIZE:
@@ -315,6 +319,20 @@ class JobCluster(NodeSteering, NodeTalk):
         self._ledger.tell_created(job)
         self.service.submit(record)
         return job
+
+    def _with_depends(
+        self, options: JobOptions, depends: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, JobOptions]:
+        if isinstance(depends, str):
+            raise ShippingError(f"dispy_job_depends is a list, not {depends!r}: put it into brackets")
+        data, files = dumps_for_job(self._shipment, depends, args, kwargs)
+        if not files:
+            return data, options
+        try:
+            specs = self._portal.call(self.service.offer_for_job([(file.path, file.dest) for file in files]))
+        except TransferError as error:
+            raise ShippingError(f"dispy_job_depends: {error}") from error
+        return data, msgspec.structs.replace(options, depends=JobDepends(specs))
 
     def cancel(self, job: DispyJob) -> int:
         """Cancel a job: a waiting one ends Cancelled; a running one sees KeyboardInterrupt and ends Terminated.

@@ -111,10 +111,11 @@ class ComputationSpec(msgspec.Struct, frozen=True):
 
 
 class JobDepends(msgspec.Struct, frozen=True, array_like=True):
-    """What one job needs beyond its computation; removed when it has ended."""
+    """Files that one job needs beyond those of its computation; removed when it has ended.
 
-    code: bytes = b""
-    """Pickled names for the namespace, opaque to daemons."""
+    Code that it alone needs travels with its arguments.
+    """
+
     files: tuple[FileSpec, ...] = ()
 
 

@@ -125,6 +125,39 @@ def load_names(data: bytes) -> None:
     inject(names)
 
 
+brought_by_job: Final[list[Callable[[], object]]] = []
+"""What takes away again what the running job alone has brought."""
+
+
+def load_for_job(code: bytes, modules: tuple[str, ...], arguments: bytes) -> object:
+    """Unpickle the arguments of a job that brings names and modules of its own; `forget_job` removes these.
+
+    A name that it brings stands in place of one that is here; what it only needs overwrites nothing.
+    """
+    names = vars(sys.modules[MAIN])
+    before = set(names)
+    importlib.invalidate_caches()  # its files have come since the folder was last looked at
+    brought_by_job.extend(functools.partial(sys.modules.pop, name, None) for name in modules if name not in sys.modules)
+    brought: dict[str, Any] = {}
+    try:
+        brought = _load_records(code, keep=True)[0]["names"]
+    finally:
+        brought_by_job.extend(functools.partial(names.pop, name, None) for name in names.keys() - before)
+    for name, value in brought.items():
+        if name in before:
+            brought_by_job.append(functools.partial(names.__setitem__, name, names[name]))
+        elif name not in names:
+            brought_by_job.append(functools.partial(names.pop, name, None))
+        names[name] = value
+    return pickle.loads(arguments)
+
+
+def forget_job() -> None:
+    """Remove what the job has brought; nothing to do for most."""
+    while brought_by_job:
+        brought_by_job.pop()()
+
+
 def _load_records(data: bytes, *, keep: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """A stream is: one header, then records, written by one pickler so that they share objects."""
     file = io.BytesIO(data)

@@ -348,6 +348,49 @@ class _CheckedPickler(pickle.Pickler):
         return NotImplemented
 
 
+class _ForJob:
+    """Pickles as the call that loads what a job brings, then its arguments."""
+
+    def __init__(self, code: bytes, modules: tuple[str, ...], arguments: bytes) -> None:
+        self._parts = code, modules, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[bytes, tuple[str, ...], bytes]]:
+        return namespace.load_for_job, self._parts
+
+
+def dumps_for_job(
+    shipped: Mapping[str, object],
+    brings: Mapping[str, object],
+    find_modules: Callable[[set[str]], tuple[str, ...]],
+    value: object,
+) -> bytes:
+    """Pickle the arguments of a job together with what it brings by name.
+
+    Args:
+        shipped: what the nodes know of the client's `__main__`.
+        brings: names that are for this job alone.
+        find_modules: given those that the code refers to, the names of the modules that are for this job alone.
+        value: the arguments.
+
+    Raises:
+        ShippingError: something that it brings cannot be pickled; the message names the part.
+        Exception: what pickling the arguments raises.
+    """
+    omitted: dict[str, str] = {}
+    while True:
+        stream = _Stream(shipped, omitted)
+        try:
+            stream.write_globals(_names_of(list(brings.values())))
+            _write_root(stream, None, {"names": dict(brings)}, "dispy_job_depends")
+            stream.write_globals(list(stream.pickler.names))
+        except _RefusedError as refused:
+            omitted[refused.name] = refused.reason
+            continue
+        known = {**shipped, **stream.shipped, **{name: it for name, it in brings.items() if _is_defined_as(it, name)}}
+        modules = find_modules(stream.pickler.modules)
+        return pickle.dumps(_ForJob(stream.finish(), modules, dumps_value(known, value)), 5)
+
+
 class _Later:
     """Pickles as the call that loads code which comes after the computation."""
 

@@ -30,7 +30,16 @@ from dispy.sources import (
     tree_files,
 )
 
-__all__ = ["LocalFile", "Shipment", "destination", "dumps_arguments", "dumps_setup_args", "loads_result", "pack"]
+__all__ = [
+    "LocalFile",
+    "Shipment",
+    "destination",
+    "dumps_arguments",
+    "dumps_for_job",
+    "dumps_setup_args",
+    "loads_result",
+    "pack",
+]
 
 _PLAIN: Final = frozenset({int, float, bool, str, type(None)})
 """Types whose values always can be pickled and refer to nothing; looking no further saves half the time."""
@@ -190,6 +199,43 @@ def dumps_arguments(shipment: Shipment, args: tuple[object, ...], kwargs: dict[s
         return pickling.dumps_value(shipment.context.shipped, (args, kwargs), large)
     except Exception as error:
         raise _refusal(args, kwargs) from error
+
+
+def dumps_for_job(
+    shipment: Shipment, depends: Sequence[object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[bytes, list[LocalFile]]:
+    """Pickle the arguments of a job with the code that is for it alone; also the files that are.
+
+    Raises:
+        ShippingError: something cannot travel; the message names it.
+    """
+    files: dict[str, LocalFile] = {}
+    names: dict[str, object] = {}
+    for item in depends:
+        _add_dependency(item, files, names)
+    if shipment.kind == "program":
+        if names:
+            what = ", ".join(sorted(names))
+            raise ShippingError(f"{what}: a program cannot use functions or classes; dispy_job_depends are files")
+        _check(files.values())
+        return dumps_arguments(shipment, args, kwargs), list(files.values())
+    there = {file.dest for file in shipment.files}
+
+    def find_modules(referred: set[str]) -> tuple[str, ...]:
+        for file in own_files(sorted(referred)):
+            if file.dest not in there:
+                files.setdefault(file.dest, file)
+        python = [file.dest.removesuffix(".py") for file in files.values() if file.dest.endswith(".py")]
+        return tuple(dest.removesuffix("/__init__").replace("/", ".") for dest in python)
+
+    try:
+        data = pickling.dumps_for_job(shipment.context.shipped, names, find_modules, (args, kwargs))
+    except ShippingError:
+        raise
+    except Exception as error:
+        raise _refusal(args, kwargs) from error
+    _check(files.values())
+    return data, list(files.values())
 
 
 def dumps_setup_args(shipment: Shipment, args: tuple[object, ...]) -> bytes:

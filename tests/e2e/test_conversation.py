@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -318,3 +320,134 @@ def test_the_names_that_a_job_finds(local: Local) -> None:
     node = cluster.status().nodes[0]
     assert (name, address) == (node.name, node.ip_addr)
     assert path == directory
+
+
+# What single jobs bring
+
+
+DELEGATE = """
+import dispy, math
+
+def delegate(name, *args):
+    found = globals().get(name)
+    return f"no {name}" if found is None else found(*args)
+
+def prepare():
+    global kept
+    kept = lambda: "setup"
+    return 0
+
+if __name__ == "__main__":
+    cluster = dispy.JobCluster(delegate, nodes="local", setup=prepare)
+    unit = 10
+
+    def add(a, b):
+        return a + b + unit + math.floor(0.5)
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    def shift(point, by):
+        assert isinstance(point, Point)
+        return Point(point.x + by).x
+
+    def first():
+        return "first"
+
+    def second():
+        return "second"
+
+    def kept():
+        return "job"
+
+    first.__name__ = second.__name__ = "work"
+    submit = cluster.submit
+    for _ in range(15):
+        jobs = [
+            submit("add", 1, 2, dispy_job_depends=[add]),
+            submit("add"),
+            submit("work", dispy_job_depends=[first]),
+            submit("work", dispy_job_depends=[second]),
+            submit("work"),
+            submit("shift", Point(3), 4, dispy_job_depends=[shift, Point]),
+            submit("shift"),
+            submit("kept", dispy_job_depends=[kept]),
+            submit("kept"),
+            submit("unit"),
+        ]
+        results = [job() for job in jobs]
+        expected = [13, "no add", "first", "second", "no work", 7, "no shift", "job", "setup", "no unit"]
+        assert results == expected, (results, [job.exception for job in jobs if job.exception])
+    print("done")
+"""
+
+
+def test_a_function_that_a_job_brings_is_called_by_name(tmp_path: Path) -> None:
+    """The original's delegate example: one computation, any function."""
+    program = tmp_path / "delegate.py"
+    program.write_text(DELEGATE)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_files_and_modules_of_a_job_are_there_for_it_alone(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> Any:
+        try:
+            with open("own/data.txt") as file:
+                text = file.read()
+        except FileNotFoundError:
+            text = ""
+        try:
+            import brought_module  # type: ignore[import-not-found]
+        except ImportError:
+            return text, 0
+        return text, brought_module.VALUE
+
+    cluster = local(look)
+    Path("own").mkdir()
+    assert cluster.submit()() == ("", 0)
+    for version in (1, 2):
+        Path("own/data.txt").write_text("x" * version * 100_000)
+        Path("brought_module.py").write_text(f"VALUE = {version}{'0' * version}\n")
+        depends = ["own/data.txt", "brought_module.py"]
+        jobs = [cluster.submit(dispy_job_depends=depends) for _ in range(12)]
+        for job in jobs:
+            assert job() == ("x" * version * 100_000, int(f"{version}{'0' * version}")), job.exception
+        assert cluster.submit()() == ("", 0)
+    with pytest.raises(dispy.DispyError, match="nowhere"):
+        cluster.submit(dispy_job_depends=["nowhere"])
+    assert list(cluster.service._held) == []
+
+
+def test_files_of_jobs_that_never_run_are_removed(local: Local, wait_until: Callable[..., Any]) -> None:
+    def either(path: str) -> list[str]:
+        while path and not os.path.exists(path):  # type: ignore[name-defined] # noqa: F821
+            time.sleep(0.01)
+        return sorted(os.listdir())  # type: ignore[name-defined] # noqa: F821
+
+    cluster = local(either)
+    Path("mine").write_text("mine")
+    go = Path("go").absolute()
+    busy = [cluster.submit(str(go)) for _ in range(4)]
+    jobs = [cluster.submit("", dispy_job_depends=["mine"]) for _ in range(6)]
+    wait_until(lambda: busy[0].status == DispyJob.Running, timeout=SOON)
+    for job in jobs[:5]:
+        cluster.cancel(job)
+    go.touch()
+    assert "mine" in ended(jobs[5]).result
+    cluster.wait()
+    assert "mine" not in cluster.submit("")()
+
+
+def test_a_program_brings_files(local: Local) -> None:
+    program = Path("show.sh")
+    program.write_text("#!/bin/sh\ncat words.txt\n")
+    program.chmod(0o755)
+    Path("words.txt").write_text("hello")
+    cluster = local(str(program))
+    job = ended(cluster.submit(dispy_job_depends=["words.txt"]))
+    assert (job.result, job.stdout) == (0, b"hello")
+    assert ended(cluster.submit()).result == 1
+    with pytest.raises(dispy.DispyError, match="files"):
+        cluster.submit(dispy_job_depends=[len])

@@ -18,7 +18,9 @@ from dispy.model import (
     FileSpec,
     HeldAttempt,
     Holder,
+    JobDepends,
     JobDone,
+    JobOptions,
     JobSpec,
     NodeInfo,
     ProcessId,
@@ -961,3 +963,42 @@ def test_a_file_of_a_job_is_offered_until_it_is_taken(ready: Node) -> None:
     ready.handle(ev.ParcelDropped(9))
     assert ready.said(msg.FileTaken(file.blob.name, "", 1, "out")).actions == []
     assert ready.handle(ev.FileSent(10, 1, 99, file)).actions == [do.AnswerParcel(10, False)]
+
+
+def bringing(*jobs: int, blob: BlobRef | None = None) -> msg.RunJobs:
+    """Jobs that bring a file each."""
+    options = JobOptions(depends=JobDepends((FileSpec("data", BlobRef(b"f" * 32, 3)),)))
+    return msg.RunJobs(MAP, [JobSpec(job, 1, 0 if blob else 1, blob, options) for job in jobs])
+
+
+def lend(job: int) -> do.LendFiles:
+    return do.LendFiles(MAP, job, 1, (FileSpec("data", BlobRef(b"f" * 32, 3)),))
+
+
+def test_a_job_waits_for_the_files_that_it_brings(ready: Node) -> None:
+    assert ready.said(bringing(1, 2), b"xx").actions == [lend(1), lend(2)]
+    assert ready.handle(ev.FilesLent(1, 1)).actions == [fed(1, 2)]
+    failed = ready.handle(ev.FilesLent(2, 1, "the disk is full"))
+    assert failed.actions == [do.ReturnFiles(MAP, 2, 1)]
+    done: Any = failed.sends[0]
+    assert done.message.jobs[0].ending == Ending.DIED
+    assert done.payload[0].endswith(b"the disk is full")
+    assert do.ReturnFiles(MAP, 1, 1) in ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions
+    assert ready.handle(ev.FilesLent(1, 1)) == Effects()
+
+
+def test_files_and_large_arguments_come_in_any_order(ready: Node) -> None:
+    blob = BlobRef(b"a" * 32, 70_000, False)
+    assert ready.said(bringing(1, blob=blob)).actions == [lend(1), do.FetchArguments(ANNA, blob)]
+    assert ready.handle(ev.ArgumentsFetched(blob.name, 9)).actions == []
+    assert ready.said(bringing(2, blob=blob)).actions == [lend(2)]
+    assert [type(action) for action in ready.handle(ev.FilesLent(2, 1)).actions] == [do.FeedWorker]
+    assert [type(action) for action in ready.handle(ev.FilesLent(1, 1)).actions] == [do.FeedWorker]
+
+
+def test_files_of_a_job_that_does_not_run_go_back(ready: Node) -> None:
+    ready.said(bringing(1, 2), b"xx")
+    assert ready.said(msg.CancelJobs([1])).actions == [do.ReturnFiles(MAP, 1, 1)]
+    recalled = ready.said(msg.RecallJobs(1))
+    assert recalled.actions == [do.ReturnFiles(MAP, 2, 1)]
+    assert recalled.sends == [Send(ANNA, msg.JobsRecalled([HeldAttempt(2, 1)]))]

@@ -40,11 +40,8 @@ class ArgumentTable:
             shared = self._blobs[blob.name] = _Shared(None)
             effects.actions.append(FetchArguments(lease.peer, blob))
         shared.jobs.add(job)
-        if shared.descriptor is None:
-            job.computation.arriving[job.job] = job
-        else:
-            job.arguments = shared.descriptor
-            job.computation.queue.append(job)
+        job.arguments = shared.descriptor
+        job.admit()
 
     def fetch_again(self, lease: Lease, effects: Effects) -> None:
         """Another link speaks for the lease: what was being fetched comes over it."""
@@ -64,8 +61,7 @@ class ArgumentTable:
         shared.descriptor = event.descriptor
         for job in sorted(shared.jobs, key=lambda job: job.job):
             job.arguments = event.descriptor
-            del job.computation.arriving[job.job]
-            job.computation.queue.append(job)
+            job.admit()
 
     def waiting(self, name: bytes) -> list[HeldJob]:
         """The jobs that wait for this blob, in their order."""

@@ -100,6 +100,8 @@ class NodeCore:
                 self.desk.worker_spoke(self.lease, event, effects)
             case ev.FileSent():
                 conversation.file_sent(self.lease, self.desk.feeder, event, effects)
+            case ev.FilesLent():
+                self.desk.files_lent(self.lease, event, effects)
             case ev.ParcelDropped():
                 conversation.parcel_dropped(self.lease, event)
             case ev.TailRead() | ev.FileStored():

@@ -146,6 +146,25 @@ class ReadTail:
 
 
 @dataclass(slots=True, frozen=True)
+class LendFiles:
+    """Put the files that an attempt brings into the computation's directory. Answered by FilesLent."""
+
+    computation: ComputationId
+    job: int
+    attempt: int
+    files: tuple[FileSpec, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class ReturnFiles:
+    """An attempt needs its files no more: remove those that no other needs, or stop fetching."""
+
+    computation: ComputationId
+    job: int
+    attempt: int
+
+
+@dataclass(slots=True, frozen=True)
 class StoreFile:
     """Fetch a file into a computation's directory. Answered by FileStored."""
 
@@ -195,6 +214,8 @@ Action = (
     | AnswerParcel
     | ReadTail
     | StoreFile
+    | LendFiles
+    | ReturnFiles
     | WithdrawResults
     | HangUp
     | Announce

@@ -132,6 +132,15 @@ class FileSent:
 
 
 @dataclass(slots=True, frozen=True)
+class FilesLent:
+    """The files that an attempt brings are in the computation's directory, or why they are not."""
+
+    job: int
+    attempt: int
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
 class ParcelDropped:
     """The job waits no longer for its file to arrive: it gave up, ended or died."""
 
@@ -250,6 +259,7 @@ Event = (
     | WorkerAnswered
     | WorkerSpoke
     | FileSent
+    | FilesLent
     | ParcelDropped
     | TailRead
     | FileStored

@@ -15,11 +15,13 @@ from typing import Any, Final
 
 from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
+from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node import litter
 from dispy.node.channel import SENT_FILE
 from dispy.node.environments import Environments, own_python
 from dispy.node.initfile import InitFile
+from dispy.node.loans import Loans
 from dispy.node.parcels import Parcels
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.settings import NodeSettings
@@ -77,6 +79,10 @@ class HostedComputation:
         self._workdir: Workdir | None = None
         self._task: asyncio.Task[None] | None = None
         self._storing: set[asyncio.Task[None]] = set()
+        self._loans: asyncio.Future[Loans] = asyncio.get_running_loop().create_future()
+        self._lending: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._lent: dict[tuple[int, int], list[str]] = {}
+        """Paths that stand in the directory for an attempt."""
         self._cleaning: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
 
@@ -115,6 +121,39 @@ class HostedComputation:
         except (NodeError, TransferError) as error:
             reason = str(error)
         self._places.post(ev.FileStored(self.id, file.path, reason))
+
+    def lend(self, action: do.LendFiles) -> None:
+        """Begin to put the files of a job into the directory; FilesLent is posted."""
+        key = action.job, action.attempt
+        task = asyncio.get_running_loop().create_task(self._lend(key, action.files), name="lend files")
+        self._lending[key] = task
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def _lend(self, key: tuple[int, int], files: tuple[FileSpec, ...]) -> None:
+        held: list[str] = []
+        reason = ""
+        loans = await asyncio.shield(self._loans)
+        try:
+            await loans.lend(files, held)
+        except (NodeError, TransferError) as error:
+            reason = str(error)
+            loans.give_back(held)
+        except asyncio.CancelledError:
+            loans.give_back(held)
+            raise
+        else:
+            self._lent[key] = held
+        self._places.post(ev.FilesLent(*key, reason))
+
+    def take_back(self, action: do.ReturnFiles) -> None:
+        """A job needs its files no more."""
+        key = action.job, action.attempt
+        task = self._lending.pop(key, None)
+        if task is not None:
+            task.cancel()
+        if key in self._lent:
+            self._loans.result().give_back(self._lent.pop(key))
 
     async def _fetch_file(self, file: FileSpec) -> None:
         places = self._places
@@ -155,6 +194,7 @@ class HostedComputation:
         places, spec = self._places, self.spec
         self._python = await places.environments.find(spec.python)
         self._workdir = places.workdirs.open(spec)
+        self._loans.set_result(Loans(self._workdir, self._fetch_file))
         if spec.requirements:
             places.post(ev.ComputationAdvanced(self.id, "its environment is being built"))
             self._python = await places.venvs.provide(self._python, spec.requirements)

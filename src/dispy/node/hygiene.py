@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from dispy import namespace
 from dispy.node import linux
 from dispy.node.channel import LOW_FD, STDERR_AT, STDOUT_AT
 
@@ -109,6 +110,8 @@ class NormalState:
         argv, arguments, stdin, children = self._argv, self._arguments, self._stdin, self._children
         (out, err), cell, lseek = self._outputs, self._cell, os.lseek
 
+        brought = namespace.brought_by_job
+
         def end_job() -> Output | None:
             clean = True
             if getpid() != pid:
@@ -140,6 +143,8 @@ class NormalState:
                 sys.argv = argv
                 argv[:] = arguments
             sys.stdin = stdin
+            if brought:
+                namespace.forget_job()
             stdout_end, stderr_end = lseek(out, 0, 2), lseek(err, 0, 2)
             if stdout_end == cell[STDOUT_AT] and stderr_end == cell[STDERR_AT]:
                 return None if clean else Output(b"", b"", False)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dispy.model import Ending, HeldAttempt, JobDone, JobSpec
 from dispy.node import events as ev
 from dispy.node.arguments import ArgumentTable
-from dispy.node.effects import CancelInWorker, Effects, Send, SignalWorker, WithdrawResults
+from dispy.node.effects import CancelInWorker, Effects, LendFiles, ReturnFiles, Send, SignalWorker, WithdrawResults
 from dispy.node.feeding import Feeder, requeue
-from dispy.node.serving import Computation, HeldJob, Lease, RecallRequest, clip, death_text
+from dispy.node.serving import Computation, HeldJob, Lease, Loan, RecallRequest, clip, death_text
 from dispy.node.slots import Escalation, Worker, WorkerState
 from dispy.wire.messages import JobsDone, JobsRecalled
 
@@ -53,13 +53,40 @@ class JobDesk:
             start, offset = offset, offset + spec.size
             if (number in jobs or number in ended) and not self._is_new(lease, spec, now, effects):
                 continue
-            if spec.blob is None:
+            if spec.options is not None and spec.options.depends is not None:
+                job = HeldJob(number, spec.attempt, computation, view[start:offset])
+                self._lend(lease, job, spec, effects)
+            elif spec.blob is None:
                 job = HeldJob(number, spec.attempt, computation, view[start:offset])
                 queue.append(job)
             else:
                 job = HeldJob(number, spec.attempt, computation, None)
                 self.arguments.expect(lease, job, spec.blob, effects)
             jobs[number] = job
+
+    def _lend(self, lease: Lease, job: HeldJob, spec: JobSpec, effects: Effects) -> None:
+        """Take in a job that needs files of its own."""
+        assert spec.options is not None
+        assert spec.options.depends is not None
+        job.loan = Loan(spec.options.depends.files)
+        effects.actions.append(LendFiles(job.computation.id, job.job, job.attempt, job.loan.files))
+        if spec.blob is None:
+            job.admit()
+        else:
+            job.arguments = None
+            self.arguments.expect(lease, job, spec.blob, effects)
+
+    def files_lent(self, lease: Lease | None, event: ev.FilesLent, effects: Effects) -> None:
+        """The files of a job are here, or cannot be had."""
+        job = None if lease is None else lease.jobs.get(event.job)
+        if lease is None or job is None or job.attempt != event.attempt or job.loan is None or job.loan.is_here:
+            return
+        if event.reason:
+            self._unqueue([job], effects)
+            self._end(lease, [job], Ending.DIED, f"what it depends on did not reach the node: {event.reason}", effects)
+        else:
+            job.loan.is_here = True
+            job.admit()
 
     def _is_new(self, lease: Lease, spec: JobSpec, now: float, effects: Effects) -> bool:
         if lease.results.attempts.get(spec.job, -1) >= spec.attempt:
@@ -115,8 +142,8 @@ class JobDesk:
                 continue
             started, finished = reply.started_at, reply.ended_at
             seconds += finished - started
-            if job.blob is not None:
-                self.arguments.release(job, effects)
+            if job.blob is not None or job.loan is not None:
+                self._release(job, effects)
             if lease.superseded and job in lease.superseded:
                 lease.superseded.remove(job)
                 continue
@@ -200,8 +227,8 @@ class JobDesk:
             self.feeder.remove(worker, computation)
 
     def _end_running(self, lease: Lease, job: HeldJob, event: ev.WorkerDied, effects: Effects) -> None:
-        if job.blob is not None:
-            self.arguments.release(job, effects)
+        if job.blob is not None or job.loan is not None:
+            self._release(job, effects)
         if job in lease.superseded:
             lease.superseded.remove(job)
             return
@@ -329,8 +356,8 @@ class JobDesk:
             current = [job for job in cancelled if job not in lease.superseded]
             for job in cancelled:
                 lease.superseded.discard(job)
-                if job.blob is not None:
-                    self.arguments.release(job, effects)
+                if job.blob is not None or job.loan is not None:
+                    self._release(job, effects)
             self._end(lease, current, Ending.NOT_STARTED, "", effects)
             jobs = [job for job in jobs if not job.cancelled]
         if not jobs:
@@ -384,15 +411,22 @@ class JobDesk:
         for job in jobs:
             if job.computation.arriving.get(job.job) is job:
                 del job.computation.arriving[job.job]
-            if job.blob is not None:
-                self.arguments.release(job, effects)
+            if job.blob is not None or job.loan is not None:
+                self._release(job, effects)
+
+    def _release(self, job: HeldJob, effects: Effects) -> None:
+        """An attempt needs what came for it no more."""
+        if job.blob is not None:
+            self.arguments.release(job, effects)
+        if job.loan is not None:
+            effects.actions.append(ReturnFiles(job.computation.id, job.job, job.attempt))
 
     def _let_go(self, lease: Lease, jobs: list[HeldJob], effects: Effects) -> list[HeldAttempt]:
         """Forget attempts that had not started."""
         for job in jobs:
             del lease.jobs[job.job]
-            if job.blob is not None:
-                self.arguments.release(job, effects)
+            if job.blob is not None or job.loan is not None:
+                self._release(job, effects)
         return [HeldAttempt(job.job, job.attempt) for job in jobs]
 
     # ---- out ----
@@ -438,7 +472,7 @@ class JobDesk:
                 seen.append(job)
             for number, job in computation.arriving.items():
                 assert job.job == number
-                assert job.arguments is None
+                assert job.arguments is None or (job.loan is not None and not job.loan.is_here)
                 seen.append(job)
         for worker in workers.values():
             for sequence, job in worker.jobs.items():

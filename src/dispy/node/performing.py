@@ -51,6 +51,8 @@ class Performer:
             do.RetireWorker: self._retire,
             do.ReadTail: self._read_tail,
             do.StoreFile: self._store_file,
+            do.LendFiles: self._lend_files,
+            do.ReturnFiles: self._return_files,
             do.AnswerParcel: places.parcels.answer,
             do.FetchArguments: self._fetch_arguments,
             do.ForgetArguments: self._forget_arguments,
@@ -113,6 +115,12 @@ class Performer:
         if (server := self._hosted[action.computation].server) is not None:
             stdout, stderr = server.tail(action.worker, action.sequence)
             self._places.post(ev.TailRead(action.peer, action.job, stdout, stderr))
+
+    def _lend_files(self, action: do.LendFiles) -> None:
+        self._hosted[action.computation].lend(action)
+
+    def _return_files(self, action: do.ReturnFiles) -> None:
+        self._hosted[action.computation].take_back(action)
 
     def _store_file(self, action: do.StoreFile) -> None:
         self._hosted[action.computation].store(action.file)

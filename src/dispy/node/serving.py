@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from dispy.model import BlobRef, ComputationId, ComputationSpec, Ending, HeldAttempt, Holder, JobDone, ProcessId
+from dispy.model import (
+    BlobRef,
+    ComputationId,
+    ComputationSpec,
+    Ending,
+    FileSpec,
+    HeldAttempt,
+    Holder,
+    JobDone,
+    ProcessId,
+)
 from dispy.node.slots import Worker
 from dispy.wire.messages import FileOffered, JobsDone
 
@@ -27,7 +37,7 @@ SHORTEST_JOB: Final = 5e-6
 class HeldJob:
     """An attempt that is here and has not ended: arriving, queued, or given to a worker."""
 
-    __slots__ = ("arguments", "attempt", "blob", "cancelled", "computation", "job", "sequence", "worker")
+    __slots__ = ("arguments", "attempt", "blob", "cancelled", "computation", "job", "loan", "sequence", "worker")
 
     def __init__(
         self,
@@ -42,10 +52,27 @@ class HeldJob:
         self.arguments = arguments
         """None while they arrive; a descriptor when they came as a blob."""
         self.blob: BlobRef | None = None
+        self.loan: Loan | None = None
         self.worker: Worker | None = None
         self.sequence = 0
         """Its number at its worker; 0 without one."""
         self.cancelled = False
+
+    def admit(self) -> None:
+        """Queue it when everything that it needs is here; else it is arriving."""
+        if self.arguments is None or (self.loan is not None and not self.loan.is_here):
+            self.computation.arriving[self.job] = self
+        else:
+            self.computation.arriving.pop(self.job, None)
+            self.computation.queue.append(self)
+
+
+@dataclass(slots=True, eq=False)
+class Loan:
+    """Files that stand in the computation's directory for one job."""
+
+    files: tuple[FileSpec, ...]
+    is_here: bool = False
 
 
 class ComputationState(Enum):

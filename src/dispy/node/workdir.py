@@ -216,7 +216,8 @@ class Workdir:
     path: Path
     fresh: bool
     """Made for it alone; else it is a `dest_path` that other computations may use as well."""
-    placed: list[str] = field(default_factory=list)
+    placed: dict[str, bytes] = field(default_factory=dict)
+    """Path → name of the content."""
 
 
 class Workdirs:
@@ -278,7 +279,7 @@ class Workdirs:
                 os.close(folder)
         except OSError as error:
             raise NodeError(_why(f"the file {file.path} cannot be written", error)) from error
-        workdir.placed.append(file.path)
+        workdir.placed[file.path] = file.blob.name
 
     def close(self, workdir: Workdir, *, keep: bool) -> None:
         """Remove what is not to be kept. To be called in a thread."""

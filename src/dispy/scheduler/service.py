@@ -252,6 +252,9 @@ class SchedulerService:
                 views[node] = self.links.view(node)
             if ended.job.blob is not None:
                 self.links.sources.withdraw(ended.job.blob.name)
+            options = ended.job.options
+            if options is not None and options.depends is not None:
+                self.release(options.depends.files)
             if owner is not None:
                 owner.job_ended(ended, None if node is None else views[node])
         for owner in touched.values():
@@ -303,6 +306,12 @@ class SchedulerService:
         for name in names:
             if name not in needed and name not in self._held:
                 self.links.sources.withdraw(name)
+
+    async def offer_for_job(self, files: Iterable[tuple[Path, str]]) -> tuple[FileSpec, ...]:
+        """Make files fetchable until the job that gets them has ended. Raises as `offer_files`."""
+        offered = await self.offer_files(files)
+        self.hold(offered)
+        return offered
 
     def hold(self, files: Iterable[FileSpec]) -> None:
         """Keep files fetchable that belong to no cluster, until `release`."""
