@@ -236,7 +236,8 @@ def _print_table(survey: Survey) -> None:
         tagged = any(node.info and node.info.tags for node in usable)
         headings = ("Name", "Address", "CPUs", "Memory", "Python", *(("Tags",) if tagged else ()), "State")
         for heading in headings:
-            table.add_column(heading, justify="right" if heading in {"CPUs", "Memory"} else "left", no_wrap=True)
+            right = heading in {"CPUs", "Memory"}
+            table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "State")
         for node in usable:
             assert node.info is not None
             info, holder = node.info, node.info.holder
@@ -247,8 +248,10 @@ def _print_table(survey: Survey) -> None:
                 *(node.name, "\n".join(node.addresses), f"{info.cpus}{gpus}", f"{info.memory / 2**30:.1f} GiB"),
                 *(", ".join(info.pythons), *((", ".join(info.tags),) if tagged else ()), _state(info) + by),
             )
-        console = Console(soft_wrap=True)
-        console.print(table, width=None if console.is_terminal else 200, markup=False, highlight=False)
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=200)
+        console.print(table, markup=False, highlight=False)
     else:
         click.echo("No node answers.")
         for sentence in survey.tried:
