@@ -13,7 +13,7 @@ from dispy.ledger import ClusterLedger
 from dispy.model import ComputationId, ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, parse_nodes
 from dispy.portal import Portal
-from dispy.scheduler.events import NodeSteered, Steering
+from dispy.scheduler.events import ClusterWidened, NodeSteered, Steering
 from dispy.scheduler.service import SchedulerService
 
 
@@ -57,6 +57,7 @@ class NodeSteering:
         for item in items:
             item.addresses()
         self._ledger.add_items(items)
+        self._portal.post(self.service.handle, ClusterWidened(self._id))
         self._look_for(items)
         for item in items:
             for found in self._portal.call(self._linked(item), config.MsgTimeout):

@@ -168,3 +168,14 @@ def test_load_is_told_to_clusters_that_use_the_node(busy: Any) -> None:
 def test_steering_what_is_not_known_is_ignored(busy: Any) -> None:
     assert steer(busy, Steering.PAUSE, node=N2) == Effects()
     assert busy.core.counters.ignored == 1
+
+
+def test_jobs_of_a_widened_cluster_wait_although_every_node_refused() -> None:
+    scheduler = Scheduler()
+    scheduler.open(open_ended=False)
+    scheduler.ready()
+    assert scheduler.handle(ev.ClusterWidened(MAP)) == Effects()
+    scheduler.said(N1, msg.ComputationRefused(MAP, "setup failed"))
+    assert scheduler.submit(1) == Effects()
+    scheduler.handle(ev.ClusterWidened(core.REDUCE))
+    assert scheduler.core.counters.ignored == 1

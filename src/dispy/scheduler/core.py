@@ -111,6 +111,8 @@ class SchedulerCore:
                 flow.cancel(tables, out, event.jobs, "cancelled before it started")
             case events.ClusterOpened():
                 membership.open_cluster(tables, out, event)
+            case events.ClusterWidened():
+                steering.widen(tables, event)
             case events.ClusterClosing():
                 membership.close_cluster(tables, out, event)
             case events.NodeJoined():

@@ -24,6 +24,13 @@ class ClusterOpened:
 
 
 @dataclass(slots=True, frozen=True)
+class ClusterWidened:
+    """The user wants further nodes for a cluster: one that is not known yet may still come."""
+
+    cluster: ComputationId
+
+
+@dataclass(slots=True, frozen=True)
 class ClusterClosing:
     """No more jobs of it will come. With `terminate` its jobs are ended, else they finish first."""
 
@@ -138,6 +145,7 @@ class NodeSaid:
 
 Event = (
     ClusterOpened
+    | ClusterWidened
     | ClusterClosing
     | JobsSubmitted
     | CancelAsked

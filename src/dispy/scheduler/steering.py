@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from dispy.scheduler.clusters import ClusterRecord
-from dispy.scheduler.events import NodeSteered, Steering
+from dispy.scheduler.events import ClusterWidened, NodeSteered, Steering
 from dispy.scheduler.flow import end_hopeless
 from dispy.scheduler.membership import ask_allocation, ask_lease, close_share, release_if_unused, tell_limit, want
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
@@ -46,6 +46,15 @@ def steer(tables: Tables, out: Outbox, event: NodeSteered) -> None:
     tables.refresh(node)
     end_hopeless(tables, out, cluster.queues)
     release_if_unused(tables, out, node)
+
+
+def widen(tables: Tables, event: ClusterWidened) -> None:
+    """Jobs that no known node can run wait from now on for one that can."""
+    cluster = tables.clusters.get(event.cluster)
+    if cluster is None:
+        tables.counters.ignored += 1
+    else:
+        cluster.is_open_ended = True
 
 
 def _steer_unused(tables: Tables, out: Outbox, cluster: ClusterRecord, node: NodeRecord, how: Steering) -> None:
