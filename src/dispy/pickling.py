@@ -88,11 +88,15 @@ def _names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """(globals, modules imported) that a code object and those inside it name."""
     names: set[str] = set()
     modules: set[str] = set()
+    imported = ""
     for instruction in dis.get_instructions(code):
         if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
             names.add(str(instruction.argval))
         elif instruction.opname == "IMPORT_NAME":
-            modules.add(str(instruction.argval))
+            imported = str(instruction.argval)
+            modules.add(imported)
+        elif instruction.opname == "IMPORT_FROM":
+            modules.add(f"{imported}.{instruction.argval}")  # perhaps a module
         elif isinstance(instruction.argval, types.CodeType):
             inner_names, inner_modules = _names_in(instruction.argval)
             names |= inner_names
@@ -128,7 +132,9 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
             self._note(value)
             if value.__globals__ is self._main:
                 slots = reduced[2][1]
-                self.submodules |= {module.__name__ for module in slots["_cloudpickle_submodules"]}
+                submodules = {module.__name__ for module in slots["_cloudpickle_submodules"]}
+                self.submodules |= submodules
+                self.modules |= submodules
                 slots["_cloudpickle_submodules"] = []
                 slots["__globals__"] = {}
         return reduced

@@ -49,14 +49,18 @@ def is_own(name: str) -> bool:
     path = getattr(sys.modules.get(name), "__file__", None)
     if not path or not path.endswith((".py", ".so")):
         return False
-    real = os.path.realpath(path)
-    return not real.startswith(_installed_folders()) and f"{os.sep}site-packages{os.sep}" not in real
+    return not _is_installed(path)
+
+
+def _is_installed(path: str) -> bool:
+    real = os.path.realpath(path) if path else ""
+    return real.startswith(_installed_folders()) or f"{os.sep}site-packages{os.sep}" in real
 
 
 def own_files(names: Iterable[str]) -> list[LocalFile]:
     """The files of the user's own modules among these, and of all own modules that they import in turn."""
     found: dict[str, LocalFile] = {}
-    waiting = [name for name in names if is_own(name)]
+    waiting = list(_loaded(names))
     seen: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -156,11 +160,15 @@ def _find(name: str) -> bool:
     if top in sys.stdlib_module_names or top in _NOT_SENT:
         return False
     try:
+        # of the package first, without importing it: an installed one is none of ours, and may take long
+        above = importlib.util.find_spec(top)
+        if above is None or any(map(_is_installed, (above.origin or "", *(above.submodule_search_locations or ())))):
+            return False
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
         return False
     origin = os.path.realpath(spec.origin) if spec is not None and spec.origin else ""
-    if not origin.endswith(".py") or origin.startswith(_installed_folders()) or "site-packages" in origin:
+    if not origin.endswith(".py") or _is_installed(origin):
         return False
     try:
         importlib.import_module(name)

@@ -506,3 +506,45 @@ def test_explain_says_how_long_setup_has_been_running(
     job = cluster.submit()
     wait_until(lambda: "setup still running since 1 s" in cluster.explain(job))
     assert ended(job).result == 1
+
+
+# ---- the user's own modules ----
+
+PROJECT = {
+    "plain.py": "import only_here\nVALUE = only_here.VALUE + 1\n",
+    "only_here.py": "VALUE = 1\n",
+    "pkg/__init__.py": "",
+    "pkg/sub.py": (
+        "from . import sibling\nfrom .deep.leaf import LEAF\n\n\ndef value():\n    return sibling.VALUE + LEAF\n"
+    ),
+    "pkg/unseen.py": "VALUE = 0\n",
+    "pkg/sibling.py": "VALUE = 10\n",
+    "pkg/deep/__init__.py": "",
+    "pkg/deep/leaf.py": "from ..other import OTHER\n\nLEAF = 100 + OTHER\n",
+    "pkg/other.py": "OTHER = 1000\n",
+    "space/inner.py": "VALUE = 10000\n",
+    "late.py": "import later\n\nVALUE = later.VALUE\n",
+    "later.py": "VALUE = 100000\n",
+    "program.py": (
+        "import dispy\nimport plain\nfrom pkg import sub\nimport space.inner\n\n\n"
+        "def total(number):\n    import late\n    from pkg import unseen\n    import absent_here_only\n\n"
+        "    number += unseen.VALUE + plain.VALUE\n"
+        "    return number + sub.value() + space.inner.VALUE + late.VALUE + absent_here_only.VALUE\n\n\n"
+        "if __name__ == '__main__':\n"
+        "    with dispy.JobCluster(total, nodes='local', requirements=REQUIRED) as cluster:\n"
+        "        job = cluster.submit(1000000)\n        job()\n        print(job.result, job.exception or '')\n"
+    ),
+}
+
+
+def test_own_modules_travel_without_being_named(tmp_path: Path) -> None:
+    required = wheel(tmp_path, "absent_here_only", "VALUE = 2000000")
+    for name, text in PROJECT.items():
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("REQUIRED", repr([required])))
+    program = tmp_path / "project/program.py"
+    done = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == [str(1000000 + 2 + 10 + 1100 + 10000 + 100000 + 2000000)], done.stderr + done.stdout
