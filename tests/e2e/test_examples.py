@@ -14,6 +14,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 EXPECTED = {
     "bounded_submit": ["1000 jobs, at most 200 at a time: [143, 143, 143, 143, 143, 143, 142]"],
+    "delegate": ["7", "D-I-S-P-Y"],
     "divisors": ["10000000000099 [", "Sec/Job"],
     "job_scheduler": ["one offers 2 CPUs", "19 was computed on one", "0 was computed on one"],
     "long_run": ["the best of 2 searches: 0.0"],
