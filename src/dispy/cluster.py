@@ -21,6 +21,7 @@ import msgspec
 from dispy import config, parameters
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import TAILS, DispyJob
+from dispy.joboptions import take_options
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import release, remember, service_for, stop_if_unused
 from dispy.logs import logger
@@ -275,15 +276,21 @@ class JobCluster(NodeSteering, NodeTalk):
     def submit(self, *args: Any, **kwargs: Any) -> DispyJob:
         """Queue a job with these arguments.
 
+        Keyword arguments that begin with `dispy_` are options of the job and not given to the function:
+        `dispy_timeout` (seconds that it may run), `dispy_priority` (higher first), `dispy_cpus` (a number, or 'all'),
+        `dispy_memory` (bytes, or '4GB': kept for it, and its limit), `dispy_gpus`, `dispy_tags` (its node has all of
+        them), `dispy_retries` (further attempts after a failure or a lost node).
+
         Raises:
+            SettingsError: an option is not known, or its value is not in the allowed range.
             ShippingError: an argument cannot be pickled; the message names the path to it.
             ClosedError: the cluster is closed, or belongs to the parent of this process.
         """
-        return self._submit(None, None, args, kwargs)
+        return self._submit(None, "", args, kwargs)
 
     def submit_job_id(self, job_id: Any, /, *args: Any, **kwargs: Any) -> DispyJob:
         """Like `submit`, with the job's `id` given."""
-        return self._submit(job_id, None, args, kwargs)
+        return self._submit(job_id, "", args, kwargs)
 
     def submit_node(self, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
         """Like `submit`, but only that node (DispyNode, address or name) may run it; None if it is unknown."""
@@ -294,16 +301,15 @@ class JobCluster(NodeSteering, NodeTalk):
         found = self._ledger.find_node(node)
         if found is None:
             return None
-        return self._submit(job_id, JobOptions(node=found.process), args, kwargs)
+        return self._submit(job_id, found.process, args, kwargs)
 
-    def _submit(
-        self, job_id: Any, options: JobOptions | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> DispyJob:
+    def _submit(self, job_id: Any, node: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DispyJob:
         if self.is_closed or os.getpid() != self.pid:
             self._check_open()
-        depends = kwargs.pop("dispy_job_depends", None) if kwargs else None
-        if kwargs:
-            _refuse_unknown_options(kwargs)
+        options, depends = None, None
+        if kwargs or node:
+            depends = kwargs.pop("dispy_job_depends", None)
+            options = take_options(kwargs, node)
         if depends:
             data, options = self._with_depends(options or JobOptions(), depends, args, kwargs)
         else:
@@ -502,11 +508,3 @@ class JobCluster(NodeSteering, NodeTalk):
 
 
 _PARAMETERS = [name for name in inspect.signature(JobCluster).parameters if name != "others"]
-
-
-def _refuse_unknown_options(kwargs: dict[str, Any]) -> None:
-    for name in kwargs:
-        if name.startswith("dispy_"):
-            raise SettingsError(
-                f"submit: {name} is not a job option; names that begin with dispy_ are kept for options"
-            )

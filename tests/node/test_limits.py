@@ -13,6 +13,7 @@ import pytest
 
 from dispy.model import Ending
 from dispy.node import limits
+from dispy.node.serving import over_time
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serving_computation import result, serving, text
@@ -142,6 +143,6 @@ def test_a_worker_that_has_grown_is_replaced_between_two_jobs(tmp_path: Path) ->
 
 
 def test_verdicts() -> None:
-    assert limits.over_time(10.16, 10) == "time: 10.2 s over the limit of 10 s"
+    assert over_time(10.16, 10) == "time: 10.2 s over the limit of 10 s"
     words = limits.over_memory(int(4.1 * (1 << 30)), 4 << 30, 37.0)
     assert words == "killed: memory 4.1 GiB over the limit of 4.0 GiB after 37 s"

@@ -35,11 +35,14 @@ class ComputationDesk:
             refusal = msg.ComputationRefused(spec.id, "the node is ending", final=False)
             effects.sends.append(Send(lease.peer, refusal))
         elif computation is None:
-            self._open(lease, spec.id, Computation(spec, message.setup_args), effects)
+            self._open(lease, spec.id, Computation(spec, message.setup_args, limit=message.cpus), effects)
         elif computation.state is ComputationState.READY:
+            computation.limit = message.cpus
             effects.sends.append(Send(lease.peer, msg.ComputationReady(spec.id)))
-        elif computation.state is not ComputationState.OPENING:
-            computation.reopen = (spec, message.setup_args)
+        elif computation.state is ComputationState.OPENING:
+            computation.limit = message.cpus
+        else:
+            computation.reopen = (spec, message.setup_args, message.cpus)
 
     def _open(self, lease: Lease, key: ComputationId, computation: Computation, effects: Effects) -> None:
         assert lease.peer is not None
@@ -117,8 +120,8 @@ class ComputationDesk:
         if not computation.told_closed:
             _tell(lease, msg.ComputationClosed(computation.id, event.trace), effects)
         if computation.reopen is not None and lease.peer is not None:
-            spec, setup_args = computation.reopen
-            self._open(lease, spec.id, Computation(spec, setup_args), effects)
+            spec, setup_args, limit = computation.reopen
+            self._open(lease, spec.id, Computation(spec, setup_args, limit=limit), effects)
 
     def fork_server_died(
         self, lease: Lease | None, event: ev.ForkServerDied, now: float, wall: float, effects: Effects

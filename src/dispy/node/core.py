@@ -81,7 +81,7 @@ class NodeCore:
     """Exit has been decided; nothing follows."""
 
     def __post_init__(self) -> None:
-        self.desk = JobDesk(self.info.cpus)
+        self.desk = JobDesk(self.info.cpus, self.info.gpus, oversubscribe=self.info.oversubscribe)
         self.computations = ComputationDesk(self.desk)
 
     # ---- the five methods of every core ----
@@ -187,7 +187,7 @@ class NodeCore:
             holder=None if lease is None else lease.holder,
             waiting=len(self.line),
             computations=[(each.id, each.spec.name, each.state.name.lower()) for each in computations],
-            queued=sum(len(each.queue) + len(each.arriving) for each in computations),
+            queued=sum(len(each.queue) + len(each.heavy) + len(each.arriving) for each in computations),
             given=sum(len(worker.jobs) for worker in self.desk.feeder.workers.values()),
             workers=len(self.desk.feeder.workers),
             unacknowledged=0 if lease is None else len(lease.results.attempts),
@@ -426,6 +426,8 @@ class NodeCore:
             lease.ended = bool(self.line) or lease.zombie_at is None
         if not (self.exiting and self.exiting.at_once):
             self.desk.feeder.dispatch(lease.computations.values(), now, effects.actions)
+        if self.desk.timed:
+            self.desk.watch_time(lease, now, effects)
         if lease.ended:
             for computation in lease.computations.values():
                 computation.reopen = None

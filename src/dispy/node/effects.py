@@ -64,12 +64,24 @@ class ForkWorker:
 
 
 @dataclass(slots=True, frozen=True)
+class JobExtra:
+    """What a job gets beyond its arguments."""
+
+    cpus: int = 1
+    memory: int = 0
+    gpus: tuple[int, ...] = ()
+    """Which of the node's, counted from 0."""
+
+
+@dataclass(slots=True, frozen=True)
 class FeedWorker:
     """Hand jobs to a worker: (sequence, arguments) each, sequences without gaps."""
 
     computation: ComputationId
     worker: int
     jobs: list[tuple[int, Arguments]]
+    extra: JobExtra | None = None
+    """What the job (then there is one) gets beyond its arguments."""
 
 
 @dataclass(slots=True, frozen=True)

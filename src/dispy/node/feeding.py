@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, RecallFromWorker, RetireWorker
+from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, JobExtra, RecallFromWorker, RetireWorker
 from dispy.node.serving import Computation, HeldJob
 from dispy.node.slots import (
     STALL_SECONDS,
@@ -27,10 +27,26 @@ class Feeder:
     cpus: int
     workers: dict[int, Worker] = field(default_factory=dict)
     last_worker: int = 0
+    gpus: int = 0
+    oversubscribe: bool = False
+    """Computations may use more CPUs than there are, if their owner wants that."""
+    capacity: int = 0
+    """CPUs that jobs may use, as the last dispatch found it."""
+    heavy: dict[Worker, HeldJob] = field(default_factory=dict)
+    """Workers that run a heavy job; it may have ended since the last dispatch."""
+    kept: int = 0
+    """CPUs that heavy jobs use or wait for."""
 
     def dispatch(self, computations: Iterable[Computation], now: float, actions: list[Action]) -> None:
         """Give out what can be given out."""
         running = [computation for computation in computations if computation.can_run]
+        self.capacity = self.cpus
+        if self.oversubscribe and self.cpus:
+            self.capacity = max([self.cpus, *(computation.limit for computation in running)])
+        if self.heavy:
+            self.heavy = {worker: job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job}
+        waiting = sum([self._feed_heavy(each, now, actions) for each in running if each.heavy])
+        self.kept = waiting + self._in_use()
         for computation in running:
             if computation.queue:
                 self._feed(computation, now, actions)
@@ -98,10 +114,12 @@ class Feeder:
             elif (
                 worker.state is WorkerState.READY
                 and not worker.recalling
-                and (not worker.jobs or (depth > 1 and not worker.is_stalled(now)))
+                and (not worker.jobs or (depth > 1 and not worker.is_stalled(now) and worker not in self.heavy))
                 and not (isolated and worker.sequence)
             ):
                 takers.append(worker)
+        if self.kept or computation.limit:
+            takers = self._within_bounds(computation, takers)
         if not takers:
             return
         held = [len(worker.jobs) for worker in takers]
@@ -109,6 +127,95 @@ class Feeder:
         for worker, count in zip(takers, gives, strict=True):
             if count:
                 actions.append(self._give(worker, computation, count, now))
+
+    def check(self) -> None:
+        """Compare what heavy jobs have with what there is.
+
+        Raises:
+            AssertionError: something was given twice, which is a bug here.
+        """
+        running = [job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job]
+        specials = [job.special for job in running if job.special is not None]
+        assert sum(special.cpus for special in specials) <= max(self.cpus, self.capacity), "CPUs were given twice"
+        gpus = [number for special in specials for number in special.gpus]
+        assert len(set(gpus)) == len(gpus), "a GPU was given twice"
+
+    # ---- heavy jobs, and bounds ----
+
+    def _feed_heavy(self, computation: Computation, now: float, actions: list[Action]) -> int:
+        """Start heavy jobs in their order; returns the CPUs that are to be kept free for the first that must wait."""
+        limit = min(computation.limit or self.capacity, self.capacity)
+        while computation.heavy and limit:
+            job = computation.heavy[0]
+            special = job.special
+            assert special is not None
+            cpus = min(special.cpus or limit, limit)
+            in_use = {number for each in self.heavy.values() if each.special for number in each.special.gpus}
+            gpus = [number for number in range(self.gpus) if number not in in_use]
+            wanted = min(special.wanted_gpus, self.gpus)
+            if cpus > self._spare(computation) or len(gpus) < wanted:
+                return cpus
+            worker = self._free_worker(computation, actions)
+            if worker is None:
+                return cpus
+            computation.heavy.popleft()
+            special.cpus, special.gpus = cpus, tuple(gpus[:wanted])
+            worker.sequence += 1
+            job.worker, job.sequence, worker.progress_at = worker, worker.sequence, now
+            worker.jobs[worker.sequence] = job
+            self.heavy[worker] = job
+            assert job.arguments is not None
+            extra = JobExtra(cpus, special.memory, special.gpus)
+            actions.append(FeedWorker(computation.id, worker.id, [(worker.sequence, job.arguments)], extra))
+        return 0
+
+    def _free_worker(self, computation: Computation, actions: list[Action]) -> Worker | None:
+        """An idle worker of the computation; None when one is on its way or must be made room for."""
+        for worker in computation.workers.values():
+            if worker.is_idle and not worker.recalling and not (computation.spec.isolate and worker.sequence):
+                return worker
+        if _starting(computation) or computation.fork_after is not None:
+            return None
+        if len(self.workers) < self.capacity:
+            self._fork_one(computation, actions)
+        elif not any(worker.state is WorkerState.RETIRING for worker in self.workers.values()):
+            idle = next((worker for worker in self.workers.values() if worker.is_idle), None)
+            if idle is not None:
+                self.drain(idle, actions)
+        return None
+
+    def _in_use(self, computation: Computation | None = None) -> int:
+        """CPUs that heavy jobs use, of all computations or of one."""
+        return sum(
+            [
+                job.special.cpus
+                for job in self.heavy.values()
+                if job.special is not None and computation in (None, job.computation)
+            ]
+        )
+
+    def _light(self, computation: Computation | None = None) -> list[Worker]:
+        """Workers that are busy with other jobs."""
+        workers = self.workers if computation is None else computation.workers
+        return [worker for worker in workers.values() if worker.jobs and worker not in self.heavy]
+
+    def _spare(self, computation: Computation) -> int:
+        """CPUs on which the computation could start something now."""
+        spare = self.capacity - self._in_use() - len(self._light())
+        if computation.limit:
+            spare = min(spare, computation.limit - self._in_use(computation) - len(self._light(computation)))
+        return spare
+
+    def _within_bounds(self, computation: Computation, takers: list[Worker]) -> list[Worker]:
+        """Of workers that take jobs those that may: the rest of the CPUs is kept, or not for this computation."""
+        everybody, own = self._light(), self._light(computation)
+        most = max(0, self.capacity - self.kept)
+        mine = max(0, (computation.limit or self.capacity) - self._in_use(computation))
+        staying = {worker.id for worker in everybody[:most]} & {worker.id for worker in own[:mine]}
+        idle = max(0, min(most - len(everybody), mine - len(own)))
+        return [worker for worker in takers if worker.id in staying] + [worker for worker in takers if not worker.jobs][
+            :idle
+        ]
 
     def _give(self, worker: Worker, computation: Computation, count: int, now: float) -> FeedWorker:
         if not worker.jobs:
@@ -133,11 +240,16 @@ class Feeder:
             if computation.fork_after is not None and now >= computation.fork_after:
                 computation.fork_after = None
             missing = len(computation.queue) - _starting(computation)
+            if computation.limit:
+                missing = min(missing, computation.limit - len(computation.workers))
             if missing > 0 and computation.fork_after is None:
                 lacking[computation] = missing
             else:
                 computation.starved_since = None
-        free = self.cpus - len(self.workers)
+        free = self.capacity - len(self.workers)
+        if self.kept:
+            starting = sum(worker.state is WorkerState.STARTING for worker in self.workers.values())
+            free = min(free, self.capacity - self.kept - len(self._light()) - starting)
         while free > 0 and lacking:
             computation = min(lacking, key=_worker_count)
             self._fork_one(computation, actions)
@@ -188,7 +300,9 @@ class Feeder:
 
     def _has_room(self, computation: Computation) -> bool:
         """Whether a job of it could start at once somewhere."""
-        return len(self.workers) < self.cpus or any(worker.is_idle for worker in computation.workers.values())
+        if (self.kept or computation.limit) and self._spare(computation) <= 0:
+            return False
+        return len(self.workers) < self.capacity or any(worker.is_idle for worker in computation.workers.values())
 
     def _fullest(self, computation: Computation) -> Worker | None:
         """The worker with most jobs that it has not started and that are not being taken back."""
@@ -198,10 +312,10 @@ class Feeder:
 
 def requeue(computation: Computation, jobs: list[HeldJob]) -> None:
     """Put jobs that had not started back to the front of the queue, in their order."""
-    for job in jobs:
+    for job in reversed(jobs):
         job.worker = None
         job.sequence = 0
-    computation.queue.extendleft(reversed(jobs))
+        (computation.heavy if job.special is not None and job.special.is_heavy else computation.queue).appendleft(job)
 
 
 def _starting(computation: Computation) -> int:

@@ -19,6 +19,7 @@ from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node import litter
 from dispy.node.channel import SENT_FILE
+from dispy.node.effects import JobExtra
 from dispy.node.environments import Environments, own_python
 from dispy.node.initfile import InitFile
 from dispy.node.loans import Loans
@@ -31,6 +32,9 @@ from dispy.node.workers import ForkServer
 from dispy.secrets import SECRET_VARIABLES
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
 
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""How many threads numerical libraries start: as many as the job has CPUs, else every job would start one for each."""
+GPU_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
 CLEANUP_TIMEOUT: Final = 60.0
 """Seconds that a cleanup function may take; a node must not stay locked by one that hangs."""
 
@@ -46,6 +50,8 @@ class NodePlaces:
     parcels: Parcels
     environments: Environments
     venvs: VirtualEnvironments
+    growth_limit: int
+    """Bytes by which workers may grow before they are replaced: a CPU's part of the machine's memory."""
     names: dict[str, str]
     """What jobs may know of the node (dispy_node_name, …)."""
     settings: NodeSettings
@@ -208,7 +214,7 @@ class HostedComputation:
         assert self._workdir is not None
         path = self._workdir.path
         spec = self.spec
-        env = env_without_secrets()
+        env = {**dict.fromkeys(THREAD_VARIABLES, "1"), **env_without_secrets()}
         if spec.requirements:
             folder = os.path.dirname(self._python)
             env["VIRTUAL_ENV"] = os.path.dirname(folder)
@@ -231,6 +237,7 @@ class HostedComputation:
                 setup_args=self._setup_args,
                 job_names={**self._places.names, "dispy_job_path": str(path)},
                 output_limit=spec.output_limit,
+                growth_limit=self._places.growth_limit,
                 isolate=spec.isolate,
                 folders=() if is_own else (str(self._places.venvs.own_folder()),),
                 setup_in=spec.setup_in,
@@ -253,6 +260,20 @@ class HostedComputation:
             raise
         self.server = server
         prefix.add_process(server.pid)
+
+    def extra(self, extra: JobExtra) -> dict[str, object]:
+        """What a job's worker is told of what the job gets, as `channel` has it."""
+        env = {}
+        if extra.cpus != 1:
+            # what the node's owner has set for all jobs holds for these too
+            env = {name: str(extra.cpus) for name in THREAD_VARIABLES if name not in os.environ}
+        if extra.gpus:
+            names = list(filter(None, os.environ.get(GPU_VARIABLE, "").split(",")))
+            env[GPU_VARIABLE] = ",".join(names[number] if number < len(names) else str(number) for number in extra.gpus)
+        told: dict[str, object] = {"env": env}
+        if extra.memory:
+            told["memory"] = extra.memory
+        return told
 
     async def _clean(self, run_cleanup: bool) -> None:
         await self._stop_preparing()

@@ -9,12 +9,22 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable
 
-from dispy.model import Ending, HeldAttempt, JobDone, JobSpec
+from dispy.model import Ending, HeldAttempt, JobDone, JobOptions, JobSpec
 from dispy.node import events as ev
 from dispy.node.arguments import ArgumentTable
 from dispy.node.effects import CancelInWorker, Effects, LendFiles, ReturnFiles, Send, SignalWorker, WithdrawResults
 from dispy.node.feeding import Feeder, requeue
-from dispy.node.serving import Computation, HeldJob, Lease, Loan, RecallRequest, clip, death_text
+from dispy.node.serving import (
+    Computation,
+    HeldJob,
+    Lease,
+    Loan,
+    RecallRequest,
+    Special,
+    clip,
+    death_text,
+    over_time,
+)
 from dispy.node.slots import Escalation, Worker, WorkerState
 from dispy.wire.messages import JobsDone, JobsRecalled
 
@@ -25,10 +35,12 @@ STILLBORN_MOST = 5
 class JobDesk:
     """The jobs of the lease and the workers that run them."""
 
-    __slots__ = ("arguments", "done", "feeder")
+    __slots__ = ("arguments", "done", "feeder", "timed")
 
-    def __init__(self, cpus: int) -> None:
-        self.feeder = Feeder(cpus)
+    def __init__(self, cpus: int, gpus: int = 0, *, oversubscribe: bool = False) -> None:
+        self.feeder = Feeder(cpus, gpus=gpus, oversubscribe=oversubscribe)
+        self.timed: dict[HeldJob, float | None] = {}
+        """Jobs with a time limit, and when it is over for those that run."""
         self.done = 0
         """Attempts that have ended here, of all leases."""
         self.arguments = ArgumentTable()
@@ -55,12 +67,19 @@ class JobDesk:
                 continue
             if spec.options is not None and spec.options.depends is not None:
                 job = HeldJob(number, spec.attempt, computation, view[start:offset])
+                self._take_options(job, spec.options)
                 self._lend(lease, job, spec, effects)
             elif spec.blob is None:
                 job = HeldJob(number, spec.attempt, computation, view[start:offset])
-                queue.append(job)
+                if spec.options is None:
+                    queue.append(job)
+                else:
+                    self._take_options(job, spec.options)
+                    computation.enqueue(job)
             else:
                 job = HeldJob(number, spec.attempt, computation, None)
+                if spec.options is not None:
+                    self._take_options(job, spec.options)
                 self.arguments.expect(lease, job, spec.blob, effects)
             jobs[number] = job
 
@@ -87,6 +106,27 @@ class JobDesk:
         else:
             job.loan.is_here = True
             job.admit()
+
+    def _take_options(self, job: HeldJob, options: JobOptions) -> None:
+        job.special = Special(options)
+        if options.timeout > 0:
+            self.timed[job] = None
+
+    def watch_time(self, lease: Lease, now: float, effects: Effects) -> None:
+        """Let the clocks of jobs with a time limit run while they do, and end those that are over it."""
+        for job, until in list(self.timed.items()):
+            worker, special = job.worker, job.special
+            assert special is not None
+            if lease.jobs.get(job.job) is not job:
+                del self.timed[job]
+            elif worker is None or worker.head() is not job:
+                self.timed[job] = None
+            elif until is None:
+                self.timed[job] = now + special.timeout
+            elif now >= until and not special.overdue:
+                special.overdue = True
+                if worker.escalation is None:
+                    self._interrupt(worker, job, now, effects)
 
     def _is_new(self, lease: Lease, spec: JobSpec, now: float, effects: Effects) -> bool:
         if lease.results.attempts.get(spec.job, -1) >= spec.attempt:
@@ -167,6 +207,13 @@ class JobDesk:
             )
             if blob is None:
                 bodies.append(reply.body)
+            if job.special is not None and job.special.overdue and reply.ending != Ending.FINISHED:
+                verdict = f"{over_time(finished - started, job.special.timeout)}\n".encode()
+                done[-1].ending = int(Ending.LIMITED)
+                if blob is None:
+                    done[-1].error_size += len(verdict)
+                    at = len(reply.body) - reply.error_size
+                    bodies[-1] = b"".join((reply.body[:at], verdict, reply.body[at:]))
         if event.replies:
             worker.answered += len(event.replies)
             computation.stillborn = 0
@@ -235,6 +282,9 @@ class JobDesk:
         del lease.jobs[job.job]
         if event.limited:
             ending, cause = Ending.LIMITED, event.cause
+        elif job.special is not None and job.special.overdue and not job.cancelled:
+            ending = Ending.LIMITED
+            cause = f"{over_time(event.ended - (event.started or event.ended), job.special.timeout)} ({event.cause})"
         else:
             ending = Ending.INTERRUPTED if job.cancelled else Ending.DIED
             cause = f"its worker process ended: {event.cause}"
@@ -279,7 +329,14 @@ class JobDesk:
 
     def deadlines(self) -> Iterable[float]:
         """When the next steps against jobs that do not end are due."""
-        return [each.escalation.deadline for each in self.feeder.workers.values() if each.escalation]
+        steps = [each.escalation.deadline for each in self.feeder.workers.values() if each.escalation]
+        if self.timed:
+            steps += [
+                until
+                for job, until in self.timed.items()
+                if until is not None and job.special is not None and not job.special.overdue
+            ]
+        return steps
 
     def escalate(self, now: float, effects: Effects) -> None:
         """Take the steps that are due."""
@@ -301,6 +358,8 @@ class JobDesk:
         for computation in sorted(lease.computations.values(), key=lambda each: -len(each.queue)):
             while computation.queue and len(taken) < count:
                 taken.append(computation.queue.pop())
+            while computation.heavy and len(taken) < count:
+                taken.append(computation.heavy.pop())
             while computation.arriving and len(taken) < count:
                 taken.append(computation.arriving.popitem()[1])
         request = RecallRequest(count - len(taken), self._let_go(lease, taken, effects), set())
@@ -396,8 +455,9 @@ class JobDesk:
                 self.feeder.recall(worker, effects.actions)
 
     def _empty(self, computation: Computation) -> list[HeldJob]:
-        jobs = [*computation.queue, *computation.arriving.values()]
+        jobs = [*computation.queue, *computation.heavy, *computation.arriving.values()]
         computation.queue.clear()
+        computation.heavy.clear()
         computation.arriving.clear()
         return jobs
 
@@ -405,9 +465,10 @@ class JobDesk:
         """Take jobs out of the queue or the arrivals, and let their arguments go."""
         gone = set(jobs)
         for computation in {job.computation for job in jobs}:
-            left = [job for job in computation.queue if job not in gone]
-            computation.queue.clear()
-            computation.queue.extend(left)
+            for queue in (computation.queue, computation.heavy):
+                left = [job for job in queue if job not in gone]
+                queue.clear()
+                queue.extend(left)
         for job in jobs:
             if job.computation.arriving.get(job.job) is job:
                 del job.computation.arriving[job.job]
@@ -461,13 +522,15 @@ class JobDesk:
         workers = self.feeder.workers
         computations = {} if lease is None else lease.computations
         staying = [each for each in workers.values() if each.state is not WorkerState.RETIRING]
-        assert len(staying) <= self.feeder.cpus, "more workers than CPUs"
+        assert len(staying) <= max(self.feeder.cpus, self.feeder.capacity), "more workers than CPUs"
+        self.feeder.check()
         by_computation = {id: each for one in computations.values() for id, each in one.workers.items()}
         assert by_computation == workers, "workers and computations differ"
         seen: list[HeldJob] = []
         for computation in computations.values():
-            for job in computation.queue:
+            for job in (*computation.queue, *computation.heavy):
                 assert job.worker is None
+                assert (job in computation.heavy) == (job.special is not None and job.special.is_heavy)
                 assert job.arguments is not None
                 seen.append(job)
             for number, job in computation.arriving.items():

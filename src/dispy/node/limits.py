@@ -63,8 +63,3 @@ def _sum(path: str, words: tuple[str, ...]) -> int:
 def over_memory(used: int, limit: int, seconds: float) -> str:
     """The verdict on a job that used too much memory."""
     return f"killed: memory {gib_words(used)} over the limit of {gib_words(limit)} after {seconds:.3g} s"
-
-
-def over_time(seconds: float, limit: float) -> str:
-    """The verdict on a job that ran too long."""
-    return f"time: {seconds:.1f} s over the limit of {limit:g} s"

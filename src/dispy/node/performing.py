@@ -93,7 +93,9 @@ class Performer:
 
     def _feed(self, action: do.FeedWorker) -> None:
         if (server := self._hosted[action.computation].server) is not None:
-            server.feed(action.worker, action.jobs)
+            extra = action.extra
+            extras = None if extra is None else {action.jobs[0][0]: self._hosted[action.computation].extra(extra)}
+            server.feed(action.worker, action.jobs, extras)
 
     def _recall(self, action: do.RecallFromWorker) -> None:
         if (server := self._hosted[action.computation].server) is not None:

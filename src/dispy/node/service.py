@@ -107,6 +107,7 @@ class NodeService:
                 env_without_secrets(),
                 account,
             ),
+            growth_limit=self.core.info.memory // max(1, settings.cpus),
             names={},
             settings=settings,
             init=None,

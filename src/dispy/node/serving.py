@@ -20,6 +20,7 @@ from dispy.model import (
     HeldAttempt,
     Holder,
     JobDone,
+    JobOptions,
     ProcessId,
 )
 from dispy.node.slots import Worker
@@ -34,10 +35,40 @@ SHORTEST_JOB: Final = 5e-6
 """Seconds that a job takes at least: what a worker needs around it."""
 
 
+class Special:
+    """What a job needs beyond its turn on a CPU."""
+
+    __slots__ = ("cpus", "gpus", "is_heavy", "memory", "overdue", "timeout", "wanted_gpus")
+
+    def __init__(self, options: JobOptions) -> None:
+        self.cpus = options.cpus
+        """0: all that its computation may use; settled when it starts."""
+        self.memory = options.memory
+        self.timeout = options.timeout
+        self.wanted_gpus = options.gpus
+        self.gpus: tuple[int, ...] = ()
+        """Those that it has while it runs."""
+        self.is_heavy = options.cpus != 1 or options.memory > 0 or options.gpus > 0
+        """It waits until all of that is free, and runs alone in its worker."""
+        self.overdue = False
+        """It is being ended because it ran too long."""
+
+
 class HeldJob:
     """An attempt that is here and has not ended: arriving, queued, or given to a worker."""
 
-    __slots__ = ("arguments", "attempt", "blob", "cancelled", "computation", "job", "loan", "sequence", "worker")
+    __slots__ = (
+        "arguments",
+        "attempt",
+        "blob",
+        "cancelled",
+        "computation",
+        "job",
+        "loan",
+        "sequence",
+        "special",
+        "worker",
+    )
 
     def __init__(
         self,
@@ -57,6 +88,7 @@ class HeldJob:
         self.sequence = 0
         """Its number at its worker; 0 without one."""
         self.cancelled = False
+        self.special: Special | None = None
 
     def admit(self) -> None:
         """Queue it when everything that it needs is here; else it is arriving."""
@@ -64,7 +96,7 @@ class HeldJob:
             self.computation.arriving[self.job] = self
         else:
             self.computation.arriving.pop(self.job, None)
-            self.computation.queue.append(self)
+            self.computation.enqueue(self)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +126,10 @@ class Computation:
     setup_args: bytes
     state: ComputationState = ComputationState.OPENING
     queue: deque[HeldJob] = field(default_factory=deque)
+    heavy: deque[HeldJob] = field(default_factory=deque)
+    """Jobs that need more than a turn on a CPU, apart from the queue: they go first, or keep CPUs free."""
+    limit: int = 0
+    """CPUs that it may use at once; 0: all that the node offers."""
     arriving: dict[int, HeldJob] = field(default_factory=dict)
     """Jobs whose arguments are being fetched, by job."""
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -113,7 +149,7 @@ class Computation:
     starved_since: float | None = None
     refused: bool = False
     """It cannot run here: jobs that had not started go back to the scheduler."""
-    reopen: tuple[ComputationSpec, bytes] | None = None
+    reopen: tuple[ComputationSpec, bytes, int] | None = None
     """It was opened again while it closed."""
 
     @property
@@ -129,7 +165,16 @@ class Computation:
     @property
     def is_empty(self) -> bool:
         """Whether none of its jobs is here."""
-        return not self.queue and not self.arriving and not any(worker.jobs for worker in self.workers.values())
+        return (
+            not self.queue
+            and not self.heavy
+            and not self.arriving
+            and not any(worker.jobs for worker in self.workers.values())
+        )
+
+    def enqueue(self, job: HeldJob) -> None:
+        """Its arguments are here: it can start when there is room."""
+        (self.heavy if job.special is not None and job.special.is_heavy else self.queue).append(job)
 
     def measure(self, seconds: float, count: int) -> None:
         """Take `count` jobs into the mean duration that took `seconds` together."""
@@ -240,6 +285,11 @@ def clip(output: bytes, limit: int = DEATH_OUTPUT) -> bytes:
         return output
     note = b"\n[dispy: %d bytes of output left out here]\n" % (len(output) - limit)
     return output[: limit // 2] + note + output[-(limit // 2) :]
+
+
+def over_time(seconds: float, limit: float) -> str:
+    """The verdict on a job that ran too long."""
+    return f"time: {seconds:.1f} s over the limit of {limit:g} s"
 
 
 def last_lines(stderr: bytes) -> str:

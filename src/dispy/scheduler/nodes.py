@@ -114,17 +114,9 @@ class Share:
         return 0 if self.cpus == self.node.info.cpus else self.cpus
 
     @property
-    def depth(self) -> int:
-        """Jobs per slot that may be here at once.
-
-        A node runs whatever it has on all of its CPUs, so a cluster that may use only some of them sends nothing ahead.
-        """
-        return self.cluster.depth if self.cpus >= self.node.info.cpus else 1
-
-    @property
     def load(self) -> float:
         """CPUs that its jobs keep busy: of those that take turns, as many as the depth make up one."""
-        return (len(self.flight) - self.heavy) / self.depth + self.heavy_cpus
+        return (len(self.flight) - self.heavy) / self.cluster.depth + self.heavy_cpus
 
     @property
     def wanted(self) -> int:
@@ -166,7 +158,7 @@ class Share:
         node = self.node
         if not self.is_usable:
             return 0, 0.0
-        cpus, depth, flight = node.capacity, self.depth, len(self.flight)
+        cpus, depth, flight = node.capacity, self.cluster.depth, len(self.flight)
         slots = self.cpus if self.cpus < cpus else cpus
         if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
             return slots * depth - flight, flight / (depth * cpus)

@@ -104,7 +104,7 @@ def portion(share: Share, room: int, waiting: int, rooms: int) -> int:
         return min(room, waiting)
     if len(share.flight) < slots:
         return 1
-    return min(room, max(1, slots * share.depth // PORTIONS), -(-waiting // rooms))
+    return min(room, max(1, slots * share.cluster.depth // PORTIONS), -(-waiting // rooms))
 
 
 def whom_to_recall(shares: Iterable[Share]) -> Share | None:

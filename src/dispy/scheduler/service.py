@@ -136,7 +136,8 @@ class SchedulerService:
         """Take up a cluster: look for its nodes."""
         self.owners[owner.spec.id] = owner
         await self.search.look_for(owner)
-        self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=owner.open_ended))
+        named = len(list(owner.named_nodes()))
+        self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=owner.open_ended, named=named))
 
     def close_cluster(self, cluster: ComputationId, terminate: bool) -> None:
         """Finish or end the jobs of a cluster and clean up on its nodes; the owner hears `ended`."""
