@@ -26,6 +26,7 @@ import cloudpickle
 
 import dispy
 from dispy.node import channel, linux
+from dispy.node.burial import Burial
 from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, REPLY, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import cause_of_death, exit_words
 from dispy.node.forkserver import FRESH
@@ -42,7 +43,6 @@ _BOOT: Final = (
 )
 """Our own folders come first while we import from them, and last when user code is loaded."""
 _END_TIMEOUT: Final = 5.0
-_SWEEP_INTERVAL: Final = 0.005
 _TAIL_SIZE: Final = 64 << 10
 _BUFFER_SIZE: Final = 1 << 20
 
@@ -181,51 +181,16 @@ class ForkServer:
                 future.cancel()
         while self._reader.fds:
             os.close(self._reader.fds.popleft())
-        self._bury()
+        assert self._process is not None
+        Burial(self._process, self.mark, self._pids, self._on_buried).begin()
 
     async def wait_ended(self) -> None:
         """Return when no process of this fork server is left (after `kill` or its own end)."""
         if self._ended is not None:
             await self._ended
 
-    def _bury(self) -> None:
-        """Reap the guard as soon as it has ended all the others."""
-        process = self._process
-        assert process is not None
-        if process.poll() is not None:
-            self._sweep()
-            return
-        pidfd = os.pidfd_open(process.pid)
-
-        def reap() -> None:
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
-            timer.cancel()
-            process.wait()
-            self._sweep()
-
-        timer = self._loop.call_later(_END_TIMEOUT, process.kill)
-        self._loop.add_reader(pidfd, reap)
-
-    def _sweep(self) -> None:
-        """End what came to this process because the guard did not live to do it; again while something is dying."""
-        mark = f"{MARK}={self.mark}".encode()
-        found = False
-        for pid in linux.children():
-            # The environment of a zombie cannot be read any more.
-            if pid in self._pids and linux.is_gone(pid):
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-                continue
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-                if mark in file.read().split(b"\0"):
-                    found = True
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-        # A process that is not a zombie yet may still leave its children to us.
-        if found or not all(map(linux.is_gone, self._pids)):
-            self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
-        elif self._ended is not None and not self._ended.done():
+    def _on_buried(self) -> None:
+        if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     # Requests
