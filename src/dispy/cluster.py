@@ -182,6 +182,8 @@ class JobCluster(NodeSteering, NodeTalk):
             multicast=parameters.truth("ipv4_udp_multicast", ipv4_udp_multicast) or flag("DISPY_IPV4_UDP_MULTICAST"),
             ext_host=parameters.first_host(now["ext_host"]),
         )
+        if not callable(cleanup) and not isinstance(cleanup, bool):
+            raise SettingsError(f"cleanup must be True, False or a function, not {cleanup!r}")
         cleanup_function = cleanup if callable(cleanup) else None
         shipment = pack(computation, depends or (), setup=parameters.called("setup", setup), cleanup=cleanup_function)
         if setup_in not in SETUP_PLACES:
@@ -193,7 +195,7 @@ class JobCluster(NodeSteering, NodeTalk):
         spec = self._portal.call(self._make_spec(shipment))
         spec = msgspec.structs.replace(
             spec,
-            dest_path=parameters.relative(dest_path),
+            dest_path=parameters.directory("dest_path", dest_path),
             keep_files=cleanup is False,
             isolate=parameters.truth("isolate", isolate),
             setup_in=setup_in,

@@ -111,8 +111,8 @@ class DispyJob:
         if not self._ended:
             self.finish.wait()
         result = self._original().result
-        if clear and self._waiters is not None and self._waiters.event is not None:
-            self._waiters.event.clear()
+        if clear:
+            self.finish.clear()
         return result
 
     def __await__(self) -> Generator[Any, None, Any]:

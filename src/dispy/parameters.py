@@ -128,14 +128,6 @@ def loglevel(explicit: int | None) -> int | str:
     return name
 
 
-def relative(dest_path: str | None) -> str:
-    """The name of a directory below that of a node; a leading separator is left out, with a warning."""
-    inside = (dest_path or "").strip("/\\")
-    if dest_path and dest_path[0] in "/\\":
-        logger.warning("dest_path %r is below the directory of each node: %r is used", dest_path, inside)
-    return inside
-
-
 def interfaces(host: str | Sequence[str] | None) -> tuple[str, ...]:
     """Interfaces or addresses of this machine to use; empty: all."""
     if isinstance(host, str):
@@ -152,3 +144,21 @@ def first_host(ext_host: str | Sequence[str] | None) -> str:
     else:
         given = [ext_host] if isinstance(ext_host, str) else ext_host
     return str(given[0]).strip() if given else ""
+
+
+def directory(name: str, value: str | None) -> str:
+    """A relative path below the node's directory; empty when none is given. As in the original, a leading separator
+    is left out with a warning.
+
+    Raises:
+        SettingsError: it leads outside.
+    """
+    if value is None:
+        return ""
+    path = value.replace("\\", "/")
+    if path.startswith("/"):
+        logger.warning("%s=%r: nodes keep it below their own directory, as %r", name, value, path.strip("/"))
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts or not parts:
+        raise SettingsError(f"{name} must be a relative path without '..', below the node's directory, not {value!r}")
+    return "/".join(parts)

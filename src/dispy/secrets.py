@@ -430,6 +430,7 @@ def _check_certificates(certfile: str | None, keyfile: str | None, cafile: str |
         _check_key_file(keyfile)
     path = cafile or certfile
     own = _certificates(certfile)
+    _check_key(certfile, keyfile)
     return hashlib.sha256(b"".join(_certificates(path) if cafile else own)).digest()
 
 
@@ -442,6 +443,21 @@ def _check_key_file(keyfile: str) -> None:
         raise SecretError(f"the key file {keyfile} cannot be read: {error.strerror}") from error
     if os.name == "posix" and mode & 0o007:
         raise SecretError(f"others can read the key file {keyfile}: run `chmod 600 {keyfile}`")
+
+
+def _check_key(certfile: str, keyfile: str | None) -> None:
+    certificate = Path(certfile).expanduser()
+    key = None if keyfile is None else Path(keyfile).expanduser()
+    if key is None and b"PRIVATE KEY-----" not in certificate.read_bytes():
+        raise SecretError(f"the certificate file {certfile} contains no private key: name its key with --keyfile")
+    try:
+        # An empty password instead of a question at the terminal, which nobody may be at.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=b"")
+    except (ssl.SSLError, OSError) as error:
+        raise SecretError(
+            f"the private key in {keyfile or certfile} cannot be used with the certificate {certfile}: it belongs to "
+            f"another one, is damaged, or is encrypted ({getattr(error, 'reason', None) or error})"
+        ) from error
 
 
 def _certificates(name: str) -> list[bytes]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dispy import secrets
+from dispy import certificates, secrets
 from dispy.errors import SecretError
 
 _PRINT_SECRET = "from dispy.secrets import show_secret; print(show_secret().text)"
@@ -267,3 +267,14 @@ def test_readable_key_file_is_refused(tmp_path: Path) -> None:
     key = _write(tmp_path / "node.key", "key", 0o644)
     with pytest.raises(SecretError, match=f"chmod 600 {key}"):
         secrets.find_credentials(certfile=__file__, keyfile=str(key))
+
+
+def test_a_certificate_needs_its_own_key(tmp_path: Path) -> None:
+    certificates.make_ca(tmp_path)
+    one = certificates.make_certificate(tmp_path, "node", "one")
+    two = certificates.make_certificate(tmp_path, "node", "two")
+    with pytest.raises(SecretError, match="contains no private key: name its key with --keyfile"):
+        secrets.find_credentials(certfile=str(one.certfile))
+    with pytest.raises(SecretError, match="cannot be used with the certificate"):
+        secrets.find_credentials(certfile=str(one.certfile), keyfile=str(two.keyfile))
+    assert secrets.find_credentials(certfile=str(one.certfile), keyfile=str(one.keyfile)).key is None

@@ -73,7 +73,13 @@ def function_call(cell: memoryview, compute: Callable[..., object]) -> Callable[
     def call(sequence: int, payload: memoryview | mmap.mmap) -> bytes:
         if cell[CANCEL] == sequence:
             raise NotStarted
-        arguments, named = loads(payload)
+        try:
+            arguments, named = loads(payload)
+        except Exception as error:
+            error.add_note(
+                "This happened on the node, before the function was called: its arguments could not be unpickled."
+            )
+            raise
         del payload
         value = compute(*arguments, **named)
         try:

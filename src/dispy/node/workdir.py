@@ -29,6 +29,24 @@ _END_TIMEOUT = 10.0
 _COPY_SIZE = 8 << 20
 
 
+def _check_ours(path: Path) -> None:
+    """Refuse a directory that holds anything else: the node makes it private, and `--clean` empties it.
+
+    Raises:
+        NodeError: it is not a node's, and not an empty one that only its owner can write to.
+    """
+    found = {entry.name for entry in path.iterdir()}
+    if {"lock", "blobs"} <= found:
+        return
+    if foreign := sorted(found - OWN_NAMES):
+        why = f"it holds {foreign[0]}, which is not a node's"
+    elif not found and path.stat().st_mode & 0o022:
+        why = "others can write to it"
+    else:
+        return
+    raise NodeError(f"the directory {path} is not used: {why}; name one for the node alone, as {path / 'dispynode'}")
+
+
 class Prefix:
     """The daemon's own directory, locked while it lives."""
 
@@ -49,6 +67,8 @@ class Prefix:
             NodeError: another daemon has it (the sentence names its pid), or it cannot be made or written.
         """
         try:
+            if path.exists():
+                _check_ours(path)
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = path.resolve()
             if path.stat().st_uid == os.getuid():

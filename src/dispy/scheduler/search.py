@@ -121,7 +121,12 @@ class NodeSearch:
         for reason, addresses in by_reason.items():
             where = ", ".join(sorted(addresses))
             machines = "1 machine runs" if len(addresses) == 1 else f"{len(addresses)} machines run"
-            if reason == "secret":
+            if reason == "secret" and self._links.settings.credentials.key is None:
+                sentences.append(
+                    f"{machines} dispynode with a secret or another certificate authority: {where}; "
+                    "give both sides certificates of one authority."
+                )
+            elif reason == "secret":
                 host = addresses[0] if len(addresses) == 1 else "HOST"
                 sentences.append(
                     f"{machines} dispynode with another secret: {where}; make the secret equal "

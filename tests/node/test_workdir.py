@@ -1,0 +1,45 @@
+"""The node's own directory: it is never one that holds anything else."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from dispy.errors import NodeError
+from dispy.node.workdir import Prefix
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_directory_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, clean: bool) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(NodeError, match=r"thesis\.tex, which is not a node's; name one for the node alone"):
+        Prefix.claim(tmp_path, clean=clean)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert mode(tmp_path) == 0o755
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_directory_to_which_all_can_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(NodeError, match="others can write to it"):
+        Prefix.claim(tmp_path)
+    assert mode(tmp_path) == 0o1777
+
+
+def test_a_missing_or_empty_one_is_taken_and_made_private(tmp_path: Path) -> None:
+    for path in (tmp_path / "a" / "b", tmp_path / "empty"):
+        if path.name == "empty":
+            path.mkdir()
+        prefix = Prefix.claim(path)
+        assert mode(path) == 0o700
+        (path / "kept").mkdir()  # as a cluster with dest_path='kept' leaves it
+        prefix.release()
+        Prefix.claim(path, clean=True).release()
+        assert not (path / "kept").exists()
