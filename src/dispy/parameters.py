@@ -153,7 +153,7 @@ def directory(name: str, value: str | None) -> str:
     Raises:
         SettingsError: it leads outside.
     """
-    if value is None:
+    if not value:
         return ""
     path = value.replace("\\", "/")
     if path.startswith("/"):

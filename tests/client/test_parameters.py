@@ -13,7 +13,7 @@ import pytest
 import dispy
 from dispy import JobCluster, config
 from dispy.errors import SettingsError
-from dispy.parameters import OLD_NAMES, OLD_OPTIONS, fitting, option_of_today, relative, renamed
+from dispy.parameters import OLD_NAMES, OLD_OPTIONS, directory, fitting, option_of_today, renamed
 
 NAMES = list(inspect.signature(JobCluster).parameters)
 ORDER = (  # noqa: SIM905 - a list would be a column
@@ -158,8 +158,15 @@ def test_options_of_earlier_versions_are_accepted_with_a_warning() -> None:
     assert option_of_today("host") == "host"
 
 
-def test_dest_path_is_below_the_directory_of_a_node(caplog: pytest.LogCaptureFixture) -> None:
-    assert relative(None) == ""
-    assert relative("mine/here") == "mine/here"
-    assert caplog.text == ""
-    assert relative("/tmp/mine") == "tmp/mine"
+def test_dest_path_is_below_the_directory_of_a_node(capsys: pytest.CaptureFixture[str]) -> None:
+    assert directory("dest_path", None) == ""
+    assert directory("dest_path", "mine//./here/") == "mine/here"
+    assert capsys.readouterr().err == ""
+    assert directory("dest_path", "/tmp/mine") == "tmp/mine"
+    assert "nodes keep it below their own directory, as 'tmp/mine'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["..", "../x", "a/../../x", "/"])
+def test_a_dest_path_that_leads_outside_is_refused(path: str) -> None:
+    with pytest.raises(SettingsError, match="dest_path must be a relative path"):
+        directory("dest_path", path)
