@@ -451,3 +451,32 @@ def test_a_program_brings_files(local: Local) -> None:
     assert ended(cluster.submit()).result == 1
     with pytest.raises(dispy.DispyError, match="files"):
         cluster.submit(dispy_job_depends=[len])
+
+
+def test_what_a_job_says_while_the_link_is_broken_arrives(local: Local, wait_until: Callable[..., Any]) -> None:
+    def speak(path: str) -> list[int]:
+        answers = []
+        for number in range(200):
+            dispy_provisional_result(number)  # type: ignore[name-defined] # noqa: F821
+            if number % 20 == 0:
+                with open(f"file{number}", "w") as file:
+                    file.write(str(number) * 100_000)
+                answers.append(dispy_send_file(f"file{number}"))  # type: ignore[name-defined] # noqa: F821
+        return answers
+
+    seen = Seen()
+    cluster = local(speak, job_status=seen.job)
+    job = cluster.submit("")
+
+    def cut() -> None:
+        for reached in cluster.service.links.nodes.values():
+            if reached.link is not None:
+                reached.link.abort("cut by the test")
+
+    for text in ("file20", "file80", "file120"):
+        wait_until(lambda name=text: Path(name).exists() or job.finish.is_set(), timeout=SOON)
+        cluster._portal.post(cut)
+    assert job() == [0] * 10, job.exception
+    cluster.close()
+    assert [result for _, result in seen.jobs[:-1]] == list(range(200))
+    assert all(Path(f"file{number}").read_text() == str(number) * 100_000 for number in range(0, 200, 20))
