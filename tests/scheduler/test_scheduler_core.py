@@ -738,3 +738,13 @@ def test_standings_show_every_node_of_a_cluster_and_its_problem(busy: Scheduler)
     shown = [(each.name, each.cpus, each.in_flight, each.problem) for each in busy.core.standings(MAP)]
     assert shown == [("n1", 1, 1, ""), ("n2", 1, 0, "has not answered yet whether it is free")]
     assert busy.core.standings(REDUCE) == []
+
+
+def test_a_shorter_measured_duration_makes_room_for_others_on_every_node(scheduler: Scheduler) -> None:
+    """Jobs of MAP on N1 weigh less as soon as N2 has shown that they are short."""
+    scheduler.open(REDUCE)
+    scheduler.ready(N1, 1, MAP, REDUCE)
+    scheduler.ready(N2, 1, MAP, REDUCE)
+    assert sends_of(scheduler.submit(1, 2)) == [(N1, [1]), (N2, [2])]
+    assert sends_of(scheduler.submit(3, cluster=REDUCE, node=N1)) == []
+    assert sends_of(scheduler.done(N2, 2, seconds=0.001)) == [(N1, [3])]

@@ -235,7 +235,18 @@ def _account(tables: Tables, share: Share | None, seconds: float, count: int, ov
         share.cluster.jobs -= over
         tables.counters.ended += over
         if count:
-            share.cluster.measure(seconds, count)
+            _measure(tables, share, seconds, count)
+
+
+def _measure(tables: Tables, share: Share, seconds: float, count: int) -> None:
+    """Take durations into the cluster's mean; when its depth changes, its jobs weigh otherwise wherever they are."""
+    cluster = share.cluster
+    depth = cluster.depth
+    cluster.measure(seconds, count)
+    if cluster.depth != depth:
+        for other in cluster.shares.values():
+            if other is not share and len(other.node.shares) > 1:
+                tables.refresh(other.node)
 
 
 def _sentence(done: JobDone, body: bytes) -> str:
