@@ -413,7 +413,7 @@ def test_file_names_that_lead_outside_are_refused(settings: NodeSettings, name: 
             ref = anna.sources.offer_bytes(b"evil", hashed=True)
             await anna.open(function("def compute(): pass"), files=(FileSpec(name, ref),))
             refused = await anna.hear(msg.ComputationRefused)
-            assert "is not a relative path that stays inside the computation's directory" in refused.reason
+            assert "is not a relative path that stays inside its directory" in refused.reason
             assert not list(settings.prefix.parent.rglob("evil"))
 
     run(work)
