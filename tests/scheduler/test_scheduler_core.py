@@ -744,7 +744,7 @@ def test_a_shorter_measured_duration_makes_room_for_others_on_every_node(schedul
     """Jobs of MAP on N1 weigh less as soon as N2 has shown that they are short."""
     scheduler.open(REDUCE)
     scheduler.ready(N1, 1, MAP, REDUCE)
-    scheduler.ready(N2, 1, MAP, REDUCE)
+    scheduler.ready(N2, 1, MAP)
     assert sends_of(scheduler.submit(1, 2)) == [(N1, [1]), (N2, [2])]
     assert sends_of(scheduler.submit(3, cluster=REDUCE, node=N1)) == []
     assert sends_of(scheduler.done(N2, 2, seconds=0.001)) == [(N1, [3])]
