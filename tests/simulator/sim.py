@@ -36,6 +36,8 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.wire import messages
 
 WALL = 1_000_000.0
+MEMORY = 1 << 30
+TAGS = ("a", "b")
 SCHEDULER = ProcessId("5" * 32)
 RIVAL = ProcessId("9" * 32)
 LONGEST = 3600.0
@@ -84,6 +86,8 @@ class Chances:
     large: float = 0.05
     pinned: float = 0.1
     declined: float = 0.1
+    wishes: float = 0.0
+    """Jobs with options."""
 
 
 def chances_of(random: Random) -> Chances:
@@ -100,6 +104,7 @@ def chances_of(random: Random) -> Chances:
         cancels=random.choice([0, 8, 20]),
         reallocations=random.choice([0, 3, 10]),
         steerings=random.choice([0, 3, 15]),
+        wishes=random.choice([0.0, 0.0, 0.1, 0.7]),
     )
 
 
@@ -303,13 +308,22 @@ class SimServer:
 class SimNode:
     """A machine with a node daemon: the real core, and a host that plays its processes."""
 
-    def __init__(self, world: World, name: str, cpus: int) -> None:
+    def __init__(self, world: World, name: str, cpus: int, *, reliable: bool = False) -> None:
         self.world = world
         self.process = ProcessId(f"{world.random.getrandbits(128):032x}")
-        self.info = NodeInfo(self.process, name, cpus, "sim", ("cpython-3.11",))
+        self.info = NodeInfo(
+            self.process,
+            name,
+            cpus,
+            "sim",
+            ("cpython-3.11",),
+            memory=4 * MEMORY,
+            tags=TAGS if reliable else TAGS[: world.random.randint(0, 2)],
+            gpus=2 if reliable else world.random.randint(0, 2),
+        )
         self.core = NodeCore(self.info, wall_offset=WALL, zombie_interval=60.0)
         self.alive = True
-        self.reliable = False
+        self.reliable = reliable
         self.wire: Wire | None = None
         self.rival: Wire | None = None
         self.servers: dict[ComputationId, SimServer] = {}
@@ -613,7 +627,28 @@ class World:
         self.started_at[job] = self.clock.now
         self.log(f"job {job} starts on {node.info.name}")
         reentrant = self.reentrant[self.scheduler.jobs[job].record.cluster]
-        assert reentrant or self.starts[job] == 1, f"job {job} is not reentrant and started twice"
+        again = reentrant or self.retries(job) > 0
+        assert again or self.starts[job] == 1, f"job {job} is not reentrant and started twice"
+        options = self.scheduler.jobs[job].record.options
+        if options is not None:
+            assert set(options.tags) <= set(node.info.tags), f"job {job} is on a node without its tags"
+            assert options.gpus <= node.info.gpus, f"job {job} is on a node without its GPUs"
+
+    def retries(self, job: int) -> int:
+        options = self.scheduler.jobs[job].record.options
+        return 0 if options is None else options.retries
+
+    def wishes(self) -> JobOptions:
+        random = self.random
+        return JobOptions(
+            priority=random.choice([0, 0, 1, -1]),
+            cpus=random.choice([1, 1, 1, 2, 3, 0]),
+            memory=random.choice([0, 0, MEMORY, 3 * MEMORY]),
+            gpus=random.choice([0, 0, 0, 1, 2]),
+            tags=random.choice([(), (), TAGS[:1], TAGS]),
+            timeout=random.choice([0.0, 0.0, 0.01, 2.0]),
+            retries=random.choice([0, 0, 1, 3]),
+        )
 
     # What users do.
 
@@ -634,6 +669,8 @@ class World:
                 args, blob = b"", BlobRef(b"%d" % job, 100_000, False)
             if self.nodes and self.happens(self.chances.pinned):
                 options = JobOptions(self.random.choice(self.nodes).process)
+            elif self.happens(self.chances.wishes):
+                options = self.wishes()
             record = JobRecord(job, cluster, args, blob=blob, options=options)
             self.scheduler.jobs[job] = Told(record)
             records.append(record)
@@ -647,8 +684,7 @@ class World:
     # What happens to machines and links.
 
     def add_node(self, cpus: int, *, reliable: bool = False) -> SimNode:
-        node = SimNode(self, f"n{len(self.nodes) + 1}", cpus)
-        node.reliable = reliable
+        node = SimNode(self, f"n{len(self.nodes) + 1}", cpus, reliable=reliable)
         self.nodes.append(node)
         self.connect(node)
         return node
@@ -830,7 +866,7 @@ def _cancel(world: World) -> None:
 def finish(world: World) -> None:
     """No more trouble, a node that works for all, all clusters closed: now everything must come to an end."""
     world.trouble = False
-    world.add_node(2, reliable=True)
+    world.add_node(3, reliable=True)
     for cluster, node in product(world.reentrant, world.nodes):
         # jobs that are pinned to a paused node wait until it is used again
         world.scheduler.handle(events.NodeSteered(cluster, node.process, events.Steering.USE))
@@ -858,7 +894,7 @@ def check_promises(world: World) -> None:
         reentrant = world.reentrant[told.record.cluster]
         if ended.state is JobState.Finished:
             assert world.starts[job] >= 1, f"job {job} finished and never started"
-        if ended.state is JobState.Cancelled and not reentrant:
+        if ended.state is JobState.Cancelled and not reentrant and not world.retries(job):
             assert world.starts[job] == 0, f"job {job} was cancelled before its start and had started"
     view = world.scheduler.core.snapshot()
     assert not view.clusters, "a cluster is left over"

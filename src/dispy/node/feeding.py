@@ -155,7 +155,7 @@ class Feeder:
             wanted = min(special.wanted_gpus, self.gpus)
             if cpus > self._spare(computation) or len(gpus) < wanted:
                 return cpus
-            worker = self._free_worker(computation, actions)
+            worker = self._free_worker(computation, now, actions)
             if worker is None:
                 return cpus
             computation.heavy.popleft()
@@ -169,12 +169,12 @@ class Feeder:
             actions.append(FeedWorker(computation.id, worker.id, [(worker.sequence, job.arguments)], extra))
         return 0
 
-    def _free_worker(self, computation: Computation, actions: list[Action]) -> Worker | None:
+    def _free_worker(self, computation: Computation, now: float, actions: list[Action]) -> Worker | None:
         """An idle worker of the computation; None when one is on its way or must be made room for."""
         for worker in computation.workers.values():
             if worker.is_idle and not worker.recalling and not (computation.spec.isolate and worker.sequence):
                 return worker
-        if _starting(computation) or computation.fork_after is not None:
+        if _starting(computation) or (computation.fork_after is not None and now < computation.fork_after):
             return None
         if len(self.workers) < self.capacity:
             self._fork_one(computation, actions)
