@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dispy.errors import TransferError
@@ -32,7 +32,9 @@ class World:
         self.fetches: dict[bytes, asyncio.Future[bytes]] = {}
         self.tasks: list[asyncio.Task[None]] = []
         exchange: Any = self
-        self.intake = ResultIntake(NODE, exchange, self.event, self.spawn)
+        self.intake = ResultIntake(NODE, exchange, self.event, self.spawn, self.later)
+        self.waiting: list[Callable[[], None]] = []
+        self.is_patient = False
         link: Any = self
         self.intake.link = link
 
@@ -45,8 +47,14 @@ class World:
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         self.tasks.append(asyncio.get_running_loop().create_task(work))
 
-    def send(self, message: AckResults) -> None:
-        self.acknowledged.append(message.sequence)
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        if self.is_patient:
+            self.waiting.append(function)
+        else:
+            function()
+
+    def send_now(self, messages: list[tuple[AckResults, tuple[()]]]) -> None:
+        self.acknowledged += [message.sequence for message, _ in messages]
 
     async def fetch_bytes(self, ref: BlobRef) -> bytes:
         future = self.fetches[ref.name] = asyncio.get_running_loop().create_future()
@@ -135,3 +143,25 @@ def test_nothing_is_told_of_a_node_that_was_given_up() -> None:
         assert world.acknowledged == []
 
     run(scene)
+
+
+def test_acknowledgements_wait_for_one_another() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.is_patient = True
+        await world.batch(1, said(1))
+        await world.batch(2, said(2))
+        assert world.acknowledged == []
+        assert len(world.waiting) == 1
+        world.waiting.pop()()
+        assert world.acknowledged == [2]
+        await world.batch(2, said(2))
+        assert [job for job, _, _ in world.told] == [1, 2]
+        await world.batch(3, said(3))
+        world.intake.tell()  # another message goes to the node
+        world.waiting.pop()()
+        assert world.acknowledged == [2, 3]
+        world.intake.tell_again()
+        assert world.acknowledged == [2, 3, 3]
+
+    asyncio.run(scenario())

@@ -10,6 +10,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
 from dispy.errors import AuthenticationRejected, LinkError, PortInUse, SettingsError
@@ -209,11 +211,10 @@ class Callers:
 
     def send(self, sends: Iterable[do.Send]) -> None:
         """Give messages to their links; those to somebody without one are dropped, as the core expects."""
-        callers = self._callers
-        for send in sends:
-            caller = callers.get(send.peer)
+        for peer, group in groupby(sends, attrgetter("peer")):
+            caller = self._callers.get(peer)
             if caller is not None and caller.link is not None:
-                caller.link.send(send.message, send.payload)
+                caller.link.send_now((send.message, send.payload) for send in group)
 
     def announce(self) -> None:
         """Tell the network that the node is free."""

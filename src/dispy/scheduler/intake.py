@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,9 @@ from dispy.scheduler.events import Event, NodeSaid
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.link import Link
 from dispy.wire.messages import AckResults, JobsDone
+
+ACKNOWLEDGE_AFTER: Final = 0.02
+"""Seconds that an acknowledgement waits for a message with which it can travel."""
 
 _Late = tuple[int, JobDone, bytes]
 """Sequence number of the batch, what ended, and its body unless that is a blob."""
@@ -30,12 +34,14 @@ class ResultIntake:
         exchange: BlobExchange,
         on_event: Callable[[Event], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
+        later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self.link: Link | None = None
         self._node = node
         self._exchange = exchange
         self._on_event = on_event
         self._spawn = spawn
+        self._later = later
         self._pending: Counter[int] = Counter()
         """How many results of a batch are still on their way."""
         self._line: deque[_Late] = deque()
@@ -43,6 +49,9 @@ class ResultIntake:
         self._in_line: Counter[int] = Counter()
         self._highest = 0
         self._acknowledged = 0
+        self._told = 0
+        """Up to where the node has been told that everything is here."""
+        self._is_waiting = False
         self._closed = False
 
     def arrived(self, message: JobsDone, payload: bytes | memoryview) -> None:
@@ -79,16 +88,34 @@ class ResultIntake:
             self._on_event(NodeSaid(self._node, message, bodies))
 
     def acknowledge(self) -> None:
-        """Tell the node up to where everything is here."""
+        """Note up to where everything is here. The node hears of it with the next message to it, or soon."""
         safe = min(self._pending) - 1 if self._pending else self._highest
-        if safe > self._acknowledged and self.link is not None:
+        if safe > self._acknowledged:
             self._acknowledged = safe
-            self.link.send(AckResults(safe))
+            if not self._is_waiting:
+                self._is_waiting = True
+                self._later(ACKNOWLEDGE_AFTER, self._waited)
 
-    def acknowledge_again(self, link: Link) -> None:
+    def untold(self) -> list[tuple[AckResults, tuple[()]]]:
+        """What is to be sent to the node with the next message, if anything."""
+        if self._told == self._acknowledged:
+            return []
+        self._told = self._acknowledged
+        return [(AckResults(self._told), ())]
+
+    def tell(self) -> None:
+        """Tell the node now what it has not been told."""
+        if self.link is not None:
+            self.link.send_now(self.untold())
+
+    def tell_again(self) -> None:
         """The last acknowledgement may have been lost with an earlier link."""
-        if self._acknowledged:
-            link.send(AckResults(self._acknowledged))
+        self._told = 0
+        self.tell()
+
+    def _waited(self) -> None:
+        self._is_waiting = False
+        self.tell()
 
     def close(self) -> None:
         """The node is given up: what is still on its way is not told any more."""

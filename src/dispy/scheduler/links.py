@@ -5,14 +5,17 @@ into events of the core. How results come in is in `intake`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Protocol
 
 from dispy.errors import AuthenticationRejected, LinkError, NodeError, SettingsError
 from dispy.logs import logger
 from dispy.model import NodeInfo, ProcessId, Role
 from dispy.nodes import NodeView
+from dispy.scheduler.effects import Send
 from dispy.scheduler.events import (
     Event,
     LinkBroken,
@@ -212,11 +215,12 @@ class NodeLinks:
                 self._lose(self.nodes[target.process], cause)
         self._forget(target.dialler)
 
-    def send(self, node: ProcessId, message: AnyMessage, payload: Sequence[bytes | memoryview]) -> None:
-        """Send to a node; without a link the message is dropped, as the resume of a link tells what is missing."""
-        reached = self.nodes.get(node)
-        if reached is not None and reached.link is not None:
-            reached.link.send(message, payload)
+    def send(self, sends: Iterable[Send]) -> None:
+        """Send to nodes; without a link a message is dropped, as the resume of a link tells what is missing."""
+        for node, group in groupby(sends, attrgetter("node")):
+            reached = self.nodes.get(node)
+            if reached is not None and reached.link is not None:
+                reached.link.send_now([*reached.intake.untold(), *((send.message, send.payload) for send in group)])
 
     def view(self, node: ProcessId) -> NodeView | None:
         """What users may know of a node."""
@@ -241,6 +245,7 @@ class NodeLinks:
         self._targets.clear()
         for reached in self.nodes.values():
             if reached.link is not None:
+                reached.intake.tell()
                 reached.link.close(reason)
             reached.intake.close()
             reached.exchange.close(reason)
@@ -310,7 +315,7 @@ class NodeLinks:
             dialler = target.dialler if target is not None else None
             exchange = BlobExchange(link, self.sources)
             local = target is not None and target.local
-            intake = ResultIntake(process, exchange, self._on_event, self._spawn)
+            intake = ResultIntake(process, exchange, self._on_event, self._spawn, self._loop.call_later)
             intake.link = link
             address, port = link.peer.address, link.peer.port
             self.nodes[process] = Reached(process, address, port, exchange, intake, link, dialler, local=local)
@@ -325,7 +330,7 @@ class NodeLinks:
         if target is not None:
             reached.dialler = target.dialler
         reached.exchange.link_replaced(link)
-        reached.intake.acknowledge_again(link)
+        reached.intake.tell_again()
         if reached.info is not None:
             self._on_event(LinkResumed(process))
 

@@ -220,8 +220,8 @@ class SchedulerService:
         self._arm()
 
     def _perform(self, effects: Effects) -> None:
-        for send in effects.sends:
-            self.links.send(send.node, send.message, send.payload)
+        if effects.sends:
+            self.links.send(effects.sends)
         for notice in effects.notices:
             match notice:
                 case JobsEnded():

@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
@@ -122,7 +122,7 @@ class Approach:
 
 
 class Link(asyncio.BufferedProtocol):
-    """A connection to another process. What is sent in one turn of the loop is written at once, at its end."""
+    """A connection to another process. What `send` takes in one turn of the loop is written at once, at its end."""
 
     peer: Peer
 
@@ -173,6 +173,16 @@ class Link(asyncio.BufferedProtocol):
         if not self._flush_asked:
             self._flush_asked = True
             self._loop.call_soon(self.flush)
+
+    def send_now(self, messages: Iterable[tuple[AnyMessage, Sequence[Buffer]]]) -> None:
+        """Queue messages, and write at once unless something is to be written at the end of this turn anyway."""
+        if not self.is_open:
+            return
+        assert self._session is not None
+        for message, payload in messages:
+            self._session.send(message, payload)
+        if not self._flush_asked:
+            self.flush()
 
     def flush(self) -> None:
         """Write now what is queued.
