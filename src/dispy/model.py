@@ -7,7 +7,7 @@ tracked by the garbage collector: they are what a run of a million jobs is made 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 import msgspec
 
@@ -15,8 +15,8 @@ ProcessId = NewType("ProcessId", str)
 """32 hexadecimal digits, drawn anew at every start of a process. That of a node daemon is its boot id."""
 ComputationId = NewType("ComputationId", str)
 """32 hexadecimal digits, drawn by the client for each cluster."""
-JobId = NewType("JobId", int)
-"""Counts jobs of one scheduler; never reused. (The public `DispyJob.id` is the user's to set.)"""
+OUTPUT_LIMIT: Final = 16 << 20
+"""Bytes that are kept of what a job writes to each of stdout and stderr."""
 
 
 class Role(StrEnum):
@@ -100,7 +100,7 @@ class ComputationSpec(msgspec.Struct, frozen=True):
     """Name of the working directory below the node's prefix; empty = a fresh one."""
     keep_files: bool = False
     """cleanup=False of the original: leave the files when the computation is closed."""
-    output_limit: int = 16 << 20
+    output_limit: int = OUTPUT_LIMIT
     """Bytes of stdout and of stderr kept per job; the middle of longer output is cut out."""
     isolate: bool = False
     """Every job gets a worker process of its own."""

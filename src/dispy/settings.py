@@ -41,7 +41,6 @@ EXPLAIN_AFTER: Final = 3.0
 DISCOVERY_INTERVAL: Final = 10.0
 ZOMBIE_INTERVAL: Final = 3600.0
 
-OUTPUT_LIMIT: Final = 16 << 20
 INTERRUPT_TIMEOUT: Final = 6.0
 """Seconds between SIGINT and SIGTERM for a job that is cancelled."""
 TERMINATE_TIMEOUT: Final = 2.0

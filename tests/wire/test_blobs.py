@@ -160,19 +160,6 @@ def test_file_to_store_once(tmp_path: Path) -> None:
     run(test)
 
 
-def test_stored_file_is_offered_on(tmp_path: Path) -> None:
-    async def test() -> None:
-        pair = Pair(Role.PEER)
-        (tmp_path / "stored").write_bytes(DATA)
-        ref = BlobRef(hashlib.sha256(DATA).digest(), len(DATA))
-        pair.sources.offer_stored(ref, tmp_path / "stored")
-        assert await pair.taker.fetch_bytes(ref) == DATA
-        with pytest.raises(TransferError, match="cannot be offered"):
-            pair.sources.offer_stored(ref, tmp_path / "missing")
-
-    run(test)
-
-
 def test_peers_get_only_what_has_a_hash() -> None:
     async def test() -> None:
         pair = Pair(Role.PEER)

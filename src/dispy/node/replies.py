@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dispy.errors import DispyError
+from dispy.model import OUTPUT_LIMIT
 from dispy.node.account import Account
 
 
@@ -37,7 +38,7 @@ class ForkServerSpec:
     """Relative to `cwd`, or absolute."""
     setup_args: bytes = b""
     job_names: Mapping[str, str] = field(default_factory=dict)
-    output_limit: int = 16 << 20
+    output_limit: int = OUTPUT_LIMIT
     isolate: bool = False
     """A worker runs one job and ends."""
     folders: tuple[str, ...] = ()

@@ -137,7 +137,6 @@ class Computation:
     """Measured seconds per job, None before the first one."""
     prepared: bool = False
     """Whether a fork server stands (False while it is started again)."""
-    told_ready: bool = False
     told_closed: bool = False
     """The scheduler has been told that it is not here (refused); nothing is said when it is cleaned."""
     deaths: int = 0

@@ -229,11 +229,6 @@ class NodeLinks:
             return None
         return NodeView(node, reached.info, reached.address, reached.port, places=self.places.of(node))
 
-    def is_local(self, node: ProcessId) -> bool:
-        """Whether this is the node that this program started for itself."""
-        reached = self.nodes.get(node)
-        return reached is not None and reached.local
-
     async def close(self, reason: str) -> None:
         """Say goodbye to all and stop."""
         self._is_over = True

@@ -209,7 +209,7 @@ def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseG
     cancelled += sorted({job for job, _ in held} - flying)
     if cancelled:
         out.send(node, CancelJobs(cancelled))
-    _match_computations(tables, out, node, set(message.computations))
+    _match_computations(out, node, set(message.computations))
     tables.refresh(node)
     release_if_unused(tables, out, node)
 
@@ -228,7 +228,7 @@ def _never_received(tables: Tables, out: Outbox, share: Share, missing: list[Job
     tables.requeue(back)
 
 
-def _match_computations(tables: Tables, out: Outbox, node: NodeRecord, there: set[ComputationId]) -> None:
+def _match_computations(out: Outbox, node: NodeRecord, there: set[ComputationId]) -> None:
     for share in tuple(node.shares.values()):
         id = share.cluster.id
         if share.state is ShareState.CLOSING:

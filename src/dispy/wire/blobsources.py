@@ -135,17 +135,6 @@ class BlobSources:
         self._sources[ref.name] = FileSource(ref, path, identity)
         return ref
 
-    def offer_stored(self, ref: BlobRef, path: Path) -> None:
-        """Offer a file that is known to have this content, as those in a `BlobStore`.
-
-        Raises:
-            TransferError: it is not there.
-        """
-        try:
-            self._sources[ref.name] = FileSource(ref, path, FileIdentity.of(os.stat(path)))
-        except OSError as error:
-            raise TransferError(f"{path} cannot be offered: {error.strerror}") from error
-
     def offer_open(self, fd: int, ref: BlobRef) -> None:
         """Offer an open file that is said to have this content (whoever fetches it checks). The descriptor is ours."""
         self._sources[ref.name] = FileSource(ref, Path("a job's file"), FileIdentity.of(os.fstat(fd)), OpenFile(fd))
