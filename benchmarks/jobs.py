@@ -74,6 +74,8 @@ import json, sys, time
 import dispy
 def nothing(number):
     return number
+if __name__ != "__main__":
+    sys.exit()
 jobs, trips = int(sys.argv[1]), int(sys.argv[2])
 began = time.perf_counter()
 cluster = dispy.JobCluster(nothing, nodes=["127.0.0.1"], host="127.0.0.1", loglevel=dispy.logger.CRITICAL)
@@ -98,26 +100,31 @@ def of_original(directory: Path, jobs: int, trips: int) -> dict[str, float]:
     python = directory / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "dispy==4.15.2", "psutil", "netifaces"], check=False)
         subprocess.run([str(python), "-m", "pip", "install", "-q", "dispy==4.15.2", "psutil"], check=True)
-    node = subprocess.Popen(
-        [str(python), str(directory / "bin" / "dispynode.py"), "-i", "127.0.0.1", "-c", str(WORKERS), "--daemon"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=directory,
-    )
+    script = directory / "original.py"  # it ships source text, so it wants a file
+    script.write_text(ORIGINAL)
+    command = [str(python), "-u", str(directory / "bin" / "dispynode.py")]
+    log = directory / "node.log"
+    with open(log, "w") as output:
+        node = subprocess.Popen(
+            [*command, "-d", "-i", "127.0.0.1", "-c", str(WORKERS), "--daemon", "--clean", "--dest_path_prefix", "."],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+        )
     try:
-        time.sleep(2)  # it prints nothing that says it is ready
+        while "TCP server" not in log.read_text() and node.poll() is None:
+            time.sleep(0.1)
         run = subprocess.run(
-            [str(python), "-c", ORIGINAL, str(jobs), str(trips)],
-            capture_output=True,
+            [str(python), str(script), str(jobs), str(trips)],
+            stdout=subprocess.PIPE,
             text=True,
             timeout=300,
             check=True,
             cwd=directory,
         )
     finally:
-        node.terminate()
+        node.kill()  # it can hang on its way out
         node.wait()
     return json.loads(run.stdout.strip().splitlines()[-1])
 
