@@ -50,7 +50,6 @@ class ClusterLedger:
         self.wants_local = local
         self.wants_discovery = any(item.is_pattern for item in items)
         self.open_ended = self.wants_discovery or may_embed
-        self.runs_user_allocation = any(type(item).allocate is not NodeAllocate.allocate for item in items)
         self.interval = interval
         self.cluster: Any = None
         self.job_status: JobStatus | None = None
@@ -117,7 +116,6 @@ class ClusterLedger:
     def add_items(self, items: Sequence[NodeAllocate]) -> None:
         """Further items of `nodes`, before older ones that are no more specific."""
         self._items = by_specificity([*items, *self._items])
-        self.runs_user_allocation = any(type(item).allocate is not NodeAllocate.allocate for item in self._items)
 
     # In the loop's thread.
 
@@ -145,6 +143,11 @@ class ClusterLedger:
             return cpus, list(item.depends), item.setup_args
         finally:
             item.depends, item.setup_args = before
+
+    @property
+    def allocates_slowly(self) -> bool:
+        """Whether `allocate` runs the user's code, or asks a name server."""
+        return any(type(item).allocate is not NodeAllocate.allocate or item.needs_lookup for item in self._items)
 
     def allocate(self, view: NodeView, local: bool) -> Allocation:
         """How much of a node to use: the first item that matches and wants CPUs decides."""

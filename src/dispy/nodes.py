@@ -95,6 +95,10 @@ class NodeAllocate:
         self.setup_args = setup_args
         self.oversubscribe = oversubscribe
         self._addresses: frozenset[str] | None = None
+        if self.is_pattern:
+            self._addresses = frozenset()
+        elif numeric := resolve(self.host, socket.AI_NUMERICHOST):
+            self._addresses = numeric
 
     @property
     def is_pattern(self) -> bool:
@@ -130,8 +134,13 @@ class NodeAllocate:
             return fnmatch.fnmatchcase(ip_addr, self.host) or fnmatch.fnmatchcase(name, self.host)
         return self.host in (ip_addr, name) or ip_addr in self.addresses()
 
+    @property
+    def needs_lookup(self) -> bool:
+        """Whether `matches` has to ask a name server, which may take seconds."""
+        return self._addresses is None
+
     def addresses(self) -> frozenset[str]:
-        """Addresses that the host name stands for; empty when it does not resolve."""
+        """Addresses that the host name stands for; empty for a pattern, and when it does not resolve."""
         if self._addresses is None:
             self._addresses = resolve(self.host)
         return self._addresses
@@ -140,10 +149,10 @@ class NodeAllocate:
         return f"NodeAllocate({self.host!r}, port={self.port}, cpus={self.cpus})"
 
 
-def resolve(host: str) -> frozenset[str]:
-    """IP addresses of a host name; empty when it does not resolve."""
+def resolve(host: str, flags: int = 0) -> frozenset[str]:
+    """IP addresses of a host name; empty when it does not resolve. `flags` are those of `getaddrinfo`."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, UnicodeError):
         return frozenset()
     return frozenset(str(entry[4][0]) for entry in found)

@@ -68,6 +68,17 @@ def test_matching() -> None:
     assert not NodeAllocate("name.invalid").matches("10.0.0.1", "n1", 9701)
 
 
+@pytest.mark.parametrize(
+    ("host", "needed"), [("*", False), ("n*", False), ("10.0.0.1", False), ("::1", False), ("n1", True)]
+)
+def test_only_names_need_a_lookup(host: str, needed: bool) -> None:
+    item = NodeAllocate(host)
+    assert item.needs_lookup == needed
+    if needed:
+        item.addresses()
+        assert not item.needs_lookup
+
+
 def test_lists_are_not_shared_between_items() -> None:
     one, two = NodeAllocate("a"), NodeAllocate("b")
     one.depends.append("file")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import dispy
+from dispy.nodes import resolve
 
 SECRET = "a secret for these tests alone"
 
@@ -164,6 +166,24 @@ def test_nodes_can_be_allocated_later(cluster_on: Callable[..., Any]) -> None:
     assert cluster.allocate_node(("127.0.0.1", None, 1)) == 0
     assert job() == 3
     assert cluster.status().nodes[0].cpus == 1
+
+
+def test_names_of_nodes_are_looked_up_beside_the_event_loop(
+    cluster_on: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that does not answer would stop its heartbeats, and so lose the nodes of all clusters."""
+    looked_up = []
+
+    def look(host: str, flags: int = 0) -> frozenset[str]:
+        if not flags:
+            looked_up.append((host, threading.current_thread().name))
+        return resolve(host, flags)
+
+    monkeypatch.setattr("dispy.nodes.resolve", look)
+    cluster, _ = cluster_on(abs, nodes="localhost")
+    assert cluster.submit(-1)() == 1
+    assert [host for host, _ in looked_up] == ["localhost"]
+    assert looked_up[0][1] != "dispy-loop"
 
 
 def test_a_callback_may_wait_for_a_job_before_any_node_was_allocated(cluster_on: Callable[..., Any]) -> None:

@@ -32,15 +32,18 @@ class ClusterOwner(Protocol):
     wants_local: bool
     """Whether one is to be started in any case."""
     wants_discovery: bool
-    runs_user_allocation: bool
     interval: float | None
     """Seconds between questions for nodes, when the user named them."""
+
+    @property
+    def allocates_slowly(self) -> bool:
+        """Whether `allocate` runs the user's code, or asks a name server."""
 
     def named_nodes(self) -> Iterable[tuple[str, int]]:
         """Host and port of the nodes that were named."""
 
     def allocate(self, view: NodeView, local: bool) -> Allocation:
-        """How much of a node to use; in a thread for files if it runs the user's code, one call after another."""
+        """How much of a node to use; in a thread for files if that is slow, one call after another."""
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """Jobs were handed to a node."""

@@ -162,7 +162,7 @@ class SchedulerService:
     def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
         """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""
         views = [self.links.view(node) for node in self.links.nodes]
-        return [view.process for view in views if view and item.matches(view.address, view.info.name, view.port)]
+        return [view.process for view in views if view and view.fits(item)]
 
     def note_cpus(self, cluster: ComputationId, node: ProcessId, cpus: int) -> None:
         """The user has said how many CPUs of a node a cluster uses."""
@@ -367,7 +367,7 @@ class SchedulerService:
         allocation = Allocation(0)
         files: tuple[FileSpec, ...] = ()
         try:
-            if owner.runs_user_allocation:
+            if owner.allocates_slowly:
                 # not in the callback thread: a callback may wait for a job that waits for this node
                 async with self._allocating:
                     allocation = await self.portal.loop.run_in_executor(None, owner.allocate, view, reached.local)
