@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dispy.node import linux
+from dispy.node.cgroups import Groups
 from dispy.node.replies import ForkServerSpec, Reply, WorkerDeath
 from dispy.node.workers import ForkServer
 from dispy.shipping import dumps_arguments, pack
@@ -105,6 +106,7 @@ async def serving(
     limit: int = 1 << 20,
     workers: int = 1,
     growth: int = 0,
+    groups: Groups | None = None,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """Serve a function or program in a folder; everything is gone afterwards."""
@@ -126,6 +128,7 @@ async def serving(
         job_names={"dispy_node_name": "here", "dispy_job_path": str(folder)},
         output_limit=limit,
         growth_limit=growth,
+        groups=groups,
     )
     seen = Recorder()
     server = ForkServer(spec, seen)

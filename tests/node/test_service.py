@@ -25,6 +25,7 @@ from dispy.model import (
     HeldAttempt,
     Holder,
     JobDone,
+    JobOptions,
     JobSpec,
     ProcessId,
     Role,
@@ -510,3 +511,40 @@ def test_orderly_exit(settings: NodeSettings) -> None:
             assert await node.ended == "it was told to end and its jobs are done"
 
     run(work)
+
+
+def test_control_groups_reach_the_workers_of_limited_jobs_only(
+    settings: NodeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        """Groups of a machine that has changed its mind."""
+
+        asked = 0
+        closed = False
+
+        def make(self) -> None:
+            self.asked += 1
+            raise OSError(1, "not permitted")
+
+        def close(self) -> None:
+            self.closed = True
+
+    groups = Refusing()
+    monkeypatch.setattr(service.cgroups, "find", lambda: groups)
+
+    async def work() -> None:
+        async with running(settings) as (node, anna):
+            await anna.lease(node)
+            spec = await anna.ready(function("def compute(n): return n"))
+            anna.run(spec, {1: (1,)})
+            assert (await anna.result(1))[1] == 1
+            assert groups.asked == 0
+            packed = shipping.dumps_arguments(anna.shipment, (2,), {})
+            limited = JobSpec(2, 1, len(packed), options=JobOptions(memory=50 << 20))
+            anna.send(msg.RunJobs(spec.id, [limited]), packed)
+            assert (await anna.result(2))[1] == 2, "sampling is enough"
+            assert groups.asked == 1
+            assert not groups.closed
+
+    run(work)
+    assert groups.closed

@@ -18,6 +18,7 @@ from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node import litter
+from dispy.node.cgroups import Groups
 from dispy.node.channel import SENT_FILE
 from dispy.node.effects import JobExtra
 from dispy.node.environments import Environments, own_python
@@ -52,6 +53,8 @@ class NodePlaces:
     venvs: VirtualEnvironments
     growth_limit: int
     """Bytes by which workers may grow before they are replaced: a CPU's part of the machine's memory."""
+    groups: Groups | None
+    """Control groups for workers whose jobs have a memory limit; None where the machine grants none."""
     names: dict[str, str]
     """What jobs may know of the node (dispy_node_name, …)."""
     settings: NodeSettings
@@ -238,6 +241,7 @@ class HostedComputation:
                 job_names={**self._places.names, "dispy_job_path": str(path)},
                 output_limit=spec.output_limit,
                 growth_limit=self._places.growth_limit,
+                groups=self._places.groups,
                 isolate=spec.isolate,
                 folders=() if is_own else (str(self._places.venvs.own_folder()),),
                 setup_in=spec.setup_in,

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from dispy.node.cgroups import Group
 from dispy.node.linux import gib_words
 
 
@@ -58,6 +59,18 @@ def _sum(path: str, words: tuple[str, ...]) -> int:
             if line.startswith(words):
                 total += int(line.split()[1]) << 10
     return total
+
+
+def memory_verdict(worker: int, at_fork: int, limit: int, group: Group | None, seconds: float) -> str:
+    """The verdict on a job after so many seconds; nothing while it keeps to its limit.
+
+    Sampling finds what grows slowly. What the kernel has ended in the worker's group had reached the group's size.
+    """
+    if group is not None and group.has_killed():
+        used = max(limit, group.size - at_fork)
+        return over_memory(used, limit, seconds)
+    used = memory_of(worker, at_fork)
+    return over_memory(used, limit, seconds) if used > limit else ""
 
 
 def over_memory(used: int, limit: int, seconds: float) -> str:

@@ -122,9 +122,9 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def private_memory() -> int:
-    """Bytes of this process that it shares with no file and no memfd (an upper bound after a fork)."""
-    with open("/proc/self/statm", encoding="ascii") as file:
+def private_memory(pid: int | str = "self") -> int:
+    """Bytes of a process (this one) that it shares with no file and no memfd (an upper bound after a fork)."""
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
         pages = file.read().split()
     return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE")
 

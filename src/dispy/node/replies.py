@@ -10,6 +10,7 @@ from typing import Protocol
 from dispy.errors import DispyError
 from dispy.model import OUTPUT_LIMIT
 from dispy.node.account import Account
+from dispy.node.cgroups import Groups
 
 
 class SetupFailed(DispyError):
@@ -55,6 +56,8 @@ class ForkServerSpec:
     """Whether its cleanup function may end the node."""
     growth_limit: int = 0
     """Bytes by which the memory of a worker may have grown between two jobs before it is replaced; 0: any."""
+    groups: Groups | None = None
+    """Where workers of jobs with a memory limit are put; None: they are only sampled."""
 
 
 @dataclass(slots=True)
@@ -90,7 +93,7 @@ class WorkerDeath:
     started: float = 0.0
     """Wall clock at which the job was seen running, or at which the worker was fed it; 0 without one."""
     limited: bool = False
-    """The output limit ended it: the attempt's ending is LIMITED, not DIED."""
+    """A limit on output or memory ended it: the attempt's ending is LIMITED, not DIED."""
     expected: bool = False
     """It ended as it was asked to, or because a job left it unfit for another: nothing went wrong."""
     setup_failed: bool = False

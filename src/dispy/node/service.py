@@ -19,9 +19,9 @@ from typing import Any, Final
 import msgspec
 
 from dispy.model import ProcessId
+from dispy.node import cgroups, litter, vitals
 from dispy.node import effects as do
 from dispy.node import events as ev
-from dispy.node import litter, vitals
 from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.environments import Environments
@@ -108,6 +108,7 @@ class NodeService:
                 account,
             ),
             growth_limit=self.core.info.memory // max(1, settings.cpus),
+            groups=cgroups.find(),
             names={},
             settings=settings,
             init=None,
@@ -160,6 +161,8 @@ class NodeService:
             self._prefix.forget_mark(self._places.init.mark)
         await self.callers.hang_up_all()
         self._sources.close()
+        if self._places.groups is not None:
+            await asyncio.to_thread(self._places.groups.close)
         await asyncio.to_thread(self._prefix.release, remove=self.settings.remove_prefix)
 
     def ask_exit(self, *, at_once: bool) -> None:

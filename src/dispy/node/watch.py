@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from dispy.node import limits, linux
+from dispy.node.cgroups import Group
 from dispy.node.channel import MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import size_words
 from dispy.node.outbox import Outbox
@@ -42,6 +43,7 @@ class WorkerRecord:
         "fed",
         "fed_at",
         "forked_at",
+        "group",
         "limited",
         "memory_limits",
         "number",
@@ -85,6 +87,8 @@ class WorkerRecord:
         self.limited: tuple[int, str] = (0, "")
         self.memory_limits: dict[int, int] = {}
         """Bytes that jobs may use, by sequence."""
+        self.group: Group | None = None
+        """The control group in which it is, if a job with a memory limit was given to it."""
         self.expected = False
         self.speaks = False
         """Among the replies that were read and not delivered is one that ends no job."""
@@ -170,8 +174,8 @@ class Watch:
         limit = worker.memory_limits.get(running)
         if limit is None or worker.limited[0] == running:
             return
-        used = limits.memory_of(worker.pid, worker.cell[MEMORY_AT_FORK])
-        if used > limit and worker.cell[RUNNING] == running:
-            seconds = time.time() - worker.begun_at
-            worker.limited = (running, limits.over_memory(used, limit, seconds))
+        seconds = time.time() - worker.begun_at
+        verdict = limits.memory_verdict(worker.pid, worker.cell[MEMORY_AT_FORK], limit, worker.group, seconds)
+        if verdict and worker.cell[RUNNING] == running:
+            worker.limited = (running, verdict)
             self._signal(worker.number, running, signal.SIGKILL)

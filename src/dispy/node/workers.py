@@ -10,6 +10,7 @@ import asyncio
 import bisect
 import contextlib
 import json
+import logging
 import mmap
 import os
 import signal
@@ -25,9 +26,10 @@ from typing import Any, Final
 import cloudpickle
 
 import dispy
-from dispy.node import channel, linux
+from dispy.node import channel, limits, linux
 from dispy.node.burial import Burial
-from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, REPLY, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.cgroups import ROOM, Group, Groups
+from dispy.node.channel import CANCEL, CELL_SIZE, MEMORY_AT_FORK, PROVISIONAL, REPLY, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import cause_of_death, exit_words
 from dispy.node.forkserver import FRESH
 from dispy.node.hygiene import read_output
@@ -36,6 +38,8 @@ from dispy.node.outbox import Outbox
 from dispy.node.replies import ForkServerHandler, ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.watch import Watch, WorkerRecord
 from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED
+
+logger = logging.getLogger("dispy.node")
 
 _BOOT: Final = (
     "import sys; sys.path[:0] = sys.argv[3:]; from dispy.node.forkserver import main; "
@@ -227,6 +231,8 @@ class ForkServer:
         to = self._workers.get(worker)
         if to is None:
             return
+        if extras:
+            self._limit_memory(to, extras)
         pack = channel.JOB.pack
         parts: list[bytes | memoryview] = []
         extra = b""
@@ -250,11 +256,29 @@ class ForkServer:
                 to.fed_at = time.time()
             to.fed = jobs[-1][0]
             to.open += len(jobs)
-        for sequence, wanted in (extras or {}).items():
-            memory = wanted.get("memory")
-            if isinstance(memory, int):
-                to.memory_limits[sequence] = memory
         self._watch.wake()
+
+    def _limit_memory(self, worker: WorkerRecord, extras: Mapping[int, Mapping[str, object]]) -> None:
+        for sequence, wanted in extras.items():
+            memory = wanted.get("memory")
+            if not isinstance(memory, int):
+                continue
+            worker.memory_limits[sequence] = memory
+            # Before it hears of the job, so that all that the job starts is in the group. Such a job runs alone.
+            if self._spec.groups is not None and worker.pid and not worker.open:
+                self._group(worker, self._spec.groups, memory)
+
+    def _group(self, worker: WorkerRecord, groups: Groups, memory: int) -> None:
+        """Put the kernel behind the sampling; where it refuses, sampling is all there is."""
+        # Not every worker has measured itself yet; what it has then, it has from the fork server.
+        at_fork = worker.cell[MEMORY_AT_FORK] or linux.private_memory(self.pid)
+        try:
+            if worker.group is None:
+                worker.group = groups.make()
+                worker.group.take(worker.pid)
+            worker.group.limit(memory + at_fork + 2 * self._spec.output_limit + ROOM)
+        except OSError as error:
+            logger.debug("the kernel does not watch the memory of worker %d: %s", worker.number, error)
 
     def recall(self, worker: int, before: int) -> None:
         """Take back the jobs below `before` that have not started; `jobs_recalled` names them (perhaps none)."""
@@ -375,8 +399,9 @@ class ForkServer:
         death.stderr = read_output(*self._extent(worker, STDERR_AT), limit)
         if running:
             death.started = worker.begun_at if worker.seen == running else worker.fed_at
-            if worker.limited[0] == running:
-                death.cause = worker.limited[1]
+            verdict = worker.limited[1] if worker.limited[0] == running else _kernel_verdict(worker, running, death)
+            if verdict:
+                death.cause = verdict
                 death.limited = True
         code = os.waitstatus_to_exitcode(status) if status is not None else None
         death.expected = not running and code == 0
@@ -421,6 +446,8 @@ class ForkServer:
         worker.cell_map.close()
         for fd in (*worker.outputs, *worker.fds):
             os.close(fd)
+        if worker.group is not None and self._spec.groups is not None:
+            self._spec.groups.remove(worker.group)
 
     # Answers of workers
 
@@ -496,9 +523,18 @@ class ForkServer:
         worker.open -= len(replies)
         worker.fed_at = replies[-1].ended_at or worker.fed_at
         worker.answered = replies[-1].sequence
+        if worker.group is not None:
+            self._ungroup(worker, worker.group)
         if worker.cancels:
             self._uncancel(worker, 0, worker.answered + 1)
         self._handler.worker_answered(worker.number, replies)
+
+    def _ungroup(self, worker: WorkerRecord, group: Group) -> None:
+        """The job with the limit has ended: the next one of this worker has none."""
+        try:
+            group.lift()
+        except OSError:  # better no worker than one with the limit of another job
+            self.retire(worker.number)
 
     def _deliver_apart(self, worker: WorkerRecord, replies: list[Reply]) -> None:
         """Deliver in order what ends jobs and what does not."""
@@ -511,6 +547,15 @@ class ForkServer:
             ends = []
             self._handler.worker_spoke(worker.number, reply)
         self._deliver(worker, ends)
+
+
+def _kernel_verdict(worker: WorkerRecord, running: int, death: WorkerDeath) -> str:
+    """The words for a job that the kernel has ended in its group; nothing if it did not."""
+    limit = worker.memory_limits.get(running)
+    if limit is None or worker.group is None or not worker.group.has_killed():
+        return ""
+    at_fork = worker.cell[MEMORY_AT_FORK]
+    return limits.memory_verdict(worker.pid, at_fork, limit, worker.group, time.time() - death.started)
 
 
 def _cause(info: dict[str, Any]) -> str:
