@@ -192,14 +192,14 @@ class SchedulerService:
             return
         self._handling = True
         try:
-            while self._inbox:
-                effects = self.core.handle(self._inbox.popleft(), self.portal.loop.time())
-                if self._checks:
-                    self.core.check()
-                self._perform(effects)
+            self._empty_inbox()
         finally:
             self._handling = False
         self._arm()
+
+    def _empty_inbox(self) -> None:
+        while self._inbox:
+            self._perform(self.core.handle(self._inbox.popleft(), self.portal.loop.time()))
 
     def _arm(self) -> None:
         deadline = self.core.next_deadline()
@@ -212,7 +212,12 @@ class SchedulerService:
 
     def _time_is_up(self) -> None:
         self._timer, self._timer_at = None, None
-        self._perform(self.core.handle_timeout(self.portal.loop.time()))
+        self._handling = True
+        try:
+            self._perform(self.core.handle_timeout(self.portal.loop.time()))
+            self._empty_inbox()
+        finally:
+            self._handling = False
         for node in [
             node for node, reached in self.links.nodes.items() if reached.info and node not in self.core.nodes
         ]:
@@ -220,6 +225,8 @@ class SchedulerService:
         self._arm()
 
     def _perform(self, effects: Effects) -> None:
+        if self._checks:
+            self.core.check()
         if effects.sends:
             self.links.send(effects.sends)
         for notice in effects.notices:
