@@ -54,7 +54,7 @@ class Burial:
         for pid in linux.children():
             # The environment of a zombie cannot be read any more.
             if pid in self._pids and linux.is_gone(pid):
-                with contextlib.suppress(ChildProcessError):
+                with contextlib.suppress(ChildProcessError):  # a child of the guard, not ours
                     os.waitpid(pid, os.WNOHANG)
                 continue
             with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:

@@ -48,7 +48,7 @@ async def _serve_embedded(tie: socket.socket) -> int:
             await loop.sock_sendall(tie, json.dumps({"error": str(error)}).encode() + b"\n")
         return 1
     take_signals(service, daemon=True)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # the program is gone: `tied` sees it
         await loop.sock_sendall(
             tie, json.dumps({"port": service.callers.port, "process": service.process}).encode() + b"\n"
         )

@@ -152,7 +152,7 @@ class _Server:
 
     def _end(self) -> NoReturn:
         for child in self._children.values():
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
                 os.killpg(child.pid, signal.SIGKILL)
         linux.end_children()
         os._exit(0)
@@ -293,7 +293,7 @@ class _Server:
                 self._become_worker(server, fds, cell, lock)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        with contextlib.suppress(PermissionError, ProcessLookupError):
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # the worker was faster, or has ended
             os.setpgid(pid, pid)
         return _Child(number, pid, os.pidfd_open(pid), cell, lock)
 

@@ -59,5 +59,5 @@ def end(processes: Mapping[int, int], marks: Iterable[str]) -> int:
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or belongs to another user
         os.kill(pid, signal.SIGKILL)

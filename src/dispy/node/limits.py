@@ -24,7 +24,7 @@ def memory_of(worker: int, at_fork: int) -> int:
 
 def below(pid: int) -> Iterator[int]:
     """Every process below this one."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it has ended meanwhile
         for child in _children(pid):
             yield child
             yield from below(child)

@@ -108,12 +108,12 @@ def _measure(folder: Path) -> Entry:
     size, newest = 0, 0.0
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names, "."):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it has just gone
                 status = os.lstat(os.path.join(place, name))
                 size += status.st_blocks * 512 if name != "." else 0
                 newest = max(newest, status.st_mtime)
     with contextlib.suppress(OSError):
-        newest = (folder / STAMP).stat().st_mtime
+        newest = (folder / STAMP).stat().st_mtime  # without a stamp its changes count
     return Entry(folder, size, newest)
 
 

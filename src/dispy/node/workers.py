@@ -308,7 +308,7 @@ class ForkServer:
         """A job can spoil its worker so far that it runs nothing and answers nothing: then no signal finds the job."""
         to = self._workers.get(worker)
         if to is not None and to.pid and to.answered < sequence <= to.fed and not to.cell[RUNNING]:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(to.pid, signal.SIGKILL)
 
     def retire(self, worker: int) -> None:

@@ -33,7 +33,7 @@ def descend(root: int, parts: Sequence[str], mode: int = 0o700, *, owner: tuple[
     """
     current = os.dup(root)
     for part in parts:
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError):  # then it is opened below, if it is a directory
             os.mkdir(part, mode, dir_fd=current)
             if owner is not None:
                 os.chown(part, *owner, dir_fd=current, follow_symlinks=False)
