@@ -25,7 +25,7 @@ from dispy.joboptions import take_options
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import release, remember, service_for, stop_if_unused
 from dispy.logs import logger
-from dispy.model import ComputationId, ComputationSpec, JobDepends, JobOptions
+from dispy.model import ComputationId, ComputationSpec, JobDepends, JobOptions, JobState
 from dispy.nodes import DispyNode, parse_nodes
 from dispy.portal import portal
 from dispy.report import cluster_report
@@ -360,7 +360,9 @@ class JobCluster(NodeSteering, NodeTalk):
         self._check_open()
         record = job._record
         if record is None:
-            why = f" ({job.exception.strip().splitlines()[-1]})" if job.exception else ""
+            # of a traceback the last line says it; other causes begin with their sentence
+            line = -1 if job.status == JobState.Terminated else 0
+            why = f" ({job.exception.strip().splitlines()[line]})" if job.exception else ""
             return f"Job {job.id} has ended: {job.status.name}{why}."
         sentence = self._portal.call(self._explain(record.job))
         return f"Job {job.id}{sentence.removeprefix(f'Job {record.job}')}"

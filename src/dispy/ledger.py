@@ -49,7 +49,7 @@ class ClusterLedger:
         self.may_embed = may_embed
         self.wants_local = local
         self.wants_discovery = any(item.is_pattern for item in items)
-        self.open_ended = self.wants_discovery or may_embed
+        self.open_ended = self.wants_discovery
         self.interval = interval
         self.cluster: Any = None
         self.job_status: JobStatus | None = None
@@ -66,6 +66,8 @@ class ClusterLedger:
         self._portal = portal
         self._items = list(items)
         self._caps: dict[ProcessId, int] = {}
+        self._oversubscribed: set[ProcessId] = set()
+        """Nodes of which more CPUs may be used than they offer."""
         self._shipment = shipment
         self._local = local
         self._text = spec.kind == "function"
@@ -125,7 +127,7 @@ class ClusterLedger:
         known = self.nodes.get(process)
         effective = cpus
         if offered is not None:
-            effective = capped(cpus, offered)
+            effective = capped(cpus, offered, oversubscribe=process in self._oversubscribed)
         if known is not None:
             known.cpus = effective
         return effective
@@ -160,10 +162,12 @@ class ClusterLedger:
                     f"{type(item).__name__}.allocate returned {cpus!r}; it must return a number of CPUs"
                 )
             if cpus > 0:
-                most = cpus if view.info.oversubscribe or item.oversubscribe else min(cpus, view.info.cpus)
+                over = item.oversubscribe
+                (self._oversubscribed.add if over else self._oversubscribed.discard)(view.process)
+                most = cpus if view.info.oversubscribe or over else min(cpus, view.info.cpus)
                 if cap := self._caps.get(view.process):
-                    most = min(most, max(1, capped(cap, view.info)))
-                return Allocation(most, tuple(depends), dumps_setup_args(self._shipment, setup_args))
+                    most = min(most, max(1, capped(cap, view.info, oversubscribe=over)))
+                return Allocation(most, tuple(depends), dumps_setup_args(self._shipment, setup_args), over)
         return Allocation(view.info.cpus if local and self._local else 0)
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:

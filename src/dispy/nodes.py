@@ -187,11 +187,11 @@ def by_specificity(items: Iterable[NodeAllocate]) -> list[NodeAllocate]:
     return sorted(items, key=lambda item: (item.is_pattern, -len(item.host.replace("*", ""))))
 
 
-def capped(cpus: int, info: NodeInfo) -> int:
+def capped(cpus: int, info: NodeInfo, *, oversubscribe: bool = False) -> int:
     """How many CPUs of a node a bound means: n at most n, -n all but n."""
     if cpus < 0:
         return max(0, info.cpus + cpus)
-    return cpus if info.oversubscribe else min(cpus, info.cpus)
+    return cpus if oversubscribe or info.oversubscribe else min(cpus, info.cpus)
 
 
 def _parse_item(item: object) -> NodeAllocate:

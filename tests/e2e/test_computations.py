@@ -175,11 +175,10 @@ def test_a_failing_setup_refuses_the_node_with_its_traceback(
     cluster = local(who_prepared, setup=prepare_in_vain, setup_in=setup_in, cluster_status=note)
     job = cluster.submit()
     wait_until(lambda: dispy.DispyNode.Closed in [status for status, _ in seen])
-    wait_until(lambda: "waits" in cluster.explain(job))
-    explained = cluster.explain(job)
+    assert ended(job).status == dispy.DispyJob.Abandoned, "no other node can come"
     (node,) = [node for status, node in seen if status == dispy.DispyNode.Closed]
     assert node is not None
-    for text in (capsys.readouterr().err, explained, node.reason):
+    for text in (capsys.readouterr().err, job.exception or "", node.reason):
         assert "LookupError: no licence here" in text
         assert "in prepare_in_vain" in text
         assert "site-packages" not in text
@@ -254,11 +253,11 @@ def test_a_program_runs_with_its_requirements(local: Callable[..., dispy.JobClus
 
 def test_requirements_that_do_not_exist_refuse_the_node(local: Callable[..., dispy.JobCluster], tmp_path: Path) -> None:
     cluster = local(who_prepared, requirements=[f"nothing @ {(tmp_path / 'nothing-1.0-py3-none-any.whl').as_uri()}"])
-    job = cluster.submit()
-    deadline = time.monotonic() + SOON
-    while "cannot be built" not in (text := cluster.explain(job)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert "the environment with nothing @ file:///" in text
+    job = ended(cluster.submit())
+    assert job.status == dispy.DispyJob.Abandoned
+    text = job.exception or ""
+    assert "the environment with nothing @ file:///" in text.partition("\n")[0]
+    assert "the environment with nothing @ file:///" in cluster.explain(job)
     assert "nothing-1.0-py3-none-any.whl" in text.partition("\n")[2], "what pip said is missing"
 
 

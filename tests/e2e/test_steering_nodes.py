@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +115,29 @@ def test_cpus_of_a_node_are_capped(cluster_on: Callable[..., Any]) -> None:
     assert not job.finish.wait(0.2)
     assert cluster.set_node_cpus(node, 2) == 2
     assert job() == 5
+
+
+def meet(place: str, number: int, count: int) -> int:
+    """Wait until so many jobs run at once."""
+    from pathlib import Path
+
+    Path(place, str(number)).touch()
+    deadline = time.time() + 20
+    while len(list(Path(place).iterdir())) < count and time.time() < deadline:
+        time.sleep(0.01)
+    return len(list(Path(place).iterdir()))
+
+
+def test_a_cluster_may_use_more_than_a_node_offers(cluster_on: Callable[..., Any], tmp_path: Path) -> None:
+    cluster, events = cluster_on(meet, nodes=[{"host": "127.0.0.1", "cpus": 5, "oversubscribe": True}])
+    node = events.wait_for(dispy.DispyNode.Initialized)
+    assert (node.cpus, node.avail_cpus) == (5, 2)
+    place = tmp_path / "place"
+    place.mkdir()
+    jobs = [cluster.submit(str(place), number, 5) for number in range(5)]
+    assert [job() for job in jobs] == [5] * 5
+    assert cluster.set_node_cpus(node, 99) == 99
+    assert cluster.set_node_cpus(node, 3) == 3
 
 
 def test_node_is_set_up_anew_with_other_data(cluster_on: Callable[..., Any]) -> None:

@@ -659,6 +659,46 @@ def test_fewer_cpus_end_the_workers_beyond(ready: Node) -> None:
     assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions == [fed(1, 3)]
 
 
+def forks(effects: Effects) -> list[ComputationId]:
+    return [action.computation for action in effects.actions if isinstance(action, do.ForkWorker)]
+
+
+def test_a_computation_may_oversubscribe_and_others_may_not(node: Node) -> None:
+    node.lease()
+    node.open()
+    node.said(msg.OpenComputation(spec(REDUCE), b"", 4, oversubscribe=True))
+    node.handle(ev.ComputationPrepared(REDUCE))
+    assert forks(node.run(1, 2, 3)) == [MAP, MAP], "two CPUs are there"
+    assert forks(node.run(11, 12, 13, 14, key=REDUCE)) == [REDUCE, REDUCE], "four in all"
+    node.forked(1, 2, 3, 4)
+    node.handle(ev.WorkerAnswered(1, [Answer(1)]))
+    effects = node.handle(ev.WorkerAnswered(2, [Answer(1)]))
+    assert effects.actions == [do.RetireWorker(MAP, 2)], "an idle one makes room"
+    effects = node.handle(ev.WorkerDied(2, 0, "retired", expected=True))
+    assert forks(effects) == [REDUCE]
+
+
+def test_a_computation_that_oversubscribes_no_more_lets_workers_go(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec(), b"", 4, oversubscribe=True))
+    node.handle(ev.ComputationPrepared(MAP))
+    assert forks(node.run(1, 2, 3, 4, 5)) == [MAP] * 4
+    node.forked(1, 2, 3, 4)
+    for worker in (1, 2, 3):
+        node.handle(ev.WorkerAnswered(worker, [Answer(1)]))
+    effects = node.said(msg.OpenComputation(spec(), b"", 0))
+    retired = [action.worker for action in effects.actions if isinstance(action, do.RetireWorker)]
+    assert len(retired) == 2
+    assert 4 not in retired, "it is busy"
+
+
+def test_without_permission_a_computation_gets_what_the_node_offers(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec(), b"", 4))
+    node.handle(ev.ComputationPrepared(MAP))
+    assert forks(node.run(1, 2, 3)) == [MAP, MAP]
+
+
 def test_a_free_node_is_announced_when_it_offers_something_again(node: Node) -> None:
     assert node.handle(ev.OfferChanged(0, "stopped")).actions == []
     assert node.handle(ev.OfferChanged(2)).actions == [do.Announce()]
@@ -838,7 +878,8 @@ class World:
 
     def message(self, key: ComputationId, choice: float) -> tuple[msg.AnyMessage, bytes]:
         if choice < 0.2:
-            return msg.OpenComputation(spec(key)), b""
+            cpus = self.random.choice([0, 0, 1, 3, 6])
+            return msg.OpenComputation(spec(key), b"", cpus, oversubscribe=self.random.random() < 0.5), b""
         if choice < 0.24:
             return msg.CloseComputation(key, terminate=self.random.random() < 0.5), b""
         if choice < 0.35:

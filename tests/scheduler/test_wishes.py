@@ -167,6 +167,39 @@ def test_oversubscribed_nodes_run_more_jobs_than_they_have_cpus(wishes: Wishes) 
     assert sends_of(wishes.submit(*range(1, 9))) == [(N1, [1, 2, 3, 4, 5])]
 
 
+def test_a_cluster_may_oversubscribe_a_node_and_others_may_not(wishes: Wishes) -> None:
+    wishes.open(REDUCE)
+    wishes.handle(ev.NodeJoined(N1, NodeInfo(N1, "n1", 2, "x", ()), "10.0.0.1"))
+    wishes.handle(ev.NodeAllocated(MAP, N1, 5, oversubscribe=True))
+    wishes.handle(ev.NodeAllocated(REDUCE, N1, 2))
+    opened = wishes.said(N1, msg.LeaseGranted([], []))
+    assert opened.sends == [
+        Send(N1, msg.OpenComputation(spec(), b"", 5, oversubscribe=True)),
+        Send(N1, msg.OpenComputation(spec(REDUCE), b"", 0)),
+    ]
+    wishes.said(N1, msg.ComputationReady(MAP))
+    wishes.said(N1, msg.ComputationReady(REDUCE))
+    assert sends_of(wishes.submit(*range(1, 7), cluster=REDUCE)) == [(N1, [1, 2])]
+    assert sends_of(wishes.submit(*range(11, 19))) == [(N1, [11, 12, 13])], "five CPUs for all"
+    assert sends_of(wishes.wish(20, cluster=REDUCE, cpus=3)) == []
+    assert "lets this cluster use 2 CPUs, not 3" in wishes.core.explain(20)
+
+
+def test_without_permission_no_more_cpus_are_used_than_a_node_offers(wishes: Wishes) -> None:
+    wishes.node(N1, 4)
+    wishes.said(N1, msg.NodeDescribed(NodeInfo(N1, "n1", 2, "x", ())))
+    assert sends_of(wishes.submit(*range(1, 9))) == [(N1, [1, 2])]
+
+
+def test_oversubscribing_ends_with_what_the_node_offers(wishes: Wishes) -> None:
+    wishes.handle(ev.NodeJoined(N1, NodeInfo(N1, "n1", 2, "x", ()), "10.0.0.1"))
+    wishes.handle(ev.NodeAllocated(MAP, N1, 5, oversubscribe=True))
+    wishes.said(N1, msg.LeaseGranted([], []))
+    wishes.said(N1, msg.ComputationReady(MAP))
+    wishes.said(N1, msg.NodeDescribed(NodeInfo(N1, "n1", 0, "x", (), closed="stopped")))
+    assert sends_of(wishes.submit(1)) == []
+
+
 def test_nodes_are_told_how_many_cpus_a_cluster_uses(wishes: Wishes) -> None:
     wishes.node(N1, 4)
     changed = wishes.handle(ev.NodeAllocated(MAP, N1, 2))

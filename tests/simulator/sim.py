@@ -516,7 +516,9 @@ class SimScheduler:
                         cpus = 0
                     elif world.happens(0.3):
                         cpus = world.random.randint(1, cpus)
-                world.clock.at(world.soon(), lambda: self.handle(events.NodeAllocated(cluster, node, cpus)))
+                over = world.happens(0.1)
+                allocated = events.NodeAllocated(cluster, node, 2 * cpus if over else cpus, oversubscribe=over)
+                world.clock.at(world.soon(), lambda: self.handle(allocated))
             case notices.ClusterEnded(cluster):
                 assert cluster not in self.ended_clusters, "a cluster ended twice"
                 self.ended_clusters.add(cluster)

@@ -35,18 +35,20 @@ class ComputationDesk:
             refusal = msg.ComputationRefused(spec.id, "the node is ending", final=False)
             effects.sends.append(Send(lease.peer, refusal))
         elif computation is None:
-            self._open(lease, spec.id, Computation(spec, message.setup_args, limit=message.cpus), effects)
+            self._open(lease, message, effects)
         elif computation.state is ComputationState.READY:
-            computation.limit = message.cpus
+            computation.limit, computation.oversubscribe = message.cpus, message.oversubscribe
             effects.sends.append(Send(lease.peer, msg.ComputationReady(spec.id)))
         elif computation.state is ComputationState.OPENING:
-            computation.limit = message.cpus
+            computation.limit, computation.oversubscribe = message.cpus, message.oversubscribe
         else:
-            computation.reopen = (spec, message.setup_args, message.cpus)
+            computation.reopen = message
 
-    def _open(self, lease: Lease, key: ComputationId, computation: Computation, effects: Effects) -> None:
+    def _open(self, lease: Lease, message: msg.OpenComputation, effects: Effects) -> None:
         assert lease.peer is not None
-        lease.computations[key] = computation
+        spec = message.computation
+        computation = Computation(spec, message.setup_args, limit=message.cpus, oversubscribe=message.oversubscribe)
+        lease.computations[spec.id] = computation
         effects.actions.append(PrepareComputation(lease.peer, computation.spec, computation.setup_args))
 
     def ask_close(self, lease: Lease, message: msg.CloseComputation, now: float, effects: Effects) -> None:
@@ -120,8 +122,7 @@ class ComputationDesk:
         if not computation.told_closed:
             _tell(lease, msg.ComputationClosed(computation.id, event.trace), effects)
         if computation.reopen is not None and lease.peer is not None:
-            spec, setup_args, limit = computation.reopen
-            self._open(lease, spec.id, Computation(spec, setup_args, limit=limit), effects)
+            self._open(lease, computation.reopen, effects)
 
     def fork_server_died(
         self, lease: Lease | None, event: ev.ForkServerDied, now: float, wall: float, effects: Effects

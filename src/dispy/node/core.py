@@ -372,7 +372,7 @@ class NodeCore:
         holder = None if lease is None else lease.holder
         description = msg.NodeDescribed(msgspec.structs.replace(self.info, holder=holder))
         effects.sends += [Send(peer, description) for peer in sorted(self.links)]
-        self.desk.feeder.resize(event.cpus, effects.actions)
+        self.desk.feeder.cpus = event.cpus
         if lease is not None:
             if event.cpus:
                 lease.giving_back = False

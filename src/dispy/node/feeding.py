@@ -40,9 +40,7 @@ class Feeder:
     def dispatch(self, computations: Iterable[Computation], now: float, actions: list[Action]) -> None:
         """Give out what can be given out."""
         running = [computation for computation in computations if computation.can_run]
-        self.capacity = self.cpus
-        if self.oversubscribe and self.cpus:
-            self.capacity = max([self.cpus, *(computation.limit for computation in running)])
+        self._resize(running, actions)
         if self.heavy:
             self.heavy = {worker: job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job}
         waiting = sum([self._feed_heavy(each, now, actions) for each in running if each.heavy])
@@ -90,18 +88,31 @@ class Feeder:
             worker.recalling = worker.sequence + 1
             actions.append(RecallFromWorker(worker.computation, worker.id, worker.recalling))
 
-    def resize(self, cpus: int, actions: list[Action]) -> None:
-        """Use so many CPUs from now on: workers beyond that end after the job that they run."""
-        self.cpus = cpus
-        staying = [each for each in self.workers.values() if each.state is not WorkerState.RETIRING]
-        staying.sort(key=_job_count)
-        for worker in staying[: max(0, len(staying) - cpus)]:
-            self.drain(worker, actions)
-
     def remove(self, worker: Worker, computation: Computation) -> None:
         """The worker is gone."""
         del self.workers[worker.id]
         del computation.workers[worker.id]
+
+    def _resize(self, running: list[Computation], actions: list[Action]) -> None:
+        """Find how many CPUs jobs may use; when that fell, workers beyond it end after the job that they run."""
+        before, most = self.capacity, self.cpus
+        if most:
+            for computation in running:
+                if computation.limit > most and (computation.oversubscribe or self.oversubscribe):
+                    most = computation.limit
+        self.capacity = most
+        if most < before:
+            workers = [worker for computation in running for worker in computation.workers.values()]
+            staying = sorted([each for each in workers if each.state is not WorkerState.RETIRING], key=_job_count)
+            for worker in staying[: max(0, len(staying) - most)]:
+                self.drain(worker, actions)
+
+    def _bound(self, computation: Computation) -> int:
+        """CPUs that a computation may use; 0: no fewer than all jobs together."""
+        if self.capacity == self.cpus or not self.cpus:
+            return computation.limit
+        allowed = self.capacity if computation.oversubscribe or self.oversubscribe else self.cpus
+        return min(computation.limit or self.cpus, allowed)
 
     def _feed(self, computation: Computation, now: float, actions: list[Action]) -> None:
         isolated = computation.spec.isolate
@@ -118,7 +129,7 @@ class Feeder:
                 and not (isolated and worker.sequence)
             ):
                 takers.append(worker)
-        if self.kept or computation.limit:
+        if self.kept or self._bound(computation):
             takers = self._within_bounds(computation, takers)
         if not takers:
             return
@@ -144,7 +155,7 @@ class Feeder:
 
     def _feed_heavy(self, computation: Computation, now: float, actions: list[Action]) -> int:
         """Start heavy jobs in their order; returns the CPUs that are to be kept free for the first that must wait."""
-        limit = min(computation.limit or self.capacity, self.capacity)
+        limit = min(self._bound(computation) or self.capacity, self.capacity)
         while computation.heavy and limit:
             job = computation.heavy[0]
             special = job.special
@@ -202,15 +213,15 @@ class Feeder:
     def _spare(self, computation: Computation) -> int:
         """CPUs on which the computation could start something now."""
         spare = self.capacity - self._in_use() - len(self._light())
-        if computation.limit:
-            spare = min(spare, computation.limit - self._in_use(computation) - len(self._light(computation)))
+        if bound := self._bound(computation):
+            spare = min(spare, bound - self._in_use(computation) - len(self._light(computation)))
         return spare
 
     def _within_bounds(self, computation: Computation, takers: list[Worker]) -> list[Worker]:
         """Of workers that take jobs those that may: the rest of the CPUs is kept, or not for this computation."""
         everybody, own = self._light(), self._light(computation)
         most = max(0, self.capacity - self.kept)
-        mine = max(0, (computation.limit or self.capacity) - self._in_use(computation))
+        mine = max(0, (self._bound(computation) or self.capacity) - self._in_use(computation))
         staying = {worker.id for worker in everybody[:most]} & {worker.id for worker in own[:mine]}
         idle = max(0, min(most - len(everybody), mine - len(own)))
         return [worker for worker in takers if worker.id in staying] + [worker for worker in takers if not worker.jobs][
@@ -240,8 +251,8 @@ class Feeder:
             if computation.fork_after is not None and now >= computation.fork_after:
                 computation.fork_after = None
             missing = len(computation.queue) - _starting(computation)
-            if computation.limit:
-                missing = min(missing, computation.limit - len(computation.workers))
+            if bound := self._bound(computation):
+                missing = min(missing, bound - len(computation.workers))
             if missing > 0 and computation.fork_after is None:
                 lacking[computation] = missing
             else:
@@ -300,7 +311,7 @@ class Feeder:
 
     def _has_room(self, computation: Computation) -> bool:
         """Whether a job of it could start at once somewhere."""
-        if (self.kept or computation.limit) and self._spare(computation) <= 0:
+        if (self.kept or self._bound(computation)) and self._spare(computation) <= 0:
             return False
         return len(self.workers) < self.capacity or any(worker.is_idle for worker in computation.workers.values())
 

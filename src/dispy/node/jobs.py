@@ -521,7 +521,13 @@ class JobDesk:
         """Recompute every table from the others."""
         workers = self.feeder.workers
         computations = {} if lease is None else lease.computations
-        staying = [each for each in workers.values() if each.state is not WorkerState.RETIRING]
+        running = [
+            each
+            for computation in computations.values()
+            if computation.can_run
+            for each in computation.workers.values()
+        ]
+        staying = [each for each in running if each.state is not WorkerState.RETIRING]
         assert len(staying) <= max(self.feeder.cpus, self.feeder.capacity), "more workers than CPUs"
         self.feeder.check()
         by_computation = {id: each for one in computations.values() for id, each in one.workers.items()}

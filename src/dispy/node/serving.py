@@ -24,7 +24,7 @@ from dispy.model import (
     ProcessId,
 )
 from dispy.node.slots import Worker
-from dispy.wire.messages import FileOffered, JobsDone
+from dispy.wire.messages import FileOffered, JobsDone, OpenComputation
 
 LAST_LINES: Final = 20
 LAST_BYTES: Final = 2048
@@ -130,6 +130,8 @@ class Computation:
     """Jobs that need more than a turn on a CPU, apart from the queue: they go first, or keep CPUs free."""
     limit: int = 0
     """CPUs that it may use at once; 0: all that the node offers."""
+    oversubscribe: bool = False
+    """`limit` may be more than the node offers."""
     arriving: dict[int, HeldJob] = field(default_factory=dict)
     """Jobs whose arguments are being fetched, by job."""
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -148,7 +150,7 @@ class Computation:
     starved_since: float | None = None
     refused: bool = False
     """It cannot run here: jobs that had not started go back to the scheduler."""
-    reopen: tuple[ComputationSpec, bytes, int] | None = None
+    reopen: OpenComputation | None = None
     """It was opened again while it closed."""
 
     @property

@@ -70,6 +70,8 @@ class NodeAllocated:
     cpus: int
     files: tuple[FileSpec, ...] = ()
     setup_args: bytes = b""
+    oversubscribe: bool = False
+    """`cpus` may be more than the node offers."""
 
 
 class Steering(Enum):

@@ -143,10 +143,11 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
         return
     cluster.declined.pop(node.id, None)
     if share is None:
-        share = Share(cluster, node, event.cpus, event.files, event.setup_args)
+        share = Share(cluster, node, event.cpus, event.files, event.setup_args, event.oversubscribe)
         cluster.shares[node.id] = node.shares[cluster.id] = share
-    changed = share.cpus != event.cpus
+    changed = (share.cpus, share.oversubscribe) != (event.cpus, event.oversubscribe)
     share.cpus, share.files, share.setup_args = event.cpus, event.files, event.setup_args
+    share.oversubscribe = event.oversubscribe
     if changed:
         tell_limit(out, share)
     if share.state is ShareState.RENEWING:
@@ -159,7 +160,7 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
 def tell_limit(out: Outbox, share: Share) -> None:
     """The cluster may use more or fewer CPUs of a node than before: a computation that is opened again takes that."""
     if share.state in (ShareState.OPENING, ShareState.READY) and share.node.can_hear:
-        out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit))
+        out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit, share.oversubscribe))
 
 
 def want(tables: Tables, out: Outbox, share: Share) -> None:
@@ -184,7 +185,7 @@ def ask_lease(tables: Tables, out: Outbox, node: NodeRecord) -> None:
 
 def _open(out: Outbox, share: Share) -> None:
     share.state, share.step = ShareState.OPENING, ""
-    out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit))
+    out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit, share.oversubscribe))
 
 
 def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseGranted) -> None:

@@ -71,6 +71,8 @@ class Share:
     """CPUs that the cluster's owner allocated; 0: it is to be given back."""
     files: tuple[FileSpec, ...] = ()
     setup_args: bytes = b""
+    oversubscribe: bool = False
+    """The owner wants `cpus` although the node offers fewer."""
     state: ShareState = ShareState.WANTED
     flight: dict[int, JobRecord] = field(default_factory=dict)
     """Jobs that the node has, in the order in which they were handed over."""
@@ -106,7 +108,9 @@ class Share:
     @property
     def slots(self) -> int:
         """CPUs that the cluster may use here at once."""
-        return min(self.cpus, self.node.capacity)
+        node = self.node
+        most = node.capacity if self.oversubscribe or node.info.oversubscribe else node.info.cpus
+        return self.cpus if self.cpus < most else most
 
     @property
     def limit(self) -> int:
@@ -143,7 +147,7 @@ class Share:
         node, flight = self.node, len(self.flight)
         cpus, wanted = node.capacity, flight - self.heavy + self.heavy_cpus
         together = wanted if len(node.shares) == 1 else sum([share.wanted for share in node.shares.values()])
-        slots = self.cpus if self.cpus < cpus else cpus
+        slots = self.slots
         free, over = slots - wanted, together - cpus
         if over >= 0 or free <= 0 or not self.is_usable:
             return 0, min(flight - self.heavy, max(0, -free, over))
@@ -159,7 +163,7 @@ class Share:
         if not self.is_usable:
             return 0, 0.0
         cpus, depth, flight = node.capacity, self.cluster.depth, len(self.flight)
-        slots = self.cpus if self.cpus < cpus else cpus
+        slots = self.slots
         if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
             return slots * depth - flight, flight / (depth * cpus)
         others = sum([share.load for share in node.shares.values() if share is not self])
@@ -230,11 +234,14 @@ class NodeRecord:
 
     @property
     def capacity(self) -> int:
-        """CPUs that jobs may use; more than it has where the node allows that and a cluster wants it."""
+        """CPUs that jobs may use; more than it offers where a cluster wants that and its owner or the node says so."""
         info = self.info
-        if not info.oversubscribe or not info.cpus:
-            return info.cpus
-        return max(info.cpus, max([share.cpus for share in self.shares.values()], default=0))
+        most = info.cpus
+        if most:
+            for share in self.shares.values():
+                if share.cpus > most and (share.oversubscribe or info.oversubscribe):
+                    most = share.cpus
+        return most
 
     @property
     def in_flight(self) -> int:

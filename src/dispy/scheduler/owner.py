@@ -19,6 +19,8 @@ class Allocation:
     cpus: int
     depends: tuple[str, ...] = ()
     setup_args: bytes = b""
+    oversubscribe: bool = False
+    """`cpus` may be more than the node offers."""
 
 
 class ClusterOwner(Protocol):

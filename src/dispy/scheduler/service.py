@@ -136,7 +136,7 @@ class SchedulerService:
         """Take up a cluster: look for its nodes."""
         self.owners[owner.spec.id] = owner
         await self.search.look_for(owner)
-        named = len(list(owner.named_nodes()))
+        named = len(list(owner.named_nodes())) + owner.wants_local
         self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=owner.open_ended, named=named))
 
     def close_cluster(self, cluster: ComputationId, terminate: bool) -> None:
@@ -386,7 +386,10 @@ class SchedulerService:
             logger.exception("node %s is not used: its allocation failed", asked.info.name)
             allocation = Allocation(0)
         self._allocated[asked.cluster, asked.node] = allocation.cpus
-        self.handle(NodeAllocated(asked.cluster, asked.node, allocation.cpus, files, allocation.setup_args))
+        event = NodeAllocated(
+            asked.cluster, asked.node, allocation.cpus, files, allocation.setup_args, allocation.oversubscribe
+        )
+        self.handle(event)
 
     async def offer_files(self, files: Iterable[tuple[Path, str]]) -> tuple[FileSpec, ...]:
         """Make files fetchable by nodes: local path and path below the computation's directory.

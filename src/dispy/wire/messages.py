@@ -97,6 +97,8 @@ class OpenComputation(Message, frozen=True):
     """Pickled tuple for the setup and cleanup functions; opaque to the daemon."""
     cpus: int = 0
     """CPUs that it may use at once; 0: all that the node offers."""
+    oversubscribe: bool = False
+    """`cpus` may be more than the node offers."""
 
 
 class CloseComputation(Message, frozen=True):
