@@ -66,7 +66,11 @@ def test_batches_answer_each_job_once_and_in_order(tmp_path: Path) -> None:
         ("segfault", "killed by SIGSEGV (segmentation fault)"),
         ("kill", "killed by SIGKILL (killed)"),
         ("abort", "killed by SIGABRT (aborted)"),
-        ("endless C recursion", "killed by SIGSEGV (segmentation fault)"),
+        pytest.param(
+            "endless C recursion",
+            "killed by SIGSEGV (segmentation fault)",
+            marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="later versions raise RecursionError there"),
+        ),
     ],
 )
 def test_a_death_names_its_cause_and_loses_no_other_job(tmp_path: Path, how: str, cause: str) -> None:
