@@ -202,7 +202,6 @@ def _groups_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cgroup").read_text()
 
 
-@pytest.mark.real
 @pytest.mark.parametrize("where", ["worker", "children"])
 def test_the_kernel_ends_what_grows_faster_than_sampling(
     tmp_path: Path, real_groups: cgroups.Groups, monkeypatch: pytest.MonkeyPatch, where: str
@@ -251,7 +250,6 @@ def test_the_kernel_ends_what_grows_faster_than_sampling(
     asyncio.run(main())
 
 
-@pytest.mark.real
 def test_the_job_after_one_with_a_limit_has_none(tmp_path: Path, real_groups: cgroups.Groups) -> None:
     async def main() -> None:
         async with serving(tmp_path, lambda size: len(bytearray(b"x") * size), groups=real_groups) as at:

@@ -146,3 +146,5 @@ def test_verdicts() -> None:
     assert over_time(10.16, 10) == "time: 10.2 s over the limit of 10 s"
     words = limits.over_memory(int(4.1 * (1 << 30)), 4 << 30, 37.0)
     assert words == "killed: memory 4.1 GiB over the limit of 4.0 GiB after 37 s"
+    assert limits.over_memory(2 << 30, 1 << 30, 1e-5).endswith("after 0.00 s")
+    assert limits.over_memory(2 << 30, 1 << 30, 2.34).endswith("after 2.3 s")

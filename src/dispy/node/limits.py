@@ -75,4 +75,5 @@ def memory_verdict(worker: int, at_fork: int, limit: int, group: Group | None, s
 
 def over_memory(used: int, limit: int, seconds: float) -> str:
     """The verdict on a job that used too much memory."""
-    return f"killed: memory {gib_words(used)} over the limit of {gib_words(limit)} after {seconds:.3g} s"
+    after = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2f}"
+    return f"killed: memory {gib_words(used)} over the limit of {gib_words(limit)} after {after} s"

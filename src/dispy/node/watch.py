@@ -146,7 +146,8 @@ class Watch:
             return
         if worker.seen != running:
             worker.seen = running
-            worker.begun_at = time.time()
+            # A job with a limit of its own is given when its worker has nothing else to do.
+            worker.begun_at = worker.fed_at if running in worker.memory_limits else time.time()
         if worker.memory_limits:
             self._look_at_memory(worker, running)
         half = self._output_limit // 2
