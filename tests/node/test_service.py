@@ -303,7 +303,7 @@ def test_cancel(settings: NodeSettings) -> None:
             await anna.lease(node)
             spec = await anna.ready(function(source))
             anna.run(spec, {job: (f"{path}/{job}",) for job in (1, 2, 3, 4)})
-            await seen(lambda: (path / "1").exists())
+            await seen(lambda: (path / "1").exists() and (path / "2").exists())
             anna.send(msg.CancelJobs([4, 1]))
             assert (await anna.result(4))[0].ending == Ending.NOT_STARTED
             assert (await anna.result(1))[0].ending == Ending.INTERRUPTED
