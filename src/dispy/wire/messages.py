@@ -161,6 +161,17 @@ class ListJobs(Message, frozen=True):
     computation: ComputationId
 
 
+class ClaimResults(Message, frozen=True):
+    """The process that held a lease with this token is gone; give its successor, me, the results.
+
+    It needs no lease and stands in no line; whoever holds the node is not disturbed.
+    """
+
+    token: bytes
+    terminate: bool = False
+    """End what still runs of it; else it runs to its end."""
+
+
 # ---- node to scheduler ----
 
 
@@ -219,6 +230,15 @@ class JobsDone(Message, frozen=True):
 
     sequence: int
     jobs: list[JobDone]
+
+
+class ResultsClaimed(Message, frozen=True):
+    """What is here under the token of a claim; `JobsDone` of both follow. Nothing for a token that is not known."""
+
+    ended: list[HeldAttempt]
+    """Attempts whose results lie here."""
+    running: list[HeldAttempt]
+    """Attempts that have not ended; their results come when they have."""
 
 
 class JobsRecalled(Message, frozen=True):
@@ -297,4 +317,6 @@ AnyMessage = (
     | JobTail
     | JobsListed
     | ComputationAdvanced
+    | ClaimResults
+    | ResultsClaimed
 )
