@@ -161,9 +161,10 @@ def wait_until() -> Callable[..., Any]:
 
 @pytest.fixture
 def free_base_port() -> int:
-    """A base port with which base and base+1 are free, for TCP and UDP."""
+    """A base port with which base and base+1 are free, for TCP and UDP. Test runs side by side have ranges of their own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(100):
-        base = 20000 + secrets.randbelow(6000) * 2
+        base = 20000 + worker % 4 * 3000 + secrets.randbelow(1500) * 2
         if all(_is_free(port, kind) for port in (base, base + 1) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
             return base
     pytest.fail("no two ports in a row are free")
