@@ -161,7 +161,7 @@ def wait_until() -> Callable[..., Any]:
 
 @pytest.fixture
 def free_base_port() -> int:
-    """A base port with which base and base+1 are free, for TCP and UDP. Test runs side by side have ranges of their own."""
+    """A base port with which base and base+1 are free, for TCP and UDP; parallel test runs have ranges of their own."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(100):
         base = 20000 + worker % 4 * 3000 + secrets.randbelow(1500) * 2

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
@@ -68,7 +68,6 @@ class NodeFound:
     address: str
     port: int
     """TCP port to dial."""
-    announced: bool
     others: tuple[tuple[str, int], ...] = ()
     """Further hosts and ports where it says that it can be reached (`--ext_host`)."""
 
@@ -83,7 +82,42 @@ class DiscoveryRefused:
     """`secret`, `group` or `protocol`: in what we differ."""
 
 
-class Asker:
+class _Hearer:
+    """What both sides share: they take datagrams of their scope that can be read, and count the others."""
+
+    def __init__(self, identity: DiscoveryIdentity, base_port: int, scope: Scope) -> None:
+        self.tried: list[str] = []
+        """Sentences about what was sent last: interface, address, port, and what went wrong."""
+        self.counters: Counter[str] = Counter()
+        self._identity = identity
+        self._base_port = base_port
+        self._scope = scope
+        self._loop = asyncio.get_running_loop()
+        self._ears: Ears | None = None
+
+    def _understood(self, sock: socket.socket) -> Iterator[tuple[datagrams.Datagram, str, tuple[Any, ...]]]:
+        """Every datagram that waits in `sock`, with the address it came from and where an answer goes."""
+        for data, address, sender in received(sock, datagrams.DATAGRAM_LIMIT + 1):
+            if not self._scope.contains(address):
+                self.counters["outside"] += 1
+                continue
+            try:
+                datagram = datagrams.decode(data, self._identity)
+            except DatagramError:
+                self.counters["garbage"] += 1
+            else:
+                yield datagram, address, sender
+
+    def close(self) -> None:
+        """Stop listening. May be called twice."""
+        if self._ears is not None:
+            for sock in self._ears.sockets:
+                self._loop.remove_reader(sock)
+            self._ears.close()
+            self._ears = None
+
+
+class Asker(_Hearer):
     """The side that looks for nodes: asks by broadcast, collects answers and announcements.
 
     `on_found` is called once per question and address of a node, and for announcements once per address and
@@ -101,17 +135,10 @@ class Asker:
         on_found: Callable[[NodeFound], None],
         on_refused: Callable[[DiscoveryRefused], None],
     ) -> None:
-        self.tried: list[str] = []
-        """Sentences about what the last question did: interface, address, port, and what went wrong."""
-        self.counters: Counter[str] = Counter()
-        self._identity = identity
-        self._base_port = base_port
+        super().__init__(identity, base_port, scope)
         self._name = name
-        self._scope = scope
         self._on_found = on_found
         self._on_refused = on_refused
-        self._loop = asyncio.get_running_loop()
-        self._ears: Ears | None = None
         self._ears_problem = ""
         self._sockets: dict[str, socket.socket] = {}
         self._nonces: deque[bytes] = deque(maxlen=_NONCES_KEPT)
@@ -183,9 +210,7 @@ class Asker:
     def close(self) -> None:
         """Stop listening. May be called twice."""
         self._drop_sockets_except(set())
-        if self._ears is not None:
-            _close_ears(self._loop, self._ears)
-            self._ears = None
+        super().close()
 
     def _socket_for(self, each: InterfaceAddress) -> socket.socket:
         if each.address not in self._sockets:
@@ -200,26 +225,18 @@ class Asker:
             sock.close()
 
     def _hear(self, sock: socket.socket) -> None:
-        for data, address, _ in received(sock, datagrams.DATAGRAM_LIMIT + 1):
-            if not self._scope.contains(address):
-                self.counters["outside"] += 1
-                continue
-            try:
-                datagram = datagrams.decode(data, self._identity)
-            except DatagramError:
-                self.counters["garbage"] += 1
-                continue
+        for datagram, address, _ in self._understood(sock):
             self._take(datagram, address)
 
     def _take(self, datagram: datagrams.Datagram, address: str) -> None:
         match datagram:
             case Answer(nonce, process, name, port, others) if nonce in self._nonces:
                 self.counters["answers"] += 1
-                self._report(NodeFound(process, name, address, port, announced=False, others=others))
+                self._report(NodeFound(process, name, address, port, others=others))
             case Announcement(process, name, port, others):
                 self.counters["announcements"] += 1
                 if self._announced.allows((address, port), self._loop.time()):
-                    self._on_found(NodeFound(process, name, address, port, announced=True, others=others))
+                    self._on_found(NodeFound(process, name, address, port, others=others))
             case RefusedDiscovery(nonce, reason, name) if nonce in self._nonces:
                 self.counters["refusals"] += 1
                 self._report(DiscoveryRefused(address, name, reason))
@@ -240,7 +257,7 @@ class Asker:
             self._on_refused(what)
 
 
-class Answerer:
+class Answerer(_Hearer):
     """The side that is looked for: answers questions, announces itself, refuses strangers in words.
 
     `on_refused` is called at most once a minute for one stranger.
@@ -256,16 +273,10 @@ class Answerer:
         ears: Ears,
         on_refused: Callable[[DiscoveryRefused], None],
     ) -> None:
-        self.tried: list[str] = []
-        """Sentences about what the last announcement did."""
-        self.counters: Counter[str] = Counter()
-        self._identity = identity
-        self._base_port = base_port
+        super().__init__(identity, base_port, scope)
+        self._ears = ears
         self._described = described
-        self._scope = scope
         self._on_refused = on_refused
-        self._loop = asyncio.get_running_loop()
-        self._ears: Ears | None = ears
         self._spoken: list[InterfaceAddress] = []
         self._refusals = RateLimit(REFUSAL_INTERVAL)
         self._reports = RateLimit(REPORT_INTERVAL)
@@ -343,22 +354,8 @@ class Answerer:
                 self.tried.append(f"{each.name}: announced to {target}, UDP port {self._base_port}")
                 self.counters["announced"] += 1
 
-    def close(self) -> None:
-        """Stop answering. May be called twice."""
-        if self._ears is not None:
-            _close_ears(self._loop, self._ears)
-            self._ears = None
-
     def _hear(self, listening: socket.socket) -> None:
-        for data, address, sender in received(listening, datagrams.DATAGRAM_LIMIT + 1):
-            if not self._scope.contains(address):
-                self.counters["outside"] += 1
-                continue
-            try:
-                datagram = datagrams.decode(data, self._identity)
-            except DatagramError:
-                self.counters["garbage"] += 1
-                continue
+        for datagram, address, sender in self._understood(listening):
             match datagram:
                 case Question(nonce):
                     self.counters["questions"] += 1
@@ -435,9 +432,3 @@ _Described = tuple[ProcessId, str, int, tuple[tuple[str, int], ...]]
 
 def _identity(credentials: Credentials, group: str) -> DiscoveryIdentity:
     return DiscoveryIdentity.of(credentials.derive("discovery"), credentials.key_id, group)
-
-
-def _close_ears(loop: asyncio.AbstractEventLoop, ears: Ears) -> None:
-    for sock in ears.sockets:
-        loop.remove_reader(sock)
-    ears.close()
