@@ -216,6 +216,49 @@ class AvailInfo(msgspec.Struct, frozen=True):
     """Per cent free."""
 
 
+class NodeOrder(StrEnum):
+    """What the owner of a node can order, at its terminal or over an admin link."""
+
+    QUIT = "quit"
+    """End now; what has not started is given back."""
+    EXIT = "exit"
+    """End when the jobs that are here have ended."""
+    STOP = "stop"
+    """Start no new jobs; what has not started is given back."""
+    START = "start"
+    """Start jobs again."""
+    CPUS = "cpus"
+    """Offer so many CPUs: 0 all, -N all but N."""
+    RELEASE = "release"
+    """Let go of a program that is gone, without waiting for it."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """How a node is, for its owner."""
+
+    info: NodeInfo
+    cpus: int
+    """CPUs that it offers when nothing speaks against it."""
+    window: str = ""
+    """The hours in which it serves, for people."""
+    waiting: int = 0
+    """Programs that stand in line."""
+    computations: tuple[tuple[str, str], ...] = ()
+    """Name and state of each."""
+    queued: int = 0
+    given: int = 0
+    """Jobs that workers have in hand."""
+    workers: int = 0
+    unacknowledged: int = 0
+    """Jobs whose results the program has not fetched."""
+    done: int = 0
+    served: int = 0
+    """Programs that it has served."""
+    avail: AvailInfo | None = None
+    now: float = 0.0
+    """The node's wall clock."""
+
+
 class HeldAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An attempt that a node has in hand when a link resumes."""
 

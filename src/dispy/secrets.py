@@ -8,7 +8,6 @@ Certificates are made in `dispy.certificates`; how both are used on a connection
 from __future__ import annotations
 
 import base64
-import errno
 import functools
 import hashlib
 import hmac
@@ -16,19 +15,15 @@ import os
 import re
 import secrets
 import ssl
-import stat
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dispy import settings
+from dispy import secretfiles, settings
 from dispy.errors import SecretError
 
-SECRET_VARIABLES: Final = ("DISPY_SECRET", "DISPY_SECRET_FILE")
+SECRET_VARIABLES: Final = ("DISPY_SECRET", "DISPY_SECRET_FILE", "DISPY_ADMIN_SECRET", "DISPY_ADMIN_SECRET_FILE")
 """Variables that child processes which run user code must not inherit."""
-SYSTEM_SECRET: Final = Path("/etc/dispy/secret")
-SYSTEM_GROUP: Final = "dispy"
 
 _PREFIX: Final = "dispy1_"
 _GENERATED: Final = re.compile(r"dispy1_[A-Za-z0-9_-]{43}")
@@ -36,8 +31,6 @@ _GENERATED: Final = re.compile(r"dispy1_[A-Za-z0-9_-]{43}")
 _SCRYPT_SALT: Final = b"dispy secret, protocol 1"
 _SCRYPT_COST: Final = 1 << 14
 _EXTRACT_SALT: Final = b"dispy master key, protocol 1"
-_READ_PATIENCE: Final = 3.0
-_SIZE_LIMIT: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +62,6 @@ class Credentials:
         installations in discovery and must not authenticate a link.
         """
         return _expand(self.key if self.key is not None else _extract(self.certificate_digest), purpose)
-
-
-class _NotKeptError(SecretError):
-    """A secret could be made, and there is no place to keep it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +130,42 @@ def find_credentials(
     )
 
 
+def find_admin_credentials(
+    base: Credentials | None = None,
+    *,
+    secret: str | None = None,
+    secret_file: str | None = None,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    cafile: str | None = None,
+) -> Credentials | None:
+    """What proves the owner of nodes on admin links: argument, else variable, else file; None when nothing names it.
+
+    Its key comes from a purpose of its own: what opens one kind of link never opens the other.
+
+    Args:
+        base: on a node, the credentials of everybody else: the two secrets must differ.
+        secret: the text; empty stands for none.
+        secret_file: a file that holds it.
+        certfile, keyfile, cafile: for a process that dials, where nodes show and verify certificates.
+
+    Raises:
+        SecretError: a file cannot be used or read by others, or it is the secret of everybody else.
+    """
+    found = _named_admin_secret(secret, secret_file)
+    if found is None or not found.text:
+        return None
+    master = _master_key(found.text)
+    if base is not None and base.key is not None and hmac.compare_digest(base.key, master):
+        raise SecretError(
+            f"the admin secret (from {found.source}) is the secret that programs know: whoever may run jobs could "
+            "steer the node; choose another one for --admin_secret"
+        )
+    key = _expand(master, "admin")
+    digest = _check_certificates(certfile, keyfile, cafile)
+    return Credentials(key, _key_id(key), found.source, certfile, keyfile, cafile, certificate_digest=digest)
+
+
 def credentials_from_key(key: bytes) -> Credentials:
     """Credentials from 32 random bytes that only this process and one that it starts know."""
     if len(key) != 32:
@@ -183,7 +208,7 @@ def make_secret(*, replace: bool = False) -> StoredSecret:
     path = user_secret_file()
     if replace:
         return store_secret(new_secret())
-    if not _create(path, new_secret()):
+    if not secretfiles.create(path, new_secret()):
         raise SecretError(
             f"{path} exists already; nodes and clients that use it would no longer know each other "
             "(make a new one all the same with `dispy secret make --replace`)"
@@ -197,19 +222,11 @@ def store_secret(text: str) -> StoredSecret:
     Raises:
         SecretError: the text is not usable as a secret, or the file cannot be written.
     """
-    text = _clean(text, "the given secret")
+    text = secretfiles.clean(text, "the given secret")
     if not text:
         raise SecretError("the given secret is empty; nothing was changed")
     path = user_secret_file()
-    try:
-        temporary = _write_temporary(path, text)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise _not_writable(path, error) from error
+    secretfiles.replace(path, text)
     return StoredSecret(path, _override())
 
 
@@ -223,40 +240,52 @@ def new_secret() -> str:
 
 def _named_secret(secret: str | None, secret_file: str | None) -> FoundSecret | None:
     if secret is not None:
-        text = _clean(secret, "the given secret")
+        text = secretfiles.clean(secret, "the given secret")
         if secret and not text:
             raise SecretError("the given secret consists of blanks; give a real one, or '' for none at all")
         return FoundSecret(text, "argument" if text else "none, as asked")
     if secret_file:
-        return FoundSecret(_read(Path(secret_file).expanduser()), secret_file)
+        return FoundSecret(secretfiles.read(Path(secret_file).expanduser()), secret_file)
     if value := settings.variable("DISPY_SECRET"):
-        return FoundSecret(_clean(value, "DISPY_SECRET"), "DISPY_SECRET")
+        return FoundSecret(secretfiles.clean(value, "DISPY_SECRET"), "DISPY_SECRET")
     if value := settings.variable("DISPY_SECRET_FILE"):
-        return FoundSecret(_read(Path(value).expanduser()), f"{value} (DISPY_SECRET_FILE)")
+        return FoundSecret(secretfiles.read(Path(value).expanduser()), f"{value} (DISPY_SECRET_FILE)")
+    return None
+
+
+def _named_admin_secret(secret: str | None, secret_file: str | None) -> FoundSecret | None:
+    if secret is not None:
+        return FoundSecret(secretfiles.clean(secret, "the given admin secret"), "argument")
+    if secret_file:
+        return FoundSecret(secretfiles.read(Path(secret_file).expanduser()), secret_file)
+    if value := settings.variable("DISPY_ADMIN_SECRET"):
+        return FoundSecret(secretfiles.clean(value, "DISPY_ADMIN_SECRET"), "DISPY_ADMIN_SECRET")
+    if value := settings.variable("DISPY_ADMIN_SECRET_FILE"):
+        return FoundSecret(secretfiles.read(Path(value).expanduser()), f"{value} (DISPY_ADMIN_SECRET_FILE)")
     return None
 
 
 def _kept_secret(*, create: bool, in_memory: bool = False) -> FoundSecret:
     remark = ""
-    if os.path.lexists(SYSTEM_SECRET):
-        if os.access(SYSTEM_SECRET, os.R_OK):
-            return FoundSecret(_read(SYSTEM_SECRET), str(SYSTEM_SECRET))
-        remark = f" ({SYSTEM_SECRET} is not readable for this user)"
+    if os.path.lexists(secretfiles.SYSTEM_SECRET):
+        if os.access(secretfiles.SYSTEM_SECRET, os.R_OK):
+            return FoundSecret(secretfiles.read(secretfiles.SYSTEM_SECRET), str(secretfiles.SYSTEM_SECRET))
+        remark = f" ({secretfiles.SYSTEM_SECRET} is not readable for this user)"
     path = user_secret_file()
     if os.path.lexists(path):
-        return FoundSecret(_read_patiently(path), f"{path}{remark}")
+        return FoundSecret(secretfiles.read_patiently(path), f"{path}{remark}")
     if not create:
         raise SecretError(f"there is no secret yet at {path}{remark}; make one with `dispy secret make`")
     text = new_secret()
     try:
-        made = _create(path, text)
-    except _NotKeptError as error:
+        made = secretfiles.create(path, text)
+    except secretfiles.NotKeptError as error:
         if not in_memory:
             raise
         return FoundSecret(_secret_in_memory(), "memory", str(error))
     if made:
         return FoundSecret(text, f"{path} (made now){remark}")
-    return FoundSecret(_read_patiently(path), f"{path}{remark}")
+    return FoundSecret(secretfiles.read_patiently(path), f"{path}{remark}")
 
 
 @functools.cache
@@ -266,134 +295,10 @@ def _secret_in_memory() -> str:
 
 
 def _override() -> str | None:
-    for name in SECRET_VARIABLES:
+    for name in ("DISPY_SECRET", "DISPY_SECRET_FILE"):
         if settings.variable(name):
             return name
-    return str(SYSTEM_SECRET) if os.access(SYSTEM_SECRET, os.R_OK) else None
-
-
-def _clean(text: str, what: str) -> str:
-    text = text.strip()
-    if any(ord(character) < 32 for character in text):
-        raise SecretError(f"{what} has several lines or control characters; a secret is one line of text")
-    return text
-
-
-def _read(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            _check_private(path, os.fstat(file.fileno()))
-            data = file.read(_SIZE_LIMIT + 1)
-    except OSError as error:
-        raise SecretError(f"the secret file {path} cannot be read: {error.strerror}") from error
-    if len(data) > _SIZE_LIMIT:
-        raise SecretError(f"{path} is too large for a secret file; it should hold one line of text")
-    try:
-        text = _clean(data.decode(), f"the secret file {path}")
-    except UnicodeDecodeError as error:
-        raise SecretError(f"the secret file {path} is not text") from error
-    if not text:
-        raise SecretError(f"the secret file {path} is empty; write a secret into it or remove it")
-    return text
-
-
-def _read_patiently(path: Path) -> str:
-    """Read a file that another process may be making right now (NFS shows it late, or empty at first)."""
-    deadline = time.monotonic() + _READ_PATIENCE
-    while True:
-        try:
-            if path.stat().st_size:
-                return _read(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise SecretError(f"the secret file {path} cannot be read: {error.strerror}") from error
-        if time.monotonic() > deadline:
-            return _read(path)
-        time.sleep(0.02)
-
-
-def _check_private(path: Path, status: os.stat_result) -> None:
-    if os.name != "posix":
-        return
-    if not stat.S_ISREG(status.st_mode):
-        raise SecretError(f"the secret file {path} is not a regular file")
-    if status.st_uid not in {0, os.geteuid()}:
-        raise SecretError(
-            f"the secret file {path} belongs to another user (uid {status.st_uid}), who can change it: "
-            "copy the secret into a file of your own with `dispy secret set`"
-        )
-    others = status.st_mode & 0o077
-    if path == SYSTEM_SECRET:
-        if others & ~0o040 or (others and not _is_system_group(status.st_gid)):
-            raise SecretError(
-                f"others can read or change the secret file {path}: run "
-                f"`chown root:{SYSTEM_GROUP} {path}; chmod 640 {path}` as root"
-            )
-    elif others:
-        raise SecretError(f"others can read or change the secret file {path}: run `chmod 600 {path}`")
-
-
-def _is_system_group(gid: int) -> bool:
-    import grp
-
-    try:
-        return gid == 0 or grp.getgrgid(gid).gr_name == SYSTEM_GROUP
-    except KeyError:
-        return False
-
-
-# ---- how a secret file is made ----
-
-
-def _create(path: Path, text: str) -> bool:
-    """Make the file with its content at once; False when it exists already."""
-    try:
-        temporary = _write_temporary(path, text)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
-                raise
-            # A file system without hard links: readers meet the file empty for a moment and wait.
-            return _write_exclusively(path, text)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_writable(path, error) from error
-    return True
-
-
-def _write_temporary(path: Path, text: str) -> Path:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        _write_exclusively(temporary, text)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _write_exclusively(path: Path, text: str) -> bool:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return False
-    with open(fd, "wb") as file:
-        file.write(text.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return True
-
-
-def _not_writable(path: Path, error: OSError) -> _NotKeptError:
-    return _NotKeptError(
-        f"no secret can be kept at {path}: {error.strerror}; "
-        "name another file with --secret-file or DISPY_SECRET_FILE, or give the secret by DISPY_SECRET"
-    )
+    return str(secretfiles.SYSTEM_SECRET) if os.access(secretfiles.SYSTEM_SECRET, os.R_OK) else None
 
 
 # ---- keys ----

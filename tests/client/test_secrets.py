@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dispy import certificates, secrets
+from dispy import certificates, secretfiles, secrets
 from dispy.errors import SecretError
+from dispy.settings import VARIABLES
 
 _PRINT_SECRET = "from dispy.secrets import show_secret; print(show_secret().text)"
 
@@ -24,7 +25,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.startswith("DISPY_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(secrets, "SYSTEM_SECRET", tmp_path / "etc" / "secret")
+    monkeypatch.setattr(secretfiles, "SYSTEM_SECRET", tmp_path / "etc" / "secret")
     return tmp_path / "config" / "dispy"
 
 
@@ -38,7 +39,7 @@ def _write(path: Path, text: str, mode: int = 0o600) -> Path:
 def test_order_of_places(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(config / "secret", "user\n")
     keys = [secrets.find_credentials().key]
-    _write(secrets.SYSTEM_SECRET, "system")
+    _write(secretfiles.SYSTEM_SECRET, "system")
     keys.append(secrets.find_credentials().key)
     monkeypatch.setenv("DISPY_SECRET_FILE", str(_write(tmp_path / "variable", "file")))
     keys.append(secrets.find_credentials().key)
@@ -109,7 +110,7 @@ def test_loser_of_the_race_reads_the_winner(config: Path, monkeypatch: pytest.Mo
 
 def test_file_that_is_still_being_made_is_waited_for(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(config / "secret", "")
-    monkeypatch.setattr("dispy.secrets.time.sleep", lambda _seconds: _write(path, "late"))
+    monkeypatch.setattr("dispy.secretfiles.time.sleep", lambda _seconds: _write(path, "late"))
     assert secrets.show_secret().text == "late"
 
 
@@ -131,14 +132,14 @@ def test_file_that_others_can_read_is_refused_with_the_command(config: Path, mod
 
 
 def test_system_file_may_be_read_by_its_group_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(secrets.SYSTEM_SECRET, "system", 0o640)
-    monkeypatch.setattr(secrets, "_is_system_group", lambda _gid: True)
+    _write(secretfiles.SYSTEM_SECRET, "system", 0o640)
+    monkeypatch.setattr(secretfiles, "_is_system_group", lambda _gid: True)
     assert secrets.show_secret().text == "system"
-    secrets.SYSTEM_SECRET.chmod(0o644)
+    secretfiles.SYSTEM_SECRET.chmod(0o644)
     with pytest.raises(SecretError, match="chown root:dispy"):
         secrets.show_secret()
-    secrets.SYSTEM_SECRET.chmod(0o640)
-    monkeypatch.setattr(secrets, "_is_system_group", lambda _gid: False)
+    secretfiles.SYSTEM_SECRET.chmod(0o640)
+    monkeypatch.setattr(secretfiles, "_is_system_group", lambda _gid: False)
     with pytest.raises(SecretError, match="chown root:dispy"):
         secrets.show_secret()
 
@@ -278,3 +279,37 @@ def test_a_certificate_needs_its_own_key(tmp_path: Path) -> None:
     with pytest.raises(SecretError, match="cannot be used with the certificate"):
         secrets.find_credentials(certfile=str(one.certfile), keyfile=str(two.keyfile))
     assert secrets.find_credentials(certfile=str(one.certfile), keyfile=str(one.keyfile)).key is None
+
+
+def test_the_admin_secret_is_named_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert secrets.find_admin_credentials() is None
+    assert secrets.find_admin_credentials(secret="") is None
+    path = _write(tmp_path / "admin", "rule\n")
+    keys = [secrets.find_admin_credentials(secret="rule"), secrets.find_admin_credentials(secret_file=str(path))]
+    monkeypatch.setenv("DISPY_ADMIN_SECRET_FILE", str(path))
+    keys.append(secrets.find_admin_credentials())
+    monkeypatch.setenv("DISPY_ADMIN_SECRET", "rule")
+    keys.append(secrets.find_admin_credentials())
+    assert len({each.key for each in keys if each is not None}) == 1
+    assert None not in keys
+
+
+def test_the_admin_secret_opens_nothing_else() -> None:
+    programs, admin = secrets.find_credentials(secret="word"), secrets.find_admin_credentials(secret="word")
+    assert admin is not None
+    assert (admin.key, admin.key_id) != (programs.key, programs.key_id)
+    with pytest.raises(SecretError, match="choose another one for --admin_secret"):
+        secrets.find_admin_credentials(programs, secret="word")
+    other = secrets.find_admin_credentials(programs, secret="another")
+    assert other is not None
+    assert other.source == "argument"
+
+
+def test_the_admin_secret_file_must_be_private(tmp_path: Path) -> None:
+    path = _write(tmp_path / "admin", "rule", 0o644)
+    with pytest.raises(SecretError, match="chmod 600"):
+        secrets.find_admin_credentials(secret_file=str(path))
+
+
+def test_no_variable_with_a_secret_reaches_users() -> None:
+    assert {name for name in VARIABLES if "SECRET" in name} == set(secrets.SECRET_VARIABLES)

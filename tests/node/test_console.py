@@ -10,21 +10,36 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dispy.model import ComputationId, Holder
-from dispy.node.console import status_rows
-from dispy.node.core import Snapshot
-from dispy.node.offer import Offer
-from dispy.node.window import ServiceWindow
+from dispy.model import AvailInfo, Holder, NodeInfo, NodeStatus, ProcessId
+from dispy.node.steering import status_rows
+
+
+def info(cpus: int, **more: Any) -> NodeInfo:
+    return NodeInfo(ProcessId("a" * 32), "alpha", cpus, "linux", (), **more)
 
 
 def test_what_is_shown_of_a_node_in_use() -> None:
     holder = Holder("anna", "box", 7, "run.py", since=1000.0)
-    seen = Snapshot(holder, 1, [(ComputationId("1" * 32), "compute", "ready")], 5, 2, 2, 1, 10, 3)
-    window = ServiceWindow(1020, 390, 420)
-    rows = dict(status_rows(seen, Offer(2, window), window, 1000.0 + 3725))
+    status = NodeStatus(
+        info=info(2, holder=holder),
+        cpus=2,
+        window="from 17:00, no new jobs from 06:30, jobs end at 07:00",
+        waiting=1,
+        computations=(("compute", "ready"),),
+        queued=5,
+        given=2,
+        workers=2,
+        unacknowledged=1,
+        done=10,
+        served=3,
+        avail=AvailInfo(cpu=50.0, memory=3 << 30, disk=5 << 30, swap=100.0),
+        now=1000.0 + 3725,
+    )
+    rows = dict(status_rows(status))
     assert rows["CPUs"] == "2 CPUs offered"
     assert rows["service"] == "from 17:00, no new jobs from 06:30, jobs end at 07:00"
     assert rows["used by"].startswith("anna@box (run.py, process 7) since ")
@@ -33,10 +48,11 @@ def test_what_is_shown_of_a_node_in_use() -> None:
     assert rows["computation"] == "compute (ready)"
     assert rows["jobs here"] == "2 with 2 workers, 5 queued"
     assert rows["jobs done"] == "10, 1 of them not yet fetched"
+    assert rows["free"] == "CPU 50 %, memory 3.0 GiB, disk 5.0 GiB"
 
 
 def test_what_is_shown_of_a_free_node() -> None:
-    rows = status_rows(Snapshot(None, 0, [], 0, 0, 0, 0, 0, 0), Offer(1, stopped=True), None, 0.0)
+    rows = status_rows(NodeStatus(info(0, closed="its owner has stopped it"), 1))
     assert rows[:2] == [("CPUs", "no CPU offered: its owner has stopped it"), ("used by", "nobody")]
 
 

@@ -41,6 +41,7 @@ def side(
     nonce: bytes = b"",
     group: str = "",
     name: str = "",
+    admin: Credentials | None = None,
     **channel: object,
 ) -> Handshake:
     role = role or (Role.SCHEDULER if dialled else Role.NODE)
@@ -50,6 +51,7 @@ def side(
         name or ("lap" if dialled else "n1"),
         credentials,
         group,
+        admin_keys=admin,
     )
     where = "10.0.0.2:9701" if dialled else "10.0.0.7"
     made = Handshake(
@@ -325,3 +327,41 @@ def test_names_of_strangers_cannot_play_with_the_terminal() -> None:
     assert "\x1b" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+ADMIN = credentials_from_key(b"a" * 32)
+
+
+def test_an_admin_proves_the_admin_secret_and_nothing_else() -> None:
+    result = run(side(dialled=True, credentials=ADMIN, role=Role.ADMIN), side(dialled=False, admin=ADMIN))
+    assert result.errors == {}
+    for dialler in (
+        {"credentials": SECRET, "role": Role.ADMIN},
+        {"credentials": OTHER_SECRET, "role": Role.ADMIN},
+        {"credentials": ADMIN, "role": Role.SCHEDULER},
+    ):
+        result = run(side(dialled=True, **dialler), side(dialled=False, admin=ADMIN))  # type: ignore[arg-type]
+        assert {error.reason for error in result.errors.values()} == {"secret"}
+        asked = "another admin secret" if dialler["role"] is Role.ADMIN else "another secret"
+        assert all(asked in str(error) for error in result.errors.values())
+
+
+def test_knowing_the_key_id_of_admins_is_not_knowing_their_secret() -> None:
+    impostor = dataclasses.replace(SECRET, key_id=ADMIN.key_id)
+    result = run(side(dialled=True, credentials=impostor, role=Role.ADMIN), side(dialled=False, admin=ADMIN))
+    assert {error.reason for error in result.errors.values()} == {"proof"}
+
+
+def test_without_an_admin_secret_there_are_no_admins() -> None:
+    result = run(side(dialled=True, role=Role.ADMIN), side(dialled=False))
+    assert {error.reason for error in result.errors.values()} == {"role"}
+    assert "start it with --admin_secret" in str(result.errors["dialler"])
+
+
+def test_where_certificates_authenticate_admins_prove_their_secret_too() -> None:
+    dialler = side(dialled=True, credentials=ADMIN, role=Role.ADMIN, verified=True)
+    listener = side(dialled=False, credentials=CERTIFICATES, verified=True, admin=ADMIN)
+    assert run(dialler, listener).errors == {}
+    dialler = side(dialled=True, credentials=CERTIFICATES, role=Role.ADMIN, verified=True)
+    listener = side(dialled=False, credentials=CERTIFICATES, verified=True, admin=ADMIN)
+    assert {error.reason for error in run(dialler, listener).errors.values()} == {"secret"}

@@ -1,4 +1,4 @@
-"""The `dispy` command: `dispy PROGRAM` runs a program on nodes; `dispy nodes`, `up`, `down`, `secret` and `cert` serve.
+"""The `dispy` command: `dispy PROGRAM` runs a program on nodes; the other commands serve that.
 
 Nothing heavy is imported before a command needs it. What the commands do is in the modules beside this one.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dispy.cli.admin import admin
 from dispy.cli.cert import cert
 from dispy.cli.nodes import nodes
 from dispy.cli.programs import program
@@ -74,6 +75,7 @@ def main() -> None:
 
 main.add_command(program)
 main.add_command(nodes)
+main.add_command(admin)
 main.add_command(up)
 main.add_command(down)
 main.add_command(secret)

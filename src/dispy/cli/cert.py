@@ -1,4 +1,4 @@
-"""`dispy cert`: a small certificate authority, and certificates for nodes, clients and schedulers."""
+"""`dispy cert`: a small certificate authority, and certificates for nodes, clients and admins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _directory = click.option(
 
 @click.group(short_help="Make a certificate authority and certificates.", context_settings=NORMALIZED)
 def cert() -> None:
-    """Make a certificate authority, and certificates for nodes and clients.
+    """Make a certificate authority, and certificates for nodes, clients and admins.
 
     Copy its ca.pem and a certificate with its key to each machine, and start nodes and clients with --certfile,
     --keyfile and --cafile. Certificates then stand in place of the secret.
@@ -56,6 +56,7 @@ def _make(role: str, summary: str) -> None:
 
 _make("node", "Make certificate and key for a machine that runs dispynode.")
 _make("client", "Make certificate and key for a user or program that submits jobs.")
+_make("admin", "Make certificate and key for who steers nodes by `dispy admin`.")
 
 
 @cert.command(context_settings=NORMALIZED)

@@ -103,10 +103,16 @@ async def take_survey(connection: Connection, hosts: Iterable[str], wait: float)
 
 
 def _named(text: str, port: int) -> NodeSeen:
+    host, port = split_host(text, port)
+    return NodeSeen(host, host, port)
+
+
+def split_host(text: str, port: int) -> tuple[str, int]:
+    """Host and port of `HOST`, `HOST:PORT`, an IPv6 address or `[IPv6]:PORT`; `port` is the usual one."""
     host, colon, given = text.rpartition(":")
     if colon and given.isdecimal() and (":" not in host or host.endswith("]")):
         text, port = host, int(given)
-    return NodeSeen(text, text.strip("[]"), port)
+    return text.strip("[]"), port
 
 
 def _once(nodes: Iterable[NodeSeen]) -> list[NodeSeen]:

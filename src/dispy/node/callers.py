@@ -1,6 +1,7 @@
-"""The schedulers that have a link to this node, whoever dialled: listening, discovery, joining, goodbyes.
+"""The links of this node, whoever dialled: listening, discovery, joining, goodbyes.
 
-What they say goes to the core by the events that `post` takes; nothing here reads more of it than blobs.
+What schedulers say goes to the core by the events that `post` takes; nothing here reads more of it than blobs. What
+admins say is answered at once by `answer_admin`.
 """
 
 from __future__ import annotations
@@ -53,12 +54,15 @@ class Callers:
         *,
         post: Callable[[ev.Event], None],
         give_up: Callable[[str], None],
+        answer_admin: Callable[[AnyMessage, str], AnyMessage | None],
     ) -> None:
         self._settings = settings
         self._process = process
         self._sources = sources
         self._post = post
         self._give_up = give_up
+        self._answer_admin = answer_admin
+        self._admins: set[Link] = set()
         self.port = 0
         self.ext_hosts: tuple[tuple[str, int], ...] = ()
         """Hosts and ports where others reach it."""
@@ -79,6 +83,7 @@ class Callers:
             name=settings.name,
             credentials=settings.credentials,
             group=settings.group,
+            admin=settings.admin,
             heartbeat_interval=HEARTBEAT_INTERVAL * settings.msg_timeout / GRACE_TIMEOUT,
             suspect_timeout=SUSPECT_TIMEOUT * settings.msg_timeout / GRACE_TIMEOUT,
             grace_timeout=settings.msg_timeout,
@@ -140,7 +145,7 @@ class Callers:
             port,
             settings=self._link_settings,
             handler=self,
-            accept=frozenset({Role.CLIENT, Role.SCHEDULER}),
+            accept=frozenset({Role.CLIENT, Role.SCHEDULER, Role.ADMIN}),
             on_refused=self._refused,
         )
 
@@ -188,7 +193,9 @@ class Callers:
 
     async def hang_up_all(self) -> None:
         """Say goodbye to everybody."""
-        links = []
+        links = list(self._admins)
+        for link in links:
+            link.close("the node is ending")
         for caller in self._callers.values():
             caller.exchange.close("the node is ending")
             if caller.forgetting is not None:
@@ -233,8 +240,12 @@ class Callers:
     # ---- links (see LinkHandler) ----
 
     def link_opened(self, link: Link) -> None:
-        """A scheduler is there, whoever dialled."""
+        """A scheduler is there, whoever dialled, or an admin."""
         peer = link.peer
+        if peer.role is Role.ADMIN:
+            self._admins.add(link)
+            link.ended.add_done_callback(lambda _: self._admins.discard(link))
+            return
         caller = self._callers.get(peer.process)
         if caller is None:
             self._callers[peer.process] = _Caller(link, BlobExchange(link, self._sources))
@@ -261,6 +272,9 @@ class Callers:
 
     def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
         """What one read brought."""
+        if link in self._admins:
+            self._obey(link, messages)
+            return
         process = link.peer.process
         caller = self._callers.get(process)
         if caller is None or caller.link is not link:
@@ -268,6 +282,16 @@ class Callers:
         for message, payload in messages:
             if not caller.exchange.message_arrived(message, payload):
                 self._post(ev.SchedulerSaid(process, message, payload))
+
+    def _obey(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
+        by = f"{link.peer.name} at {link.peer.address}"
+        for message, _ in messages:
+            answer = self._answer_admin(message, by)
+            if answer is None:
+                logger.warning("ending the link to admin %s: it sent %s", by, type(message).__name__)
+                link.close(f"an admin does not send {type(message).__name__} to a node")
+                return
+            link.send(answer)
 
     def link_suspected(self, link: Link) -> None:
         """Silence; the link says when it is lost."""

@@ -25,7 +25,7 @@ from dispy.node.options import comma_separated, owner_options, owner_settings
 from dispy.node.running import run
 from dispy.node.settings import NodeSettings
 from dispy.parameters import option_of_today
-from dispy.secrets import Credentials, find_credentials
+from dispy.secrets import Credentials, find_admin_credentials, find_credentials
 
 logger = logging.getLogger("dispy.node")
 
@@ -215,6 +215,9 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
         name=options["name"] or socket.gethostname(),
         prefix=Path(prefix).expanduser() if prefix else _default_prefix(options["user"]),
         credentials=credentials,
+        admin=find_admin_credentials(
+            credentials, secret=options["admin_secret"], secret_file=options["admin_secret_file"]
+        ),
         group=options["group"],
         hosts=options["host"],
         interfaces=settings.names(settings.variable("DISPY_INTERFACES")),

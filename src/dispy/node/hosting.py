@@ -376,7 +376,7 @@ class HostedComputation:
 
 def env_without_secrets() -> dict[str, str]:
     """The environment that what belongs to users may see."""
-    return {name: value for name, value in os.environ.items() if name not in (*SECRET_VARIABLES, "DISPY_ADMIN_SECRET")}
+    return {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

@@ -96,7 +96,8 @@ _OPTIONS: Final = (
     ),
     _option("user", "Run jobs as this user (the node must be started by root).", metavar="NAME"),
     _option("init", "Python file whose init() runs at the start and close() at the end.", metavar="FILE"),
-    _option("admin_secret", "Accepted for the scripts of the original; nothing uses it yet.", metavar="SECRET"),
+    _option("admin_secret", "Accept orders of `dispy admin` that prove this secret.", metavar="SECRET"),
+    _option("admin-secret-file", "File with the admin secret.", metavar="FILE"),
 )
 
 

@@ -30,6 +30,7 @@ from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
 from dispy.node.settings import NodeSettings
+from dispy.node.steering import Steering
 from dispy.node.upkeep import Upkeep
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
@@ -115,7 +116,16 @@ class NodeService:
             post=self.handle,
             wall=time.time,
         )
-        self.callers = Callers(settings, self.process, self._sources, post=self.handle, give_up=self._give_up)
+        self.upkeep = Upkeep(settings, post=self.handle, announce=self._announce_if_free, tidy=self._tidy)
+        self.steering = Steering(settings, self.core, self.upkeep.offer, self.handle)
+        self.callers = Callers(
+            settings,
+            self.process,
+            self._sources,
+            post=self.handle,
+            give_up=self._give_up,
+            answer_admin=self.steering.answer,
+        )
         self._performer = Performer(self._places, self.callers, lambda: _holder_text(self.core))
         self._performers: dict[type, Callable[[Any], None]] = {
             **self._performer.performers,
@@ -124,7 +134,6 @@ class NodeService:
             do.Announce: self._announce,
             do.Exit: self._exit,
         }
-        self.upkeep = Upkeep(settings, post=self.handle, announce=self._announce_if_free, tidy=self._tidy)
         try:
             if settings.init is not None:
                 mark = secrets.token_hex(16)

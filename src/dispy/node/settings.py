@@ -19,6 +19,8 @@ class NodeSettings:
     cpus: int
     prefix: Path
     credentials: Credentials
+    admin: Credentials | None = None
+    """What admins prove; None: nobody steers this node over a link."""
     group: str = ""
     hosts: tuple[str, ...] = ()
     """Addresses or names to listen on; empty: as `interfaces` say."""

@@ -66,6 +66,8 @@ class LinkSettings:
     name: str
     credentials: Credentials
     group: str = ""
+    admin: Credentials | None = None
+    """What a dialler must know that comes as admin; None: there are no admin links."""
     heartbeat_interval: float = HEARTBEAT_INTERVAL
     suspect_timeout: float = SUSPECT_TIMEOUT
     grace_timeout: float = GRACE_TIMEOUT
@@ -73,7 +75,7 @@ class LinkSettings:
     @property
     def identity(self) -> Identity:
         """For the handshake."""
-        return Identity(self.process, self.role, self.name, self.credentials, self.group)
+        return Identity(self.process, self.role, self.name, self.credentials, self.group, admin_keys=self.admin)
 
     @property
     def intervals(self) -> Intervals:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
 from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_MOST
 from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
+from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of
 from dispy.wire.tls import dialler_context
 
@@ -178,6 +179,10 @@ async def _authenticate(sock: socket.socket, context: ssl.SSLContext, link: Link
             ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
         )
         await link.opened
+    except HandshakeRejected:
+        # Whoever is refused may end at once, and its last words must have left by then.
+        await link.wait_closed()
+        raise
     except ssl.SSLCertVerificationError as error:
         raise AuthenticationRejected(
             f"{where} shows a certificate that this side does not accept ({error.verify_message}); "

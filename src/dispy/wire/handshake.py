@@ -19,7 +19,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, NoReturn, Protocol
 
 import msgspec
 
@@ -131,6 +131,8 @@ class Identity:
     keys: Keys
     group: str = ""
     capabilities: tuple[str, ...] = CAPABILITIES
+    admin_keys: Keys | None = None
+    """What a dialler must know that comes as admin; None: there are no admin links to this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +189,15 @@ class Handshake:
     peer: ProvenPeer | None = None
     """Set once both sides have proved themselves."""
     _claimed: Hello | Challenge | None = None
+    _keys: Keys = field(init=False)
+    """Those of this link: an admin proves another secret than everybody else."""
     _hello: bytes = b""
     _challenge: bytes = b""
     _step: _Step = _Step.HELLO
     _out: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._keys = self.identity.keys
 
     def start(self) -> None:
         """Say hello, if this side dialled. Call it once, first."""
@@ -236,6 +243,10 @@ class Handshake:
     def _on_hello(self, hello: Hello, header: bytes) -> None:
         self._claimed = hello
         self._hello = header
+        if hello.role == Role.ADMIN:
+            if self.identity.admin_keys is None:
+                self._refuse(Refusal.ROLE, "connects as admin, which this process allows nobody (--admin_secret)")
+            self._keys = self.identity.admin_keys
         self._check(hello)
         self._challenge = self._send(Challenge(*self._claim()))
         self._step = _Step.PROOF
@@ -271,7 +282,7 @@ class Handshake:
             own.role.value,
             name,
             group_hash(own.group),
-            own.keys.key_id,
+            self._keys.key_id,
             self.nonce,
         )
 
@@ -281,9 +292,9 @@ class Handshake:
             self._refuse(Refusal.PROTOCOL, f"speaks protocol {claimed.protocol}, this side {PROTOCOL}; {_SAME_VERSION}")
         if claimed.group != group_hash(self.identity.group):
             self._refuse(Refusal.GROUP, _OTHER_GROUP)
-        if claimed.key_id != self.identity.keys.key_id:
-            self._refuse(Refusal.SECRET, _OTHER_CERTIFICATES if self.identity.keys.key is None else _OTHER_SECRET)
-        if self.identity.keys.key is None and not self.channel.verified:
+        if claimed.key_id != self._keys.key_id:
+            self._refuse(Refusal.SECRET, self._other_secret())
+        if self._keys.key is None and not self.channel.verified:
             self._refuse(Refusal.CERTIFICATE, "shows no certificate that could be verified")
         allowed = self.channel.accept
         if self.channel.certified is not None and claimed.role not in self.channel.certified:
@@ -294,8 +305,14 @@ class Handshake:
                 f"connects as {_printable(claimed.role)}, which has no business with this process",
             )
 
+    def _other_secret(self) -> str:
+        claimed = self._claimed
+        if self.identity.role is Role.ADMIN or (claimed is not None and claimed.role == Role.ADMIN):
+            return _OTHER_ADMIN_SECRET
+        return _OTHER_CERTIFICATES if self._keys.key is None else _OTHER_SECRET
+
     def _mac(self, side: str, role: str) -> bytes:
-        keys = self.identity.keys
+        keys = self._keys
         if keys.key is None:
             return b""
         transcript = hashlib.sha256(
@@ -318,7 +335,7 @@ class Handshake:
             self._refuse(Refusal.PROOF, _NO_PROOF)
         return claimed
 
-    def _refuse(self, reason: Refusal, sentence: str) -> None:
+    def _refuse(self, reason: Refusal, sentence: str) -> NoReturn:
         self._step = _Step.FAILED
         self._send(Refused(reason.value, PROTOCOL, self.identity.role.value, self.identity.name[:255]))
         claimed = self._claimed
@@ -333,8 +350,9 @@ class Handshake:
             case Refusal.GROUP:
                 return f"{who} {_OTHER_GROUP}"
             case Refusal.SECRET:
-                certificates = self.identity.keys.key is None
-                return f"{who} {_OTHER_CERTIFICATES if certificates else _OTHER_SECRET}"
+                return f"{who} {self._other_secret()}"
+            case Refusal.ROLE if self.identity.role is Role.ADMIN:
+                return f"{who} {_NO_ADMINS}"
             case Refusal.ROLE:
                 own = self.identity.role.value
                 return f"{who} does not talk to a {own}, or this side's certificate is not for one"
@@ -352,6 +370,10 @@ class Handshake:
 
 
 _OTHER_SECRET: Final = "has another secret; make them equal with `dispy secret show | ssh HOST dispy secret set`"
+_OTHER_ADMIN_SECRET: Final = "has another admin secret; give the one with which the node was started (--admin_secret)"
+_NO_ADMINS: Final = (
+    "takes no orders over the network; start it with --admin_secret (or this side's certificate is not for an admin)"
+)
 _OTHER_CERTIFICATES: Final = (
     "has other certificates, or a secret instead of them; give both sides certificates of one authority"
 )

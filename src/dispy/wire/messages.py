@@ -19,6 +19,8 @@ from dispy.model import (
     JobDone,
     JobSpec,
     NodeInfo,
+    NodeOrder,
+    NodeStatus,
 )
 
 PROTOCOL = 1
@@ -284,6 +286,37 @@ class LoadMeasured(Message, frozen=True):
     avail: AvailInfo
 
 
+# ---- admin to node ----
+
+
+class AskStatus(Message, frozen=True):
+    """Tell how you are."""
+
+
+class SteerNode(Message, frozen=True):
+    """Do what your owner orders."""
+
+    order: NodeOrder
+    cpus: int = 0
+    """For the order `cpus`: how many to offer; 0 all, -N all but N."""
+
+
+# ---- node to admin ----
+
+
+class StatusTold(Message, frozen=True):
+    """How I am."""
+
+    status: NodeStatus
+
+
+class NodeSteered(Message, frozen=True):
+    """What became of an order, in words."""
+
+    done: bool
+    sentence: str
+
+
 AnyMessage = (
     Heartbeat
     | Goodbye
@@ -319,4 +352,8 @@ AnyMessage = (
     | ComputationAdvanced
     | ClaimResults
     | ResultsClaimed
+    | AskStatus
+    | SteerNode
+    | StatusTold
+    | NodeSteered
 )

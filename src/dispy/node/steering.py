@@ -1,0 +1,144 @@
+"""What the owner of a node orders and is told, the same at its terminal and over an admin link."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from dispy.errors import SettingsError
+from dispy.model import AvailInfo, NodeOrder, NodeStatus
+from dispy.node import events as ev
+from dispy.node import vitals
+from dispy.node.core import NodeCore
+from dispy.node.offer import Offer
+from dispy.node.settings import NodeSettings
+from dispy.node.window import ServiceWindow, clock_text
+from dispy.wire.messages import AnyMessage, AskStatus, NodeSteered, StatusTold, SteerNode
+
+logger = logging.getLogger("dispy.node")
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Obeys orders and tells how the node is. To be used on the event loop's thread."""
+
+    settings: NodeSettings
+    core: NodeCore
+    offer: Offer
+    post: Callable[[ev.Event], None]
+
+    def obey(self, order: NodeOrder, cpus: int = 0) -> NodeSteered:
+        """Carry out an order; `cpus` is for the order of that name."""
+        match order:
+            case NodeOrder.QUIT | NodeOrder.EXIT:
+                at_once = order is NodeOrder.QUIT
+                self.post(ev.ExitAsked(at_once))
+                return NodeSteered(True, "ending now" if at_once else "ending after the jobs that are here (quit: now)")
+            case NodeOrder.STOP | NodeOrder.START:
+                self.offer.stopped = order is NodeOrder.STOP
+            case NodeOrder.CPUS:
+                try:
+                    self.offer.cpus = vitals.offered_cpus(cpus, oversubscribe=self.settings.oversubscribe)
+                except SettingsError as error:
+                    return NodeSteered(False, str(error))
+            case NodeOrder.RELEASE:
+                return self._release()
+        self.post(ev.OfferChanged(*self.offer.now()))
+        return NodeSteered(True, offer_text(self.core.info.cpus, self.core.info.closed))
+
+    def _release(self) -> NodeSteered:
+        lease = self.core.lease
+        if lease is None:
+            return NodeSteered(False, "nobody uses this node")
+        if lease.peer is not None:
+            words = "the program that uses this node is connected; quit or stop if it shall not go on"
+            return NodeSteered(False, words)
+        self.post(ev.ReleaseAsked())
+        left = self.core.lease is not None and not self.core.lease.is_idle
+        return NodeSteered(True, "it is let go as soon as its jobs that run have ended" if left else "it is let go")
+
+    def status(self) -> NodeStatus:
+        """How the node is now."""
+        seen = self.core.snapshot()
+        return NodeStatus(
+            info=msgspec.structs.replace(self.core.info, holder=seen.holder),
+            cpus=self.offer.cpus,
+            window="" if self.settings.window is None else _window_text(self.settings.window),
+            waiting=seen.waiting,
+            computations=tuple((name, state) for _, name, state in seen.computations),
+            queued=seen.queued,
+            given=seen.given,
+            workers=seen.workers,
+            unacknowledged=seen.unacknowledged,
+            done=seen.done,
+            served=seen.served,
+            avail=_avail(self.settings.prefix),
+            now=time.time(),
+        )
+
+    def answer(self, message: AnyMessage, by: str) -> AnyMessage | None:
+        """The answer to what an admin says over a link; None: an admin does not say that."""
+        match message:
+            case AskStatus():
+                return StatusTold(self.status())
+            case SteerNode():
+                steered = self.obey(message.order, message.cpus)
+                number = f" {message.cpus}" if message.order is NodeOrder.CPUS else ""
+                logger.warning("admin %s orders %s%s: %s", by, message.order.value, number, steered.sentence)
+                return steered
+        return None
+
+
+def _avail(prefix: Path) -> AvailInfo | None:
+    try:
+        return vitals.sample(prefix)
+    except OSError as error:
+        logger.debug("the load cannot be measured: %s", error)
+        return None
+
+
+def offer_text(cpus: int, reason: str) -> str:
+    """What is offered now, for people."""
+    return f"{cpus} CPU{'' if cpus == 1 else 's'} offered" if cpus else f"no CPU offered: {reason}"
+
+
+def status_rows(status: NodeStatus) -> list[tuple[str, str]]:
+    """How a node is: names and values, in the order in which people want them. Pure."""
+    rows = [("CPUs", offer_text(status.info.cpus, status.info.closed))]
+    if status.window:
+        rows.append(("service", status.window))
+    holder = status.info.holder
+    if holder is None:
+        rows.append(("used by", "nobody"))
+    else:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
+        who = f"{holder.user}@{holder.host} ({holder.program}, process {holder.pid})"
+        rows.append(("used by", f"{who} since {since}, {_span(status.now - holder.since)}"))
+    if status.waiting:
+        rows.append(("in line", f"{status.waiting} more program{'' if status.waiting == 1 else 's'}"))
+    rows += [("computation", f"{name} ({state})") for name, state in status.computations]
+    rows.append(("jobs here", f"{status.given} with {status.workers} workers, {status.queued} queued"))
+    rows.append(("jobs done", f"{status.done}, {status.unacknowledged} of them not yet fetched"))
+    rows.append(("programs", f"{status.served} served"))
+    if (avail := status.avail) is not None:
+        free = f"CPU {avail.cpu:.0f} %, memory {avail.memory / 2**30:.1f} GiB, disk {avail.disk / 2**30:.1f} GiB"
+        rows.append(("free", free))
+    return rows
+
+
+def _window_text(window: ServiceWindow) -> str:
+    parts = [f"from {clock_text(window.start)}", f"no new jobs from {clock_text(window.stop)}"]
+    if window.end is not None:
+        parts.append(f"jobs end at {clock_text(window.end)}")
+    return ", ".join(parts)
+
+
+def _span(seconds: float) -> str:
+    minutes, seconds = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} h" if hours else f"{minutes}:{seconds:02} min"
