@@ -77,7 +77,8 @@ class JobCluster(NodeSteering, NodeTalk):
         reentrant: run jobs again that were on a node that was lost.
         secret: the secret that nodes must share; None looks in DISPY_SECRET and in files.
         keyfile, certfile, cafile: TLS key, certificate and certificate authority (PEM files).
-        recover_file: accepted for old programs; without effect yet.
+        recover_file: where to note what `recover_jobs` needs if this program is killed; None: in the user's state
+            directory. False: nowhere.
         secret_file: file that holds the secret.
         group: use only nodes of this group.
         isolate: give every job a worker process of its own: what it does to globals is gone with it.
@@ -123,7 +124,7 @@ class JobCluster(NodeSteering, NodeTalk):
         secret: str | None = None,
         keyfile: str | None = None,
         certfile: str | None = None,
-        recover_file: str | None = None,
+        recover_file: str | os.PathLike[str] | bool | None = None,
         *,
         secret_file: str | None = None,
         cafile: str | None = None,
@@ -189,6 +190,7 @@ class JobCluster(NodeSteering, NodeTalk):
         if setup_in not in SETUP_PLACES:
             raise SettingsError(f"setup_in must be 'node', 'worker' or 'auto', not {setup_in!r}")
         required = read_requirements(requirements)
+        recover_file = parameters.recover_file(now["recover_file"])
         self._shipment = shipment
         self._portal = portal()
         self.service: SchedulerService = service_for(self._portal, settings)
@@ -218,6 +220,8 @@ class JobCluster(NodeSteering, NodeTalk):
         self._id = spec.id
         self.start_time = time.time()
         self.end_time: float | None = None
+        if recover_file is not False:
+            self.service.recorder.use(recover_file)
         self._portal.call(self.service.open_cluster(ledger))
         self.is_closed = False
         remember(self)

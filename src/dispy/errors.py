@@ -5,6 +5,7 @@
         SecretError                   no usable secret, or a secret file that others can read
       ShippingError                   something of the user's program cannot travel to a node
       ClosedError                     the cluster (or its process) is closed
+      RecoveryError                   a recovery file is not usable, or in use
       ProtocolError
         LocalProtocolError            our side asked for what the protocol does not allow: a bug here
         RemoteProtocolError           the other side sent what the protocol does not allow
@@ -41,6 +42,10 @@ class ShippingError(DispyError):
 
 class ClosedError(DispyError):
     """The cluster is closed, or belongs to another process (after a fork)."""
+
+
+class RecoveryError(DispyError):
+    """A recovery file is not usable, is in use, or belongs to another secret; the message names it."""
 
 
 class ProtocolError(DispyError):

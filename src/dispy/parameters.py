@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from dispy.errors import SettingsError
 from dispy.logs import logger
@@ -162,3 +163,18 @@ def directory(name: str, value: str | None) -> str:
     if ".." in parts or not parts:
         raise SettingsError(f"{name} must be a relative path without '..', below the node's directory, not {value!r}")
     return "/".join(parts)
+
+
+def recover_file(value: object) -> str | os.PathLike[str] | Literal[False] | None:
+    """Where the recovery file is: a path, None for the default place (also for True, as in the original), or False.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    if value is False:
+        return False
+    if value is None or value is True:
+        return None
+    if isinstance(value, str | os.PathLike) and os.fspath(value):
+        return value
+    raise SettingsError(f"recover_file must be a path, True or False, not {value!r}")

@@ -33,10 +33,17 @@ class EmbeddedNode:
     """A node daemon that belongs to this process."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], tie: socket.socket, port: int, credentials: Credentials
+        self,
+        process: subprocess.Popen[bytes],
+        tie: socket.socket,
+        port: int,
+        credentials: Credentials,
+        handle: str = "",
     ) -> None:
         self.host = "127.0.0.1"
         self.port = port
+        self.handle = handle
+        """The file, in the node's own directory, that says how to reach it when this process is gone."""
         self.credentials = credentials
         self._process = process
         self._tie = tie
@@ -99,7 +106,8 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
         ours.close()
         process.wait()
         raise NodeError(f"no node could be started on this machine: {answer['error']}")
-    return EmbeddedNode(process, ours, int(str(answer["port"])), credentials_from_key(key))
+    handle = str(answer.get("handle", ""))
+    return EmbeddedNode(process, ours, int(str(answer["port"])), credentials_from_key(key), handle)
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:

@@ -39,6 +39,7 @@ from dispy.wire.messages import (
     JobsDone,
     JobsListed,
     JobTail,
+    LeaseGranted,
     NodeDescribed,
 )
 
@@ -108,6 +109,7 @@ class NodeLinks:
         on_event: Callable[[Event], None],
         talk: Talk,
         on_known_elsewhere: Callable[[ProcessId], None],
+        on_leased: Callable[[Reached], None],
     ) -> None:
         self.settings = settings
         self.base_port = base_port
@@ -124,6 +126,7 @@ class NodeLinks:
         self._on_event = on_event
         self._talk = talk
         self._on_known_elsewhere = on_known_elsewhere
+        self._on_leased = on_leased
         self._targets: dict[tuple[str, int], _Target] = {}
         self._asker: Asker | None = None
         self._listener: Listener | None = None
@@ -370,6 +373,8 @@ class NodeLinks:
             else:
                 if type(message) is NodeDescribed:
                     reached.info = message.info
+                elif type(message) is LeaseGranted:
+                    self._on_leased(reached)
                 self._on_event(NodeSaid(reached.process, message))
         reached.intake.acknowledge()
 

@@ -24,6 +24,8 @@ from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, FileSpec, Holder, ProcessId, Role
 from dispy.nodes import NodeAllocate, NodeView
 from dispy.portal import Portal
+from dispy.recovery.book import NodeNoted, ProgramBegun
+from dispy.recovery.recorder import Recorder
 from dispy.scheduler.conversation import Conversation
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import (
@@ -49,7 +51,7 @@ from dispy.scheduler.events import (
     NodeAllocated,
 )
 from dispy.scheduler.jobs import JobRecord
-from dispy.scheduler.links import NodeLinks
+from dispy.scheduler.links import NodeLinks, Reached
 from dispy.scheduler.owner import Allocation, ClusterOwner
 from dispy.scheduler.search import NodeSearch
 from dispy.secrets import Credentials
@@ -84,9 +86,9 @@ class SchedulerService:
         self.process = ProcessId(secrets.token_hex(16))
         self.owners: dict[ComputationId, ClusterOwner] = {}
         link_settings = _link_settings(self.process, settings)
-        self.core = SchedulerCore(
-            holder=_holder(settings.ext_host), token=secrets.token_bytes(32), grace=link_settings.grace_timeout
-        )
+        holder, token = _holder(settings.ext_host), secrets.token_bytes(32)
+        self.core = SchedulerCore(holder=holder, token=token, grace=link_settings.grace_timeout)
+        self.recorder = Recorder(_begun(holder, token, settings))
         self.conversation = Conversation(
             lambda node: self.links.nodes.get(node),
             lambda node, job, attempt: self.core.runs(node, job, attempt),
@@ -102,6 +104,7 @@ class SchedulerService:
             on_event=self.handle,
             talk=self.conversation,
             on_known_elsewhere=self._ask_allocations_again,
+            on_leased=self._note_leased,
         )
         self.search = NodeSearch(portal.loop, self.links, lambda: self.owners.values(), lambda: self.core.why_waiting())
         self._held: Counter[bytes] = Counter()
@@ -136,6 +139,7 @@ class SchedulerService:
         """Take up a cluster: look for its nodes."""
         self.owners[owner.spec.id] = owner
         await self.search.look_for(owner)
+        self.recorder.cluster_opened(owner.spec)
         named = len(list(owner.named_nodes())) + owner.wants_local
         self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=owner.open_ended, named=named))
 
@@ -154,10 +158,12 @@ class SchedulerService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.links.close(reason)
         await self.search.stop()
+        self.recorder.end()
 
     def abandon(self) -> None:
         """In a forked child: the embedded node is tied to the parent alone."""
         self.search.abandon()
+        self.recorder.abandon()
 
     def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
         """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""
@@ -303,6 +309,7 @@ class SchedulerService:
                 owner = self.owners.pop(notice.cluster, None)
                 if owner is not None:
                     self._withdraw(owner.spec)
+                    self.recorder.cluster_over(notice.cluster)
                     owner.ended()
 
     def _withdraw(self, spec: ComputationSpec) -> None:
@@ -409,6 +416,12 @@ class SchedulerService:
             offered.append(FileSpec(destination, blob, status.st_mode & 0o777, status.st_mtime))
         return tuple(offered)
 
+    def _note_leased(self, reached: Reached) -> None:
+        assert reached.info is not None
+        places = self.links.places.of(reached.process) or ((reached.address, reached.port),)
+        handle = self.search.handle if reached.local else ""
+        self.recorder.node_leased(NodeNoted(reached.process, reached.info.name, places, handle))
+
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self.portal.loop.create_task(coroutine)
         self._tasks.add(task)
@@ -432,6 +445,20 @@ def _holder(ext_host: str) -> Holder:
         user = str(os.getuid())
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
     return Holder(user, ext_host or socket.gethostname(), os.getpid(), program, time.time())
+
+
+def _begun(holder: Holder, token: bytes, settings: ServiceSettings) -> ProgramBegun:
+    return ProgramBegun(
+        token=token,
+        key_id=settings.credentials.key_id,
+        group=settings.group,
+        base_port=settings.base_port,
+        user=holder.user,
+        host=socket.gethostname(),
+        pid=holder.pid,
+        program=holder.program,
+        started_at=time.time(),
+    )
 
 
 def _link_settings(process: ProcessId, settings: ServiceSettings) -> LinkSettings:

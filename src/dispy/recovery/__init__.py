@@ -1,0 +1,1 @@
+"""Names the room: what a program leaves on disk for the case that it is killed."""

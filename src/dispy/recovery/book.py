@@ -1,0 +1,277 @@
+"""What stands in a recovery file: entries that are only ever appended, and the account that they add up to. Pure.
+
+A file is a line of magic and then entries: CRC-32 and size of the body, then the body, one tagged msgpack array. A
+process can die at any byte: what follows the last whole entry is a torn tail and means nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from dispy.errors import RecoveryError
+from dispy.model import ComputationId, ComputationSpec, JobDone, JobOptions, ProcessId
+
+MAGIC: Final = b"dispy recovery 1\n"
+_HEAD: Final = struct.Struct(">IQ")
+
+
+class Entry(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Base of all entries."""
+
+
+class ProgramBegun(Entry, frozen=True):
+    """The first entry: whose file this is, and by what nodes know its leases."""
+
+    token: bytes
+    key_id: bytes
+    """Names the secret without telling it."""
+    group: str
+    base_port: int
+    user: str
+    host: str
+    pid: int
+    program: str
+    started_at: float
+
+
+class ClusterNoted(Entry, frozen=True):
+    """A cluster was opened."""
+
+    id: ComputationId
+    name: str
+    kind: str
+    """`function` or `program`."""
+
+
+class ClusterOver(Entry, frozen=True):
+    """All jobs of a cluster have ended and were told to the program."""
+
+    id: ComputationId
+
+
+class NodeNoted(Entry, frozen=True):
+    """A node granted its lease: it may hold results."""
+
+    process: ProcessId
+    name: str
+    places: tuple[tuple[str, int], ...]
+    handle: str = ""
+    """For a node that the program started for itself: the file that says how to reach it."""
+
+
+class ResultKept(Entry, frozen=True):
+    """A result that was fetched from a node and is not in the program's hands yet."""
+
+    done: JobDone
+    address: str
+    body: bytes
+
+
+class JobsReturned(Entry, frozen=True):
+    """These jobs are in the user's hands; whatever comes of them later is dropped."""
+
+    jobs: list[int]
+
+
+class NodeCleared(Entry, frozen=True):
+    """A node has nothing more for us."""
+
+    process: ProcessId
+
+
+class AllReturned(Entry, frozen=True):
+    """Nothing is left to recover."""
+
+
+class ItemStored(msgspec.Struct, array_like=True, frozen=True):
+    """One item of a cluster's `nodes`."""
+
+    host: str
+    port: int
+    """0: that of nodes."""
+    cpus: int
+    oversubscribe: bool
+    depends: tuple[tuple[str, str], ...]
+    """Name of the file for the nodes, and where its copy lies."""
+    setup_args: bytes
+    """Pickled, as nodes get them."""
+
+
+class ComputationStored(Entry, frozen=True):
+    """All that is needed to go on with a durable cluster; contents lie beside the file, by their names."""
+
+    spec: ComputationSpec
+    items: list[ItemStored]
+    reentrant: bool
+    local: bool
+    """It asked for a node on its own machine."""
+    may_embed: bool
+
+
+class JobStored(Entry, frozen=True, gc=False):
+    """A job of a durable cluster."""
+
+    job: int
+    cluster: ComputationId
+    id: bytes
+    """Pickled, unless it is the number of the job: then empty."""
+    args: bytes
+    options: JobOptions | None = None
+    submitted_at: float = 0.0
+
+
+class JobsHanded(Entry, frozen=True):
+    """Jobs of a durable cluster are about to be handed to a node."""
+
+    node: ProcessId
+    jobs: list[int]
+
+
+class JobsOver(Entry, frozen=True):
+    """Jobs of a durable cluster have ended and the program knows."""
+
+    jobs: list[int]
+
+
+AnyEntry = (
+    ProgramBegun
+    | ClusterNoted
+    | ClusterOver
+    | NodeNoted
+    | ResultKept
+    | JobsReturned
+    | NodeCleared
+    | AllReturned
+    | ComputationStored
+    | JobStored
+    | JobsHanded
+    | JobsOver
+)
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(AnyEntry)
+
+
+def encode(entries: Iterable[AnyEntry]) -> bytes:
+    """The bytes that are appended for some entries."""
+    parts: list[bytes] = []
+    for entry in entries:
+        body = _encoder.encode(entry)
+        parts += (_HEAD.pack(zlib.crc32(body), len(body)), body)
+    return b"".join(parts)
+
+
+def decode(data: bytes) -> tuple[list[AnyEntry], int]:
+    """The whole entries of a file's content, and where the torn tail begins (the size if there is none).
+
+    Raises:
+        RecoveryError: it does not begin like a recovery file, or a whole entry is of a later version.
+    """
+    if not data.startswith(MAGIC):
+        raise RecoveryError("it is not a recovery file of this version of dispy")
+    entries: list[AnyEntry] = []
+    at = len(MAGIC)
+    for body in _bodies(memoryview(data)[at:]):
+        try:
+            entries.append(_decoder.decode(body))
+        except msgspec.MsgspecError as error:
+            raise RecoveryError(f"an entry in it is not known to this version of dispy ({error})") from error
+        at += _HEAD.size + len(body)
+    return entries, at
+
+
+def _bodies(view: memoryview) -> Iterator[memoryview]:
+    at = 0
+    while at + _HEAD.size <= len(view):
+        checksum, size = _HEAD.unpack_from(view, at)
+        at += _HEAD.size
+        body = view[at : at + size]
+        if len(body) < size or zlib.crc32(body) != checksum:
+            return
+        yield body
+        at += size
+
+
+class Book:
+    """What the entries of a file add up to."""
+
+    def __init__(self, entries: Iterable[AnyEntry]) -> None:
+        """Add up entries.
+
+        Raises:
+            RecoveryError: the first entry is missing.
+        """
+        listed = iter(entries)
+        first = next(listed, None)
+        if not isinstance(first, ProgramBegun):
+            raise RecoveryError("it does not say which program wrote it")
+        self.program = first
+        self.clusters: dict[ComputationId, ClusterNoted] = {}
+        self.nodes: dict[ProcessId, NodeNoted] = {}
+        """Those that may still hold something."""
+        self.results: dict[int, ResultKept] = {}
+        """By job; fetched and not returned."""
+        self.returned: set[int] = set()
+        self.computations: dict[ComputationId, ComputationStored] = {}
+        """Of durable clusters that are not over."""
+        self.jobs: dict[int, JobStored] = {}
+        """Of durable clusters, those that have not ended."""
+        self.handed: dict[int, ProcessId] = {}
+        """Which node had a job of a durable cluster last."""
+        self.is_done = False
+        for entry in listed:
+            self.add(entry)
+
+    def add(self, entry: AnyEntry) -> None:
+        """Take one more entry into account."""
+        match entry:
+            case ClusterNoted():
+                self.clusters[entry.id] = entry
+            case ClusterOver(id):
+                self.computations.pop(id, None)
+            case NodeNoted():
+                self.nodes[entry.process] = entry
+            case ResultKept():
+                self._keep(entry)
+            case JobsReturned(jobs) | JobsOver(jobs):
+                if isinstance(entry, JobsReturned):
+                    self.returned.update(jobs)
+                for job in jobs:
+                    self.results.pop(job, None)
+                    self.jobs.pop(job, None)
+                    self.handed.pop(job, None)
+            case NodeCleared(process):
+                self.nodes.pop(process, None)
+            case AllReturned():
+                self.is_done = True
+            case ComputationStored():
+                self.computations[entry.spec.id] = entry
+            case JobStored():
+                self.jobs[entry.job] = entry
+            case JobsHanded(node, jobs):
+                self.handed.update(dict.fromkeys(jobs, node))
+            case ProgramBegun():
+                raise RecoveryError("two programs have written into it")
+
+    def _keep(self, kept: ResultKept) -> None:
+        """Of several attempts at one job the first that finished counts, else the last."""
+        job = kept.done.job
+        before = self.results.get(job)
+        if job not in self.returned and (before is None or before.done.ending):
+            self.results[job] = kept
+
+    def has_result(self, job: int) -> bool:
+        """Whether a job needs no further attempt."""
+        return job in self.results or job in self.returned
+
+    def is_text(self, job: int) -> bool:
+        """Whether what a job printed is shown as text; where functions and programs were mixed it is."""
+        stored = self.jobs.get(job)
+        if stored is not None and stored.cluster in self.clusters:
+            return self.clusters[stored.cluster].kind == "function"
+        return not self.clusters or any(cluster.kind == "function" for cluster in self.clusters.values())
