@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dispy.job import DispyJob
     from dispy.logs import logger
     from dispy.nodes import DispyNode, DispyNodeAvailInfo, NodeAllocate
+    from dispy.recover import recover_jobs
     from dispy.settings import VERSION as __version__  # noqa: N811
     from dispy.waiting import as_completed
 
@@ -34,7 +35,9 @@ _PUBLIC = {
     "JobCluster": "dispy.cluster",
     "NodeAllocate": "dispy.nodes",
     "as_completed": "dispy.waiting",
+    "fault_recover_jobs": "dispy.recover",
     "logger": "dispy.logs",
+    "recover_jobs": "dispy.recover",
 }
 
 _MODULES = ("config", "httpd")
@@ -51,6 +54,7 @@ __all__ = [
     "as_completed",
     "config",
     "logger",
+    "recover_jobs",
 ]
 
 

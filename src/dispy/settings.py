@@ -5,6 +5,7 @@ Nothing here is read at import: functions look at the environment when they are 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,3 +155,8 @@ def state_dir() -> Path:
 def default_prefix() -> Path:
     """Where a node keeps its files unless told otherwise: per user, on a disk that lasts."""
     return Path(platformdirs.user_cache_dir("dispy", appauthor=False)) / "node"
+
+
+def embedded_handle(token: bytes) -> Path:
+    """Where the node that a program starts for itself says how to reach it, for whoever has the token of its lease."""
+    return default_prefix().with_name("handles") / f"{hashlib.sha256(token).hexdigest()}.json"

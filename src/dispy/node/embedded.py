@@ -23,8 +23,6 @@ from dispy.secrets import credentials_from_key
 
 logger = logging.getLogger("dispy.node")
 
-HANDLE: Final = "handle"
-"""Name of the file in its directory that says how to reach it."""
 _LINE_LIMIT: Final = 64 << 10
 
 
@@ -42,10 +40,8 @@ async def _serve_embedded(tie: socket.socket) -> int:
     tie.setblocking(False)
     loop = asyncio.get_running_loop()
     try:
-        given = _embedded_settings(await _read_line(tie))
-        service = NodeService(given)
+        service = NodeService(_embedded_settings(await _read_line(tie)))
         await service.start()
-        handle = _write_handle(given, service.callers.port)
     except (DispyError, OSError, ValueError, KeyError, TypeError) as error:
         # The program may be gone already, and then nobody wants to know.
         with contextlib.suppress(OSError):
@@ -53,8 +49,9 @@ async def _serve_embedded(tie: socket.socket) -> int:
         return 1
     take_signals(service, daemon=True)
     with contextlib.suppress(OSError):  # the program is gone: `tied` sees it
-        answer = {"port": service.callers.port, "process": service.process, "handle": str(handle)}
-        await loop.sock_sendall(tie, json.dumps(answer).encode() + b"\n")
+        await loop.sock_sendall(
+            tie, json.dumps({"port": service.callers.port, "process": service.process}).encode() + b"\n"
+        )
 
     def tied() -> None:
         with contextlib.suppress(BlockingIOError):
@@ -101,18 +98,6 @@ def _embedded_settings(line: bytes) -> NodeSettings:
         clean=True,
         remove_prefix=True,
     )
-
-
-def _write_handle(given: NodeSettings, port: int) -> Path:
-    """Say how to reach this node, to whoever comes for the results of a program that was killed; it goes with the
-    node's directory.
-    """
-    assert given.credentials.key is not None
-    path = given.prefix / HANDLE
-    text = json.dumps({"host": given.hosts[0], "port": port, "key": given.credentials.key.hex()})
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text)
-    return path
 
 
 async def _read_line(tie: socket.socket) -> bytes:

@@ -33,17 +33,10 @@ class EmbeddedNode:
     """A node daemon that belongs to this process."""
 
     def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        tie: socket.socket,
-        port: int,
-        credentials: Credentials,
-        handle: str = "",
+        self, process: subprocess.Popen[bytes], tie: socket.socket, port: int, credentials: Credentials
     ) -> None:
         self.host = "127.0.0.1"
         self.port = port
-        self.handle = handle
-        """The file, in the node's own directory, that says how to reach it when this process is gone."""
         self.credentials = credentials
         self._process = process
         self._tie = tie
@@ -106,8 +99,7 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
         ours.close()
         process.wait()
         raise NodeError(f"no node could be started on this machine: {answer['error']}")
-    handle = str(answer.get("handle", ""))
-    return EmbeddedNode(process, ours, int(str(answer["port"])), credentials_from_key(key), handle)
+    return EmbeddedNode(process, ours, int(str(answer["port"])), credentials_from_key(key))
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:

@@ -103,11 +103,6 @@ class NodeSearch:
         if self._embedded is not None:
             self._embedded.untie()
 
-    @property
-    def handle(self) -> str:
-        """The file by which a later program can reach the embedded node; empty: there is none."""
-        return "" if self._embedded is None else self._embedded.handle
-
     def account(self) -> str:
         """Where nodes were looked for and who refused."""
         parts = []

@@ -55,7 +55,7 @@ from dispy.scheduler.links import NodeLinks, Reached
 from dispy.scheduler.owner import Allocation, ClusterOwner
 from dispy.scheduler.search import NodeSearch
 from dispy.secrets import Credentials
-from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT, flag
+from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT, embedded_handle, flag
 from dispy.wire.link import LinkSettings
 
 
@@ -87,6 +87,7 @@ class SchedulerService:
         self.owners: dict[ComputationId, ClusterOwner] = {}
         link_settings = _link_settings(self.process, settings)
         holder, token = _holder(settings.ext_host), secrets.token_bytes(32)
+        self._token = token
         self.core = SchedulerCore(holder=holder, token=token, grace=link_settings.grace_timeout)
         self.recorder = Recorder(_begun(holder, token, settings))
         self.conversation = Conversation(
@@ -419,8 +420,8 @@ class SchedulerService:
     def _note_leased(self, reached: Reached) -> None:
         assert reached.info is not None
         places = self.links.places.of(reached.process) or ((reached.address, reached.port),)
-        handle = self.search.handle if reached.local else ""
-        self.recorder.node_leased(NodeNoted(reached.process, reached.info.name, places, handle))
+        handle = embedded_handle(self._token) if reached.local else ""
+        self.recorder.node_leased(NodeNoted(reached.process, reached.info.name, places, str(handle)))
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self.portal.loop.create_task(coroutine)

@@ -1,0 +1,164 @@
+"""`recover_jobs`: the results of a program that was killed, in the hands of another one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import warnings
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dispy.errors import RecoveryError, SettingsError
+from dispy.job import DispyJob
+from dispy.logs import logger
+from dispy.model import Ending, JobState
+from dispy.portal import portal
+from dispy.recovery.book import Book, JobsReturned, ResultKept
+from dispy.recovery.fetching import Fetched, Fetching
+from dispy.recovery.file import RecoveryFile, default_folder, unfinished
+from dispy.scheduler.flow import SENTENCES
+from dispy.secrets import Credentials, find_credentials
+
+T = TypeVar("T")
+
+
+def recover_jobs(
+    recover_file: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    terminate_pending: bool = False,
+    *,
+    secret: str | None = None,
+    secret_file: str | None = None,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    cafile: str | None = None,
+) -> list[DispyJob]:
+    """Fetch the results of the jobs of a program that was killed: those that have ended, then those that still run.
+
+    What is returned is not returned again by a later call. Results are unpickled in this process; of one whose class
+    cannot be found here the job is Terminated, with the reason.
+
+    Args:
+        recover_file: the recovery file; None takes the newest one in the user's state directory that is neither in use
+            nor recovered.
+        timeout: seconds after which what is there is returned; the rest stays for another call. None waits until
+            every node has answered and every job has ended.
+        terminate_pending: end jobs that still run.
+        secret, secret_file, certfile, keyfile, cafile: as of the cluster.
+
+    Returns:
+        Jobs that have ended, in the order of their submission. `id` is the number of the submission in that program.
+
+    Raises:
+        RecoveryError: there is no such file, it is in use, is none of ours, or belongs to another secret.
+        SettingsError: a parameter is not usable.
+    """
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0):
+        raise SettingsError(f"timeout is a number of seconds, or None, not {timeout!r}")
+    path = _newest() if recover_file is None else Path(recover_file).expanduser().absolute()
+    if path is None:
+        return []
+    credentials = find_credentials(
+        secret=secret, secret_file=secret_file, certfile=certfile, keyfile=keyfile, cafile=cafile, create=False
+    )
+    file, book = RecoveryFile.open(path)
+    try:
+        if book.is_done:
+            logger.info("everything in %s has been recovered before", path)
+            return []
+        _check_secret(book, credentials, path)
+        return _recover(file, book, credentials, timeout, terminate_pending)
+    except OSError as error:
+        raise RecoveryError(
+            f"{path} cannot be written ({error.strerror}); what was fetched so far is in it, the rest is still on the "
+            "nodes: make room and call again"
+        ) from error
+    finally:
+        file.close()
+
+
+def fault_recover_jobs(*args: Any, **kwargs: Any) -> list[DispyJob]:
+    """Old name of `recover_jobs`."""
+    warnings.warn("fault_recover_jobs is called recover_jobs now", DeprecationWarning, stacklevel=2)
+    if "fault_recover_file" in kwargs:
+        kwargs["recover_file"] = kwargs.pop("fault_recover_file")
+    return recover_jobs(*args, **kwargs)
+
+
+def _newest() -> Path | None:
+    paths = [path for path, _ in unfinished()]
+    if not paths:
+        logger.info("there is nothing to recover in %s", default_folder())
+        return None
+    if len(paths) > 1:
+        others = ", ".join(str(path) for path in paths[1:])
+        logger.info("recovering %s, the newest; there are also: %s", paths[0], others)
+    return paths[0]
+
+
+def _check_secret(book: Book, credentials: Credentials, path: Path) -> None:
+    if book.program.key_id != credentials.key_id:
+        raise RecoveryError(
+            f"{path} was written by a program with another secret than the one found here ({credentials.source}): its "
+            "nodes would not answer; give that secret (or certificates) to recover_jobs, or as DISPY_SECRET"
+        )
+
+
+def _recover(
+    file: RecoveryFile, book: Book, credentials: Credentials, timeout: float | None, terminate: bool
+) -> list[DispyJob]:
+    program = book.program
+    began = time.strftime("%Y-%m-%d %H:%M", time.localtime(program.started_at))
+    logger.info("recovering %s, which began at %s on %s", program.program, began, program.host)
+    fetched = _in_loop(_fetch(file, book, credentials, timeout, terminate))
+    kept = sorted(book.results.values(), key=lambda result: result.done.job)
+    returned = JobsReturned([result.done.job for result in kept])
+    file.append([returned])
+    file.sync()
+    jobs = [_job_of(result, book) for result in kept]
+    book.add(returned)
+    for sentence in fetched.waiting:
+        logger.warning("not all is recovered: %s", sentence)
+    if fetched.waiting:
+        logger.warning("call again for the rest: dispy.recover_jobs(%r)", str(file.path))
+    else:
+        file.finish(book)
+    return jobs
+
+
+async def _fetch(
+    file: RecoveryFile, book: Book, credentials: Credentials, patience: float | None, terminate: bool
+) -> Fetched:
+    return await Fetching(file, book, credentials, terminate=terminate).run(patience)
+
+
+def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run it in the portal's loop; when the caller is interrupted, end it before going on."""
+    over = threading.Event()
+
+    async def run() -> T:
+        try:
+            return await coroutine
+        finally:
+            over.set()
+
+    future = asyncio.run_coroutine_threadsafe(run(), portal().loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        over.wait(5.0)
+        raise
+
+
+def _job_of(kept: ResultKept, book: Book) -> DispyJob:
+    done = kept.done
+    job = DispyJob(done.job)
+    job.submit_time = done.started_at or done.ended_at
+    ending = Ending(done.ending)
+    state = JobState.Finished if ending is Ending.FINISHED else JobState.Terminated
+    job._settle(state, done, kept.body, SENTENCES.get(ending), book.is_text(done.job), kept.address)
+    return job
