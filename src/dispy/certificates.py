@@ -129,6 +129,23 @@ def describe_certificate(certfile: Path) -> CertificateInfo:
     )
 
 
+def why_out_of_date(certificate: bytes, now: float) -> str:
+    """Why a certificate (DER) is not valid at a time (seconds since the epoch); empty when it is.
+
+    Raises:
+        ValueError: it is no certificate.
+    """
+    from cryptography import x509
+
+    read = x509.load_der_x509_certificate(certificate)
+    at = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    if at > read.not_valid_after_utc:
+        return f"expired on {read.not_valid_after_utc:%Y-%m-%d}"
+    if at < read.not_valid_before_utc:
+        return f"is valid from {read.not_valid_before_utc:%Y-%m-%d} on only (is the clock of this machine right?)"
+    return ""
+
+
 def _role(role: Role | str) -> Role:
     for known in ROLES:
         if known == role:

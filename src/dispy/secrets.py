@@ -333,10 +333,29 @@ def _check_certificates(certfile: str | None, keyfile: str | None, cafile: str |
         return b""
     if keyfile is not None:
         _check_key_file(keyfile)
-    path = cafile or certfile
     own = _certificates(certfile)
     _check_key(certfile, keyfile)
-    return hashlib.sha256(b"".join(_certificates(path) if cafile else own)).digest()
+    _check_dates(certfile, own[:1])
+    if cafile is None:
+        return hashlib.sha256(b"".join(sorted(own))).digest()
+    trusted = _certificates(cafile)
+    _check_dates(cafile, trusted)
+    return hashlib.sha256(b"".join(sorted(trusted))).digest()
+
+
+def _check_dates(name: str, certificates: list[bytes]) -> None:
+    """Refuse a file of which no certificate is valid now: every link would fail, one after another."""
+    from dispy.certificates import why_out_of_date
+
+    try:
+        problems = [why_out_of_date(certificate, time.time()) for certificate in certificates]
+    except ValueError as error:
+        raise SecretError(f"the certificate file {name} is damaged: {error}") from error
+    if all(problems):
+        raise SecretError(
+            f"the certificate in {name} {problems[0]}: remove it and make another with `dispy cert`, or get one from "
+            "whoever runs the certificate authority"
+        )
 
 
 def _check_key_file(keyfile: str) -> None:
@@ -372,7 +391,7 @@ def _certificates(name: str) -> list[bytes]:
         raise SecretError(f"the certificate file {name} cannot be read: {error.strerror}") from error
     blocks = re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", text, re.DOTALL)
     try:
-        certificates = sorted(ssl.PEM_cert_to_DER_cert(block) for block in blocks)
+        certificates = [ssl.PEM_cert_to_DER_cert(block) for block in blocks]
     except ValueError as error:
         raise SecretError(f"the certificate file {name} is damaged: {error}") from error
     if not certificates:

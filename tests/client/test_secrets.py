@@ -313,3 +313,20 @@ def test_the_admin_secret_file_must_be_private(tmp_path: Path) -> None:
 
 def test_no_variable_with_a_secret_reaches_users() -> None:
     assert {name for name in VARIABLES if "SECRET" in name} == set(secrets.SECRET_VARIABLES)
+
+
+@pytest.mark.parametrize(("days", "words"), [(-1, "expired on 20"), (3, "")])
+def test_certificates_that_are_out_of_date_are_refused_at_the_start(
+    days: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every link would fail, one after another, and the program wait."""
+    certificates.make_ca(tmp_path)
+    monkeypatch.setattr(certificates, "CERTIFICATE_DAYS", days)
+    made = certificates.make_certificate(tmp_path, "node", "one")
+    files = {"certfile": str(made.certfile), "keyfile": str(made.keyfile), "cafile": str(tmp_path / "ca.pem")}
+    if not words:
+        assert secrets.find_credentials(**files).key is None
+        monkeypatch.setattr(secrets.time, "time", lambda: 1e9)
+        words = "is the clock of this machine right"
+    with pytest.raises(SecretError, match=words):
+        secrets.find_credentials(**files)
