@@ -142,7 +142,7 @@ def test_parameters_of_a_cluster_are_in_the_reference() -> None:
 
 def test_methods_of_a_cluster_are_in_the_reference() -> None:
     section = PAGES["reference/api.md"].partition("\n### Methods")[2].partition("\n### ")[0]
-    internal = {"end_jobs", "finish", "forget", "never"}
+    internal = {"abandoned", "end_jobs", "expect_no_more_nodes", "finish", "forget", "never"}
     inherited = {name: getattr(JobCluster, name) for name in dir(JobCluster)}
     for name, value in inherited.items():
         if not name.startswith("_") and name not in internal and (callable(value) or isinstance(value, property)):

@@ -434,6 +434,15 @@ class JobCluster(NodeSteering, NodeTalk):
         """Ask for the end of pending jobs, and do not wait for it."""
         self._portal.post(self.service.close_cluster, self._id, True)
 
+    def expect_no_more_nodes(self) -> None:
+        """Let jobs end that none of the known nodes can ever run; others still wait."""
+        self._portal.post(self.service.narrow, self._id)
+
+    @property
+    def abandoned(self) -> str:
+        """Why the last job was abandoned; empty when none was."""
+        return self._ledger.abandoned
+
     def forget(self) -> None:
         """Mark this object closed, as its process forked and only the parent owns the jobs."""
         self.is_closed = True

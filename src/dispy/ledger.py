@@ -60,6 +60,8 @@ class ClusterLedger:
         self.why_gone: dict[ProcessId, str] = {}
         """Why nodes are gone that went before the cluster was closed."""
         self.views: dict[ProcessId, NodeView] = {}
+        self.abandoned = ""
+        """Why the last job was abandoned."""
         self.cpu_time = 0.0
         self.closing = False
         self.over = threading.Event()
@@ -189,6 +191,8 @@ class ClusterLedger:
         done = ended.done
         job._settle(ended.state, done, ended.body, ended.cause, self._text, None if view is None else view.address)
         self._ended += 1
+        if ended.state is JobState.Abandoned:
+            self.abandoned = ended.cause or ""
         node = self.nodes.get(ended.node) if ended.node is not None else None
         if node is not None and done is not None and done.started_at:
             seconds = done.ended_at - done.started_at

@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from typing import Protocol
 
 from dispy.logs import logger
@@ -17,6 +18,8 @@ from dispy.scheduler.service import SchedulerService, ServiceSettings
 
 SAY_AFTER = 2.0
 """Seconds that an ending program waits in silence before it says what it waits for."""
+INTERRUPTED_TIMEOUT = 2.0
+"""Seconds that jobs have to end when an ending program is interrupted; their nodes end what is left then."""
 
 
 class Closable(Protocol):
@@ -42,6 +45,13 @@ class Closable(Protocol):
 
     def finish(self, terminate: bool) -> None:
         """Close it, whatever is pending."""
+
+    def expect_no_more_nodes(self) -> None:
+        """Let jobs end that none of the known nodes can ever run."""
+
+    @property
+    def abandoned(self) -> str:
+        """Why the last job was abandoned; empty when none was."""
 
     def end_jobs(self) -> None:
         """Ask for the end of what is pending, and do not wait for it."""
@@ -102,21 +112,13 @@ def _at_exit() -> None:
         clusters = [cluster for cluster in _clusters if cluster.pid == os.getpid()]
     terminate = _left_by_interrupt()
     try:
+        if not terminate:
+            _wait_visibly(clusters)
         for cluster in clusters:
-            if not terminate:
-                _wait_visibly(cluster)
             if not cluster.is_closed:
                 cluster.finish(terminate)
     except KeyboardInterrupt:
-        pending = sum(cluster.pending for cluster in clusters)
-        with contextlib.suppress(KeyboardInterrupt):  # then the nodes end what is left, as the links say goodbye
-            logger.warning("interrupted: %d jobs are ended now (Ctrl-C once more: without waiting for that)", pending)
-            for cluster in clusters:
-                if not cluster.is_closed:
-                    cluster.finish(terminate=True)
-        for cluster in clusters:
-            if not cluster.is_closed:
-                cluster.end_jobs()  # the second interrupt may have come before `finish` asked for it
+        _end_interrupted(clusters)
     with _lock:
         services = [service for service in _services.values() if service.portal.pid == os.getpid()]
         _services.clear()
@@ -124,15 +126,49 @@ def _at_exit() -> None:
         service.portal.call(service.stop())
 
 
-def _wait_visibly(cluster: Closable) -> None:
-    if cluster.wait(SAY_AFTER):
+def _wait_visibly(clusters: list[Closable]) -> None:
+    silent_until = time.monotonic() + SAY_AFTER
+    for cluster in clusters:
+        cluster.wait(max(0.0, silent_until - time.monotonic()))
+    busy = [cluster for cluster in clusters if cluster.pending]
+    if not busy:
         return
-    logger.info(
-        "the program is done, but not its jobs: %d of %s; waiting for them (Ctrl-C ends them)",
-        cluster.pending,
-        cluster.name,
-    )
-    cluster.wait()
+    jobs = ", ".join(f"{cluster.pending} of {cluster.name}" for cluster in busy)
+    logger.info("the program is done, but not its jobs: %s; waiting for them (Ctrl-C ends them)", jobs)
+    for cluster in busy:
+        cluster.expect_no_more_nodes()
+    for cluster in busy:
+        cluster.wait()
+        if cluster.abandoned:
+            logger.warning("jobs of %s end without a result: %s", cluster.name, cluster.abandoned)
+
+
+def _end_interrupted(clusters: list[Closable]) -> None:
+    """Ctrl-C while the program waits for its jobs: cancel them, and let it end as one that was interrupted."""
+    pending = sum(cluster.pending for cluster in clusters)
+    left = [cluster for cluster in clusters if not cluster.is_closed]
+    with contextlib.suppress(KeyboardInterrupt):  # then the nodes end what is left, as the links say goodbye
+        logger.warning("interrupted: %d jobs are ended now (Ctrl-C once more: without waiting for that)", pending)
+        for cluster in left:
+            cluster.end_jobs()
+        until = time.monotonic() + INTERRUPTED_TIMEOUT
+        for cluster in left:
+            if cluster.wait(max(0.0, until - time.monotonic())):
+                cluster.finish(terminate=True)
+    for cluster in left:
+        if not cluster.is_closed:
+            cluster.end_jobs()  # the second interrupt may have come before that was asked
+    _die_of_interrupt()
+
+
+def _die_of_interrupt() -> None:
+    """Let this process end by SIGINT, as its parent expects of an interrupted program, when all else is done.
+
+    Python does so after a program that ended with this exception. We are called after that: only another program that
+    ends so can still tell Python.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt", {})
 
 
 def _after_fork_in_child() -> None:

@@ -13,7 +13,7 @@ import pytest
 from dispy.cli import main
 from dispy.cli.nodes import NodeSeen, Refusal, Survey, _named, _once, _print_json, _print_table
 from dispy.cli.output import JsonOutput, TextOutput, make_output
-from dispy.cli.programs import _node
+from dispy.cli.programs import node_item
 from dispy.job import DispyJob
 from dispy.model import Holder, JobState, NodeInfo, ProcessId
 
@@ -78,7 +78,7 @@ def test_options_may_be_written_with_either_dash() -> None:
     ],
 )
 def test_nodes_are_hosts_with_or_without_port(text: str, node: Any) -> None:
-    assert _node(text) == node
+    assert node_item(text) == node
 
 
 # ---- what it prints of jobs ----

@@ -38,12 +38,12 @@ cluster = dispy.JobCluster(nap, nodes="local", job_status=heard)
 
 
 @pytest.fixture(params=PYTHONS, ids=lambda path: Path(path).parents[1].name)
-def program(request: pytest.FixtureRequest, start_daemon: Callable[..., Any], tmp_path: Path) -> Callable[[str], Any]:
-    """`program(text)`: a process that runs START and the text; `{mark}` in it is a path for marks."""
+def program(request: pytest.FixtureRequest, start_daemon: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """`program(text, before="")`: a process that runs START between both; `MARK` in the text is a path for marks."""
 
-    def start(text: str) -> Any:
+    def start(text: str, before: str = "") -> Any:
         script = tmp_path / "program.py"
-        script.write_text(START + text.replace("MARK", repr(str(tmp_path / "mark"))))
+        script.write_text(before + START + text.replace("MARK", repr(str(tmp_path / "mark"))))
         return start_daemon(request.param, str(script), env={"PYTHONPATH": SRC})
 
     return start
@@ -58,7 +58,7 @@ def interrupt(process: Any) -> None:
     os.kill(process.pid, signal.SIGINT)
 
 
-def test_a_program_that_ends_waits_for_its_jobs_and_says_so(program: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_program_that_ends_waits_for_its_jobs_and_says_so(program: Callable[..., Any], tmp_path: Path) -> None:
     process = program("cluster.submit(3, MARK)\nprint('over', flush=True)\n")
     process.wait_for("1 of nap")
     assert process.wait() == 0, process.output
@@ -66,7 +66,7 @@ def test_a_program_that_ends_waits_for_its_jobs_and_says_so(program: Callable[[s
     assert marks(tmp_path) == {".started", ".done"}
 
 
-def test_a_short_wait_at_the_end_is_silent(program: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_short_wait_at_the_end_is_silent(program: Callable[..., Any], tmp_path: Path) -> None:
     process = program("cluster.submit(0.2, MARK)\n")
     assert process.wait() == 0, process.output
     assert "ended Finished" in process.output
@@ -74,19 +74,46 @@ def test_a_short_wait_at_the_end_is_silent(program: Callable[[str], Any], tmp_pa
 
 
 def test_interrupt_while_it_waits_at_the_end_ends_it(
-    program: Callable[[str], Any], tmp_path: Path, wait_until: Callable[..., Any]
+    program: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     process = program("cluster.submit(60, MARK)\n")
     process.wait_for("waiting for them")
     before = time.monotonic()
     interrupt(process)
-    process.wait(15)
+    assert process.wait(15) == -signal.SIGINT, process.output
     assert time.monotonic() - before < 10
+    assert "Traceback" not in process.output
     wait_until(lambda: ".interrupted" in marks(tmp_path))
 
 
+def test_what_the_program_registered_for_its_end_still_runs_after_an_interrupt(
+    program: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Callbacks hear of the jobs that were ended, and functions that were registered before the cluster run too."""
+    process = program("cluster.submit(60, MARK)\n", "import atexit\natexit.register(print, 'registered')\n")
+    process.wait_for("waiting for them")
+    interrupt(process)
+    assert process.wait(15) == -signal.SIGINT, process.output
+    assert "ended Terminated" in process.output
+    assert "registered" in process.output
+
+
+def test_a_program_does_not_wait_for_what_can_never_run(program: Callable[..., Any]) -> None:
+    """Its only node cannot run setup; another might come, but nobody waits for that at the end of a program."""
+    process = program(
+        "def refuse():\n    raise RuntimeError('no licence')\n"
+        "other = dispy.JobCluster(nap, setup=refuse, job_status=heard)\n"
+        "job = other.submit(0, MARK)\n"
+        "print('over', flush=True)\n"
+    )
+    assert process.wait(30) == 0, process.output
+    assert "1 of nap" in process.output
+    assert "jobs of nap end without a result: every node refused it for good" in process.output
+    assert "no licence" in process.output
+
+
 def test_interrupt_that_nobody_catches_cancels_the_jobs(
-    program: Callable[[str], Any], tmp_path: Path, wait_until: Callable[..., Any]
+    program: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     process = program("job = cluster.submit(60, MARK)\nprint('waits', flush=True)\njob()\n")
     process.wait_for("waits")
@@ -99,7 +126,7 @@ def test_interrupt_that_nobody_catches_cancels_the_jobs(
 
 
 def test_interrupt_that_is_caught_cancels_nothing(
-    program: Callable[[str], Any], tmp_path: Path, wait_until: Callable[..., Any]
+    program: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     process = program(
         "job = cluster.submit(2, MARK)\n"
@@ -117,7 +144,7 @@ def test_interrupt_that_is_caught_cancels_nothing(
 
 
 def test_interrupt_that_leaves_a_with_block_cancels(
-    program: Callable[[str], Any], tmp_path: Path, wait_until: Callable[..., Any]
+    program: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     process = program(
         "try:\n    with cluster:\n        job = cluster.submit(60, MARK)\n        print('waits', flush=True)\n"
@@ -131,7 +158,7 @@ def test_interrupt_that_leaves_a_with_block_cancels(
     assert process.wait() == 0, process.output
 
 
-def test_callbacks_may_steer_and_close_their_cluster(program: Callable[[str], Any], tmp_path: Path) -> None:
+def test_callbacks_may_steer_and_close_their_cluster(program: Callable[..., Any], tmp_path: Path) -> None:
     process = program(
         "count = 0\n"
         "def more(job):\n"

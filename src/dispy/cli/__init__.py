@@ -12,6 +12,7 @@ import click
 
 from dispy.cli.admin import admin
 from dispy.cli.cert import cert
+from dispy.cli.explain import explain
 from dispy.cli.nodes import nodes
 from dispy.cli.programs import program
 from dispy.cli.secret import secret
@@ -75,6 +76,7 @@ def main() -> None:
 
 main.add_command(program)
 main.add_command(nodes)
+main.add_command(explain)
 main.add_command(admin)
 main.add_command(up)
 main.add_command(down)

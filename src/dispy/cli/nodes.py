@@ -61,6 +61,8 @@ class Survey:
     nodes: list[NodeSeen]
     refusals: list[Refusal]
     tried: list[str] = field(default_factory=list)
+    missing: str = ""
+    """That interfaces which were asked for are not up, and which are."""
 
 
 @click.command(short_help="List the nodes that answer, and those that refuse.", context_settings=NORMALIZED)
@@ -99,7 +101,15 @@ async def take_survey(connection: Connection, hosts: Iterable[str], wait: float)
     seen += [_named(host, connection.base_port + settings.NODE_PORT_OFFSET) for host in hosts]
     await asyncio.gather(*(_describe(node, connection) for node in seen))
     refusals = [Refusal(each.name, each.address, each.reason) for each in refused]
-    return Survey(sorted(_once(seen), key=lambda node: (node.name, node.address)), refusals, tried)
+    nodes = sorted(_once(seen), key=lambda node: (node.name, node.address))
+    return Survey(nodes, refusals, tried, _missing(interfaces))
+
+
+def _missing(interfaces: tuple[str, ...]) -> str:
+    from dispy.wire.interfaces import missing_of, not_up
+
+    missing = missing_of(interfaces)
+    return not_up(missing) if missing else ""
 
 
 def _named(text: str, port: int) -> NodeSeen:

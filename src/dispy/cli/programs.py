@@ -135,7 +135,7 @@ def _open_cluster(request: Request) -> JobCluster:
     from dispy.cluster import JobCluster
 
     connection = request.connection
-    nodes: list[Any] = [_node(name) for name in request.nodes]
+    nodes: list[Any] = [node_item(name) for name in request.nodes]
     if request.local:
         nodes.insert(0, "local")
     return JobCluster(
@@ -155,7 +155,7 @@ def _open_cluster(request: Request) -> JobCluster:
     )
 
 
-def _node(text: str) -> str | tuple[str, int]:
+def node_item(text: str) -> str | tuple[str, int]:
     """`HOST:PORT` and `[ADDRESS]:PORT` name a port; other colons belong to an IPv6 address."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):

@@ -40,6 +40,8 @@ class ClusterRecord:
     """Seconds of work that are sent ahead to a slot."""
     named: int = 0
     """Nodes that its owner named and that may still come."""
+    forsaken: str = ""
+    """Why no node can come; empty when one may, or when some are here."""
     state: ClusterState = ClusterState.OPEN
     jobs: int = 0
     """Jobs that have not ended: queued and in flight."""

@@ -113,6 +113,8 @@ class SchedulerCore:
                 membership.open_cluster(tables, out, event)
             case events.ClusterWidened():
                 steering.widen(tables, event)
+            case events.ClusterNarrowed():
+                steering.narrow(tables, out, event)
             case events.ClusterClosing():
                 membership.close_cluster(tables, out, event)
             case events.NodeJoined():
@@ -171,6 +173,11 @@ class SchedulerCore:
     def waiting(self) -> int:
         """Jobs that no node has."""
         return sum(cluster.waiting for cluster in self._tables.clusters.values())
+
+    def waits(self, job: int) -> bool:
+        """Whether a job waits for a node."""
+        record = self._tables.jobs.get(job)
+        return record is not None and record.node is None
 
     def uses(self, cluster: ComputationId, node: ProcessId) -> bool:
         """Whether a cluster has a share of a node, opened or not."""

@@ -31,6 +31,15 @@ class ClusterWidened:
 
 
 @dataclass(slots=True, frozen=True)
+class ClusterNarrowed:
+    """Nobody waits any more for nodes that are not known yet: jobs that no known node can ever run end."""
+
+    cluster: ComputationId
+    cause: str = ""
+    """Why none can come; then jobs also end when no node is known."""
+
+
+@dataclass(slots=True, frozen=True)
 class ClusterClosing:
     """No more jobs of it will come. With `terminate` its jobs are ended, else they finish first."""
 
@@ -148,6 +157,7 @@ class NodeSaid:
 Event = (
     ClusterOpened
     | ClusterWidened
+    | ClusterNarrowed
     | ClusterClosing
     | JobsSubmitted
     | CancelAsked

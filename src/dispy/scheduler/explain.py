@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState, traces_of
-from dispy.scheduler.placement import candidates, why_unfit, wishes
+from dispy.scheduler.placement import candidates, why_unfit
+from dispy.scheduler.prospects import used_by, why_closed, wishes
 from dispy.scheduler.tables import Tables
 
 
@@ -29,7 +29,7 @@ def explain_job(tables: Tables, job: int) -> str:
             return f"{where}, and the cluster's owner has not said yet how much it uses of it."
         return f"{where}, which {why_unfit(share, record.shape) or _why_not(share, tables.now)}.{traces_of([share])}"
     why = _why_shape_waits(tables, cluster, record.shape)
-    before = sum(1 for other in cluster.queue_for(record) if _rank(other) < _rank(record))
+    before = sum(1 for queue in cluster.queues for other in queue if _rank(other) < _rank(record))
     line = f" It waits behind {before} other{'s' if before > 1 else ''} of its cluster." if before else ""
     return f"Job {job} waits{_for_what(record.shape)}: {why}.{line}{traces_of(cluster.shares.values())}"
 
@@ -126,7 +126,7 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
             return "no node has been found"
         if cluster.asked:
             return "nodes have been found and the cluster's owner has not said yet which it uses"
-        closed = [f"node {node.label} {_why_closed(node)}" for node in tables.nodes.values() if not node.info.cpus]
+        closed = [f"node {node.label} {why_closed(node.info)}" for node in tables.nodes.values() if not node.info.cpus]
         if len(closed) == len(tables.nodes):
             return "; ".join(closed)
         return f"{_nodes(len(tables.nodes))} found, and the cluster uses none of them"
@@ -153,7 +153,7 @@ def _why_not(share: Share, now: float) -> str:
     if node.broken_until is not None:
         return "lost its link and is given some time to come back"
     if not node.info.cpus:
-        return _why_closed(node)
+        return why_closed(node.info)
     if node.state is not NodeState.LEASED:
         return _why_not_leased(node)
     if node.is_suspect:
@@ -173,15 +173,9 @@ def _why_not(share: Share, now: float) -> str:
             return "has all its CPUs busy"
 
 
-def _why_closed(node: NodeRecord) -> str:
-    return f"offers no CPU now: {node.info.closed}" if node.info.closed else "offers no CPU now"
-
-
 def _why_not_leased(node: NodeRecord) -> str:
     if node.state is NodeState.REFUSED and node.holder is not None:
-        holder = node.holder
-        since = f" since {datetime.fromtimestamp(holder.since, UTC):%Y-%m-%d %H:%M} UTC" if holder.since else ""
-        return f"is used by {holder.user}@{holder.host} ({holder.program}){since}; this program stands in line"
+        return f"{used_by(node.holder)}; this program stands in line"
     return "has not answered yet whether it is free"
 
 

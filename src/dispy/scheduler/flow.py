@@ -75,6 +75,8 @@ def end_queue(tables: Tables, out: Outbox, queue: JobQueue, cause: str) -> None:
 
 def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
     """Why no node can ever run jobs of this queue; empty when one may."""
+    if cluster.forsaken and not cluster.shares and not cluster.asked:
+        return cluster.forsaken
     if cluster.is_hopeless:
         refusals = "; ".join(f"{share.node.label}: {share.reason}" for share in cluster.shares.values())
         return f"every node refused it for good: {refusals}{traces_of(cluster.shares.values())}"

@@ -122,6 +122,9 @@ class NodeLinks:
         """Nodes of our secret and group that have said anything."""
         self.refusals: dict[str, str] = {}
         """Address → why that machine's node and we cannot work together."""
+        self._unreachable: dict[tuple[str, int], tuple[int, str]] = {}
+        """Host and port of nodes that were heard of → the number of the last question, why no link to them opens."""
+        self._questions = 0
         self.places = KnownPlaces()
         self._on_event = on_event
         self._talk = talk
@@ -170,6 +173,9 @@ class NodeLinks:
         if self._asker is not None:
             self._asked_at = self._loop.time()
             self._asker.ask()
+            self._questions += 1
+            for place in [place for place, (number, _) in self._unreachable.items() if number < self._questions - 3]:
+                del self._unreachable[place]
 
     @property
     def tried(self) -> list[str]:
@@ -180,6 +186,16 @@ class NodeLinks:
             if target.named
         ]
         return named + (list(self._asker.tried) if self._asker is not None else [])
+
+    @property
+    def unreachable(self) -> list[tuple[str, int, str]]:
+        """Host and port of nodes that were heard of lately and to which no link opens, and why."""
+        return [(*place, why) for place, (_, why) in self._unreachable.items()]
+
+    @property
+    def missing_interfaces(self) -> list[str]:
+        """Interfaces and addresses that this program was told to use and that are not up."""
+        return [] if self._asker is None else self._asker.missing
 
     def dial(
         self,
@@ -308,6 +324,8 @@ class NodeLinks:
                 self._lose(self.nodes[target.process], "it was restarted")
             target.process = process
         self._learn_places(link, target)
+        for place in self.places.of(process):
+            self._unreachable.pop(place, None)
         reached = self.nodes.get(process)
         if reached is None:
             dialler = target.dialler if target is not None else None
@@ -411,6 +429,8 @@ class NodeLinks:
         if target.named and target.said != sentence:
             logger.warning("%s", sentence)
         target.said = sentence
+        if target.expected is not None and not target.named:
+            self._unreachable[dialler.host, dialler.port] = (self._questions, sentence)
         if target.expected is not None and not target.named and target.failures == 1:
             self._dial_next(target.expected)
         reached = self.nodes.get(target.process) if target.process is not None else None

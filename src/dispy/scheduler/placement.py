@@ -13,6 +13,7 @@ from dispy.model import ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, Shape
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
+from dispy.scheduler.prospects import counted, why_lacking
 
 NEARLY: float = 1e-9
 """Parts of CPUs are sums of fractions."""
@@ -37,17 +38,12 @@ def why_unfit(share: Share, shape: Shape) -> str:
     A node that offers no CPU for the time being is not judged by its CPUs.
     """
     node = share.node
-    info = node.info
-    if lacking := [tag for tag in shape.tags if tag not in info.tags]:
-        return f"does not have the tag{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
-    if shape.gpus > info.gpus:
-        return f"has {_count(info.gpus, 'GPU')}, not {shape.gpus}"
-    if shape.memory > info.memory:
-        return f"has {gib(info.memory)} of memory, not {gib(shape.memory)}"
+    if reason := why_lacking(node.info, shape):
+        return reason
     if shape.cpus > share.slots and node.capacity:
         if share.slots < node.capacity:
-            return f"lets this cluster use {_count(share.slots, 'CPU')}, not {shape.cpus}"
-        return f"has {_count(node.capacity, 'CPU')}, not {shape.cpus}"
+            return f"lets this cluster use {counted(share.slots, 'CPU')}, not {shape.cpus}"
+        return f"has {counted(node.capacity, 'CPU')}, not {shape.cpus}"
     return ""
 
 
@@ -132,28 +128,3 @@ def _nearness(node: NodeRecord) -> tuple[float, int]:
 
 def _busy(node: NodeRecord) -> float:
     return sum([share.load for share in node.shares.values()])
-
-
-def gib(count: int) -> str:
-    """Bytes as people write memory."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
-
-
-def wishes(shape: Shape) -> str:
-    """What a job of this shape asks for, in words."""
-    parts = []
-    if shape.cpus != 1:
-        parts.append(f"{shape.cpus} CPUs" if shape.cpus else "all CPUs of a node")
-    elif shape.is_heavy:
-        parts.append("1 CPU")
-    if shape.memory:
-        parts.append(f"{gib(shape.memory)} of memory")
-    if shape.gpus:
-        parts.append(_count(shape.gpus, "GPU"))
-    if shape.tags:
-        parts.append(f"the tag{'s' if len(shape.tags) > 1 else ''} {', '.join(shape.tags)}")
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number or 'no'} {word}s"

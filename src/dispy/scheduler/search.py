@@ -12,10 +12,13 @@ from typing import Final
 
 from dispy.errors import NodeError
 from dispy.logs import logger
+from dispy.model import ComputationId
 from dispy.scheduler.embedded import EmbeddedNode, start_embedded
 from dispy.scheduler.links import NodeLinks
 from dispy.scheduler.owner import ClusterOwner
+from dispy.scheduler.prospects import Soundings, account, refusal_sentences
 from dispy.settings import DISCOVERY_INTERVAL, EMBEDDED_AFTER, EXPLAIN_AFTER, NODE_PORT_OFFSET
+from dispy.wire.interfaces import not_up, shown
 
 FIRST_QUESTIONS: Final = (0.0, 0.2, 0.6)
 """Seconds at which the first questions for nodes are asked; datagrams get lost."""
@@ -34,6 +37,7 @@ class NodeSearch:
         links: what dials and listens.
         owners: the open clusters, at any time.
         why_waiting: why nothing runs although jobs wait; None when something runs or nothing waits.
+        on_forsaken: hears of clusters for which no node can come, and why.
     """
 
     def __init__(
@@ -42,14 +46,18 @@ class NodeSearch:
         links: NodeLinks,
         owners: Callable[[], Iterable[ClusterOwner]],
         why_waiting: Callable[[], str | None],
+        on_forsaken: Callable[[ComputationId, str], None],
     ) -> None:
         self._loop = loop
         self._links = links
         self._owners = owners
         self._why_waiting = why_waiting
+        self._on_forsaken = on_forsaken
         self._calls: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._embedded: EmbeddedNode | None = None
+        self._not_embedded = ""
+        """Why no node runs on this machine although one should."""
         self._asking = False
         self._looking = False
         self._stuck_for = 0.0
@@ -104,41 +112,28 @@ class NodeSearch:
             self._embedded.untie()
 
     def account(self) -> str:
-        """Where nodes were looked for and who refused."""
-        parts = []
-        if not self._links.nodes:
-            tried = "; ".join(self._links.tried) or "nothing yet"
-            parts.append(f"No node has answered. Tried: {tried}.")
-            parts.append("Is dispynode running there, and does the firewall let UDP and TCP of these ports through?")
-        parts.extend(self._refusal_sentences())
-        return " ".join(parts)
+        """Where nodes were looked for, who refused, and why none was started here."""
+        local = self._not_embedded
+        if not local and self._embedded is None and self._tasks_named("embed"):
+            local = "a node is being started on this machine"
+        links = self._links
+        sentences = account(
+            Soundings(
+                tried=links.tried,
+                port=links.base_port + NODE_PORT_OFFSET,
+                answered=bool(links.nodes),
+                missing=self._missing(),
+                unreachable=[(shown(host, port), why) for host, port, why in links.unreachable],
+                refusals=links.refusals,
+                by_certificate=links.settings.credentials.key is None,
+                local=local,
+            )
+        )
+        return " ".join(sentences)
 
-    def _refusal_sentences(self) -> list[str]:
-        by_reason: dict[str, list[str]] = {}
-        for address, reason in self._links.refusals.items():
-            by_reason.setdefault(reason, []).append(address)
-        sentences = []
-        for reason, addresses in by_reason.items():
-            where = ", ".join(sorted(addresses))
-            machines = "1 machine runs" if len(addresses) == 1 else f"{len(addresses)} machines run"
-            if reason == "secret" and self._links.settings.credentials.key is None:
-                sentences.append(
-                    f"{machines} dispynode with a secret or another certificate authority: {where}; "
-                    "give both sides certificates of one authority."
-                )
-            elif reason == "secret":
-                host = addresses[0] if len(addresses) == 1 else "HOST"
-                sentences.append(
-                    f"{machines} dispynode with another secret: {where}; make the secret equal "
-                    f"with `dispy secret show | ssh {host} dispy secret set`, and restart dispynode there."
-                )
-            elif reason == "group":
-                sentences.append(
-                    f"{machines} dispynode in another group: {where}; give the same --group on both sides."
-                )
-            else:
-                sentences.append(f"{where}: {reason}.")
-        return sentences
+    def _missing(self) -> str:
+        missing = self._links.missing_interfaces
+        return not_up(missing) if missing else ""
 
     def _ask_again(self) -> None:
         intervals = [owner.interval for owner in self._owners() if owner.wants_discovery]
@@ -155,17 +150,18 @@ class NodeSearch:
             self._spawn(self._embed(), "embed")
 
     async def _embed(self) -> None:
+        self._not_embedded = ""
         for _ in range(EMBEDDED_LIVES):
             try:
                 self._embedded = node = await start_embedded()
             except NodeError as error:
                 logger.error("%s", error)
+                self._forsake(str(error))
                 return
             why = "no node was found: " if self._links.tried else ""
             logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
             if why:
-                for sentence in self._refusal_sentences():
-                    logger.info("%s", sentence)
+                self._say_why_alone()
             settings = dataclasses.replace(self._links.settings, credentials=node.credentials, group="")
             self._links.dial(node.host, node.port, named=True, settings=settings)
             await node.ended()
@@ -175,6 +171,21 @@ class NodeSearch:
             if not any(owner.may_embed for owner in self._owners()):
                 return
         logger.error("it ended %d times and is not started again", EMBEDDED_LIVES)
+        self._forsake(f"the node that was started on this machine for this program ended {EMBEDDED_LIVES} times")
+
+    def _say_why_alone(self) -> None:
+        if missing := self._missing():
+            logger.warning("where this program was told to look for nodes: %s", missing)
+        links = self._links
+        for sentence in refusal_sentences(links.refusals, by_certificate=links.settings.credentials.key is None):
+            logger.info("%s", sentence)
+
+    def _forsake(self, why: str) -> None:
+        """No node will run here; jobs of clusters that wanted no other end with the reason."""
+        self._not_embedded = why
+        for owner in list(self._owners()):
+            if owner.wants_local and not owner.wants_discovery and not list(owner.named_nodes()):
+                self._on_forsaken(owner.spec.id, why)
 
     def _look(self) -> None:
         """Say why nothing runs when that has been so for a while, and again when the reason changes."""

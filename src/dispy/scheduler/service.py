@@ -45,6 +45,7 @@ from dispy.scheduler.effects import (
 from dispy.scheduler.events import (
     CancelAsked,
     ClusterClosing,
+    ClusterNarrowed,
     ClusterOpened,
     Event,
     JobsSubmitted,
@@ -107,7 +108,13 @@ class SchedulerService:
             on_known_elsewhere=self._ask_allocations_again,
             on_leased=self._note_leased,
         )
-        self.search = NodeSearch(portal.loop, self.links, lambda: self.owners.values(), lambda: self.core.why_waiting())
+        self.search = NodeSearch(
+            portal.loop,
+            self.links,
+            lambda: self.owners.values(),
+            lambda: self.core.why_waiting(),
+            lambda cluster, cause: self.handle(ClusterNarrowed(cluster, cause)),
+        )
         self._held: Counter[bytes] = Counter()
         """Contents offered for single jobs and nodes."""
         self._allocated: dict[tuple[ComputationId, ProcessId], int] = {}
@@ -178,7 +185,11 @@ class SchedulerService:
     def explain(self, job: int) -> str:
         """One sentence (or a few) that says why a job is where it is."""
         sentence = self.core.explain(job, self.portal.loop.time())
-        return sentence if self.links.nodes else f"{sentence} {self.search.account()}"
+        return f"{sentence} {self.search.account()}".rstrip() if self.core.waits(job) else sentence
+
+    def narrow(self, cluster: ComputationId) -> None:
+        """Wait for no further nodes: jobs of the cluster that no known node can ever run end."""
+        self.handle(ClusterNarrowed(cluster))
 
     def flush_now(self) -> None:
         """Hand queued jobs to the core before anything else happens."""

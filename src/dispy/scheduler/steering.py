@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from dispy.scheduler.clusters import ClusterRecord
-from dispy.scheduler.events import ClusterWidened, NodeSteered, Steering
+from dispy.scheduler.events import ClusterNarrowed, ClusterWidened, NodeSteered, Steering
 from dispy.scheduler.flow import end_hopeless
 from dispy.scheduler.membership import ask_allocation, ask_lease, close_share, release_if_unused, tell_limit, want
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
@@ -54,7 +54,17 @@ def widen(tables: Tables, event: ClusterWidened) -> None:
     if cluster is None:
         tables.counters.ignored += 1
     else:
-        cluster.is_open_ended = True
+        cluster.is_open_ended, cluster.forsaken = True, ""
+
+
+def narrow(tables: Tables, out: Outbox, event: ClusterNarrowed) -> None:
+    """Jobs that no known node can ever run end, and with a cause also those for which there is no node at all."""
+    cluster = tables.clusters.get(event.cluster)
+    if cluster is None:
+        tables.counters.ignored += 1
+        return
+    cluster.is_open_ended, cluster.named, cluster.forsaken = False, 0, event.cause
+    end_hopeless(tables, out, cluster.queues)
 
 
 def _steer_unused(tables: Tables, out: Outbox, cluster: ClusterRecord, node: NodeRecord, how: Steering) -> None:

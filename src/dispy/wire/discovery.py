@@ -184,6 +184,11 @@ class Asker(_Hearer):
                 asker._loop.add_reader(sock, asker._hear, sock)
         return asker
 
+    @property
+    def missing(self) -> list[str]:
+        """Interfaces and addresses that were asked for and are not up."""
+        return self._scope.missing
+
     def ask(self) -> None:
         """Send a question to all nodes on all interfaces (as they are now). Answers come to `on_found`."""
         self.tried = [self._ears_problem] if self._ears_problem else []

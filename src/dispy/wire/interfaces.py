@@ -48,9 +48,19 @@ def interface_addresses(interfaces: tuple[str, ...] = ()) -> list[InterfaceAddre
     """
     found, unknown = _select(interfaces)
     if interfaces and not found:
-        there = ", ".join(f"{each.name} ({each.address})" for each in _select(())[0]) or "none"
-        raise SettingsError(f"no interface or address {', '.join(unknown)} is up on this machine; there are: {there}")
+        raise SettingsError(not_up(unknown))
     return found
+
+
+def missing_of(interfaces: tuple[str, ...]) -> list[str]:
+    """Those that are not up."""
+    return _select(interfaces)[1]
+
+
+def not_up(missing: Iterable[str]) -> str:
+    """That none of these interfaces and addresses is up, and which are."""
+    there = ", ".join(f"{each.name} ({each.address})" for each in _select(())[0]) or "none"
+    return f"no interface or address {', '.join(missing)} is up on this machine; there are: {there}"
 
 
 def listen_hosts(
@@ -94,14 +104,16 @@ class Scope:
         self._restricted = bool(interfaces) or loopback_only
         self.addresses: list[InterfaceAddress] = []
         """All that the interfaces had when last looked at."""
+        self.missing: list[str] = []
+        """Of the interfaces and addresses that were asked for, those that were not up then."""
 
     def refresh(self, tried: list[str]) -> list[InterfaceAddress]:
         """The addresses to speak on now; sentences about those that cannot be used go to `tried`.
 
         For IPv6 that is one address for each interface, and none of loopback: IPv4 reaches everybody there.
         """
-        found, unknown = _select(self._interfaces)
-        tried.extend(f"{name}: no such interface or address is up" for name in unknown)
+        found, self.missing = _select(self._interfaces)
+        tried.extend(f"{name}: no such interface or address is up" for name in self.missing)
         if self._loopback_only:
             names = dict.fromkeys(each.name for each in found if not each.is_loopback)
             tried.extend(f"{name}: not asked, because the secret is empty" for name in names)

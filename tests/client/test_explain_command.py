@@ -1,0 +1,83 @@
+"""`dispy explain`: what one look at the network means for a job, by value."""
+
+from __future__ import annotations
+
+import pytest
+
+from dispy.cli.explain import HERE, RUNS, WAITS, judge
+from dispy.cli.nodes import NodeSeen, Refusal, Survey
+from dispy.cli.options import Connection
+from dispy.model import Holder, NodeInfo, ProcessId
+from dispy.scheduler.jobs import PLAIN, Shape
+
+CONNECTION = Connection("s", None, None, None, None, None, 9800, insecure=False)
+HOLDER = Holder("bert", "other", 2, "his.py", 1_700_000_000.0)
+
+
+def seen(name: str, address: str, problem: str = "", **info: object) -> NodeSeen:
+    said = NodeInfo(**{"process": ProcessId(name), "name": name, "cpus": 2, "platform": "x", "pythons": (), **info})  # type: ignore[arg-type]
+    return NodeSeen(name, address, 9801, None if problem else said, problem)
+
+
+def states(survey: Survey, shape: Shape = PLAIN, *named: str, python: str = "") -> tuple[int, dict[str, str], str]:
+    found = judge(survey, CONNECTION, shape, named, python=python)
+    return found.code, {node.name: state for node, state, _ in found.nodes}, " ".join(found.sentences)
+
+
+def test_a_free_node_would_run_it() -> None:
+    survey = Survey([seen("n1", "10.0.0.1"), seen("n2", "10.0.0.2", holder=HOLDER)], [])
+    code, shown, said = states(survey)
+    assert (code, shown) == (RUNS, {"n1": "free", "n2": "busy"})
+    assert said == "A job would run now on n1 (10.0.0.1)."
+
+
+def test_every_reason_to_wait_is_told() -> None:
+    survey = Survey(
+        [
+            seen("busy", "10.0.0.1", holder=HOLDER, tags=("big",)),
+            seen("closed", "10.0.0.2", cpus=0, closed="its owner has stopped it", tags=("big",)),
+            seen("other", "10.0.0.3"),
+            seen("mute", "10.0.0.4", problem="no answer at port 9801 within 3 s"),
+            seen("old", "10.0.0.5", tags=("big",), pythons=("cpython-3.8",)),
+        ],
+        [Refusal("far", "10.0.0.9", "secret")],
+    )
+    code, shown, said = states(survey, Shape(tags=("big",)), python="cpython-3.11")
+    assert code == WAITS
+    assert shown == {"busy": "busy", "closed": "closed", "other": "unfit", "mute": "unreachable", "old": "unsure"}
+    for words in (
+        "A job that asks for the tag big would wait: busy is used by bert@other (his.py) since 2023-11-14 22:13 UTC;",
+        "closed offers no CPU now: its owner has stopped it;",
+        "other does not have the tag big;",
+        "mute cannot be reached: no answer at port 9801 within 3 s;",
+        "old has Python cpython-3.8, not cpython-3.11",
+        "1 machine runs dispynode with another secret: 10.0.0.9",
+    ):
+        assert words in said
+
+
+def test_without_nodes_this_machine_runs_it_unless_that_is_forbidden_or_it_is_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    survey = Survey([], [], ["lo: asked 127.255.255.255, UDP port 9801"])
+    code, _, said = states(survey)
+    assert code == HERE
+    assert "No node has answered. Tried: lo: asked 127.255.255.255, UDP port 9801." in said
+    assert "UDP and TCP port 9801" in said
+    assert said.endswith("A job would run on this machine, by a node of its own.")
+    code, _, said = states(survey, Shape(gpus=900))
+    assert code == WAITS
+    assert said.endswith("would wait: no node answers, and one on this machine has no GPUs, not 900.")
+    assert states(survey, PLAIN, "n1")[0] == WAITS
+    assert states(survey, PLAIN, "local")[0] == HERE
+    monkeypatch.setenv("DISPY_LOCAL", "never")
+    code, _, said = states(survey)
+    assert code == WAITS
+    assert "none is started on this machine" in said
+
+
+def test_only_nodes_that_are_named_count() -> None:
+    survey = Survey([seen("n1", "10.0.0.1"), seen("n2", "10.0.0.2", holder=HOLDER)], [])
+    assert states(survey, PLAIN, "10.0.0.2")[:2] == (WAITS, {"n1": "unused", "n2": "busy"})
+    assert states(survey, PLAIN, "10.0.0.*")[0] == RUNS
+    assert states(survey, PLAIN, "local")[:2] == (HERE, {"n1": "unused", "n2": "unused"})

@@ -1,0 +1,245 @@
+"""Every reason for which a job waits, in the words that people get, by value."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispy.model import Holder, JobOptions, JobState, NodeInfo
+from dispy.scheduler import events as ev
+from dispy.scheduler.effects import Effects, JobsEnded
+from dispy.scheduler.events import Steering
+from dispy.scheduler.jobs import JobRecord, Shape
+from dispy.scheduler.prospects import (
+    Soundings,
+    account,
+    joined,
+    why_closed,
+    why_never,
+    why_not_now,
+    why_unsure,
+)
+from dispy.wire import messages as msg
+
+
+def _load() -> Any:
+    name = "scheduler_core_world"
+    if name not in sys.modules:
+        found = importlib.util.spec_from_file_location(name, Path(__file__).with_name("test_scheduler_core.py"))
+        assert found is not None
+        assert found.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+    return sys.modules[name]
+
+
+core = _load()
+MAP, N1, N2 = core.MAP, core.N1, core.N2
+Scheduler, info = core.Scheduler, core.info
+
+
+@pytest.fixture
+def scheduler() -> Any:
+    """A core with one cluster open."""
+    made = Scheduler()
+    made.open()
+    return made
+
+
+def submit(scheduler: Any, number: int, options: JobOptions) -> None:
+    scheduler.handle(ev.JobsSubmitted([JobRecord(number, MAP, b"", options=options)]))
+
+
+def endings(effects: Effects) -> list[tuple[JobState, str | None]]:
+    return [
+        (each.state, each.cause) for notice in effects.notices if isinstance(notice, JobsEnded) for each in notice.jobs
+    ]
+
+
+def test_setup_that_still_runs_says_which_step_since_when(scheduler: Any) -> None:
+    scheduler.submit(1)
+    scheduler.join()
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
+    scheduler.said(N1, msg.LeaseGranted([], []))
+    scheduler.now = 10.0
+    scheduler.said(N1, msg.ComputationAdvanced(MAP, "setup still running"))
+    said = scheduler.core.explain(1, 14.0)
+    assert said == "Job 1 waits: node n1 (10.0.0.1) is preparing the computation: setup still running since 4 s."
+
+
+def test_a_setup_that_failed_is_told_with_its_cause(scheduler: Any) -> None:
+    scheduler.submit(1)
+    scheduler.ready()
+    scheduler.join(N2)
+    scheduler.handle(ev.NodeAllocated(MAP, N2, 1))
+    scheduler.submit(2)
+    scheduler.said(N2, msg.LeaseGranted([], []))
+    scheduler.said(N2, msg.ComputationRefused(MAP, "setup failed: OSError: no licence", "Traceback: no licence", True))
+    said = scheduler.core.explain(2)
+    assert "node n2 (10.0.0.1) refused: setup failed: OSError: no licence" in said
+    assert said.endswith("\nTraceback: no licence")
+
+
+def test_a_refusal_for_now_is_told_as_such(scheduler: Any) -> None:
+    scheduler.submit(1)
+    scheduler.ready()
+    scheduler.said(N1, msg.ComputationRefused(MAP, "no space left on device", "", False))
+    scheduler.submit(2)
+    assert "refused for now: no space left on device" in scheduler.core.explain(2)
+
+
+def test_a_node_outside_its_hours_says_so(scheduler: Any) -> None:
+    closed = NodeInfo(N1, "n1", 0, "x", (), closed="its service window begins at 18:00")
+    scheduler.handle(ev.NodeJoined(N1, closed, "10.0.0.1"))
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
+    scheduler.submit(1)
+    assert "offers no CPU now: its service window begins at 18:00" in scheduler.core.explain(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (JobOptions(cpus=4), "has 2 CPUs, not 4"),
+        (JobOptions(memory=2 << 30), "has 1.0 GiB of memory, not 2.0 GiB"),
+        (JobOptions(gpus=2), "has no GPUs, not 2"),
+        (JobOptions(tags=("big", "fast")), "does not have the tag fast"),
+    ],
+)
+def test_too_little_of_something(scheduler: Any, options: JobOptions, words: str) -> None:
+    small = NodeInfo(N1, "n1", 2, "x", (), 1 << 30, tags=("big",))
+    scheduler.handle(ev.NodeJoined(N1, small, "10.0.0.1"))
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 2))
+    submit(scheduler, 1, options)
+    said = scheduler.core.explain(1)
+    assert f"no node that is known can run it (node n1 (10.0.0.1) {words})" in said
+    assert words in (scheduler.core.why_waiting() or "")
+
+
+def test_a_job_waits_behind_others_of_any_wish(scheduler: Any) -> None:
+    scheduler.submit(1, 2)
+    submit(scheduler, 3, JobOptions(priority=1))
+    submit(scheduler, 4, JobOptions(tags=("big",)))
+    assert scheduler.core.explain(4).endswith("It waits behind 3 others of its cluster.")
+    assert scheduler.core.explain(1).endswith("It waits behind 1 other of its cluster.")
+    assert "behind" not in scheduler.core.explain(3)
+
+
+def test_a_pinned_job_whose_node_is_paused_or_gone(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.handle(ev.NodeSteered(MAP, N1, Steering.PAUSE))
+    scheduler.submit(1, node=N1)
+    assert scheduler.core.explain(1) == (
+        "Job 1 may only run on node n1 (10.0.0.1), which is deallocated for this cluster (allocate_node uses it again)."
+    )
+    effects = scheduler.handle(ev.NodeLost(N1, "it was switched off"))
+    [(state, cause)] = endings(effects)
+    assert state is JobState.Abandoned
+    assert cause == "node n1 (10.0.0.1), which it asks for, was lost (it was switched off)"
+
+
+def test_when_every_node_has_refused_for_good_jobs_end_with_all_causes() -> None:
+    scheduler = Scheduler()
+    scheduler.open(open_ended=False)
+    scheduler.submit(1)
+    for node in (N1, N2):
+        scheduler.join(node)
+        scheduler.handle(ev.NodeAllocated(MAP, node, 1))
+        scheduler.said(node, msg.LeaseGranted([], []))
+    scheduler.said(N1, msg.ComputationRefused(MAP, "needs CPython 3.13; this node has CPython 3.11.7", "", True))
+    effects = scheduler.said(N2, msg.ComputationRefused(MAP, "setup failed", "", True))
+    [(state, cause)] = endings(effects)
+    assert state is JobState.Abandoned
+    assert "n1 (10.0.0.1): needs CPython 3.13; this node has CPython 3.11.7" in str(cause)
+    assert "n2 (10.0.0.1): setup failed" in str(cause)
+
+
+# ---- nobody waits for further nodes ----
+
+
+def test_at_the_end_of_a_program_jobs_end_that_no_known_node_can_run(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.said(N1, msg.ComputationRefused(MAP, "setup failed", "", True))
+    scheduler.submit(1)
+    assert "refused: setup failed" in scheduler.core.explain(1)
+    [(state, cause)] = endings(scheduler.handle(ev.ClusterNarrowed(MAP)))
+    assert (state, cause) == (JobState.Abandoned, "every node refused it for good: n1 (10.0.0.1): setup failed")
+
+
+def test_at_the_end_of_a_program_jobs_go_on_waiting_for_what_may_come(scheduler: Any) -> None:
+    scheduler.submit(1)
+    assert endings(scheduler.handle(ev.ClusterNarrowed(MAP))) == []
+    scheduler.join()
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
+    scheduler.said(N1, msg.LeaseRefused(Holder("bert", "other", 2, "his.py")))
+    assert endings(scheduler.handle(ev.ClusterNarrowed(MAP))) == []
+    assert scheduler.core.waits(1)
+
+
+def test_without_its_only_node_a_cluster_is_forsaken_until_it_may_have_others() -> None:
+    scheduler = Scheduler()
+    scheduler.open(open_ended=False)
+    scheduler.submit(1)
+    effects = scheduler.handle(ev.ClusterNarrowed(MAP, "no node could be started on this machine: disk full"))
+    assert endings(effects) == [(JobState.Abandoned, "no node could be started on this machine: disk full")]
+    assert endings(scheduler.submit(2)) == [(JobState.Abandoned, "no node could be started on this machine: disk full")]
+    scheduler.handle(ev.ClusterWidened(MAP))
+    assert endings(scheduler.submit(3)) == []
+    assert endings(scheduler.handle(ev.ClusterNarrowed(core.REDUCE, "unknown"))) == []
+
+
+# ---- before any node works for us ----
+
+
+def test_nobody_answered() -> None:
+    asked = "eth0: asked 10.0.0.255, UDP port 9701"
+    said = account(Soundings(tried=[asked], port=9701, missing="no interface or address eth9 is up"))
+    assert said == [
+        f"No node has answered. Tried: {asked}.",
+        "Is dispynode running there, and do firewalls let UDP and TCP port 9701 in there, "
+        "and UDP from port 9701 back in here?",
+        "This program is told to use (DISPY_INTERFACES, host): no interface or address eth9 is up.",
+    ]
+
+
+def test_who_was_heard_and_keeps_apart() -> None:
+    refusals = {"10.0.0.1": "secret", "10.0.0.3": "group", "10.0.0.2": "secret", "10.0.0.4": "protocol", "h": "odd"}
+    assert account(Soundings(answered=True, refusals=refusals)) == [
+        "2 machines run dispynode with another secret: 10.0.0.1, 10.0.0.2; make the secret equal "
+        "with `dispy secret show | ssh HOST dispy secret set`, and restart dispynode there.",
+        "1 machine runs dispynode in another group: 10.0.0.3; give the same --group on both sides.",
+        "1 machine runs another version of dispy: 10.0.0.4; install the same one here and there.",
+        "h: odd.",
+    ]
+    [said] = account(Soundings(answered=True, refusals={"10.0.0.1": "secret"}, by_certificate=True))
+    assert said.endswith("give both sides certificates of one authority.")
+
+
+def test_who_was_heard_and_cannot_be_reached() -> None:
+    silent = [("10.0.0.1:9701", "it did not answer within 5 s")]
+    assert account(Soundings(answered=True, unreachable=silent, local="no node could be started here: full")) == [
+        "A node says that it is at 10.0.0.1:9701, and no link opens: it did not answer within 5 s; "
+        "does its firewall let TCP in?",
+        "No node could be started here: full.",
+    ]
+
+
+def test_what_a_node_says_of_itself_decides() -> None:
+    node = info(N1, 2)
+    assert why_never(node, Shape()) == why_not_now(node) == why_closed(node) == ""
+    assert why_never(node, Shape(cpus=3)) == "has 2 CPUs, not 3"
+    assert why_never(NodeInfo(N1, "n", 2, "x", (), oversubscribe=True), Shape(cpus=3)) == ""
+    assert why_never(node, Shape(gpus=1)) == "has no GPUs, not 1"
+    held = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", 1_700_000_000.0))
+    assert why_not_now(held) == "is used by bert@other (his.py) since 2023-11-14 22:13 UTC"
+    assert why_not_now(NodeInfo(N1, "n", 0, "x", ())) == "offers no CPU now"
+    python = NodeInfo(N1, "n", 1, "x", ("cpython-3.11",))
+    assert why_unsure(python, "cpython-3.11") == why_unsure(python, "") == ""
+    assert why_unsure(python, "cpython-3.13") == (
+        "has Python cpython-3.11, not cpython-3.13: it refuses functions unless it finds python3.13 on its PATH"
+    )
+    assert joined(["a"]) == "a"
+    assert joined(["a", "b", "c"]) == "a, b and c"
