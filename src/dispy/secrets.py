@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import ssl
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final

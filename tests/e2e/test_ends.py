@@ -67,7 +67,7 @@ def test_a_program_that_ends_waits_for_its_jobs_and_says_so(program: Callable[..
 
 
 def test_a_short_wait_at_the_end_is_silent(program: Callable[..., Any], tmp_path: Path) -> None:
-    process = program("cluster.submit(0.2, MARK)\n")
+    process = program("cluster.submit(0, MARK)()\ncluster.submit(0.2, MARK)\n")
     assert process.wait() == 0, process.output
     assert "ended Finished" in process.output
     assert "waiting for them" not in process.output
@@ -78,6 +78,7 @@ def test_interrupt_while_it_waits_at_the_end_ends_it(
 ) -> None:
     process = program("cluster.submit(60, MARK)\n")
     process.wait_for("waiting for them")
+    wait_until(lambda: ".started" in marks(tmp_path))
     before = time.monotonic()
     interrupt(process)
     assert process.wait(15) == -signal.SIGINT, process.output
@@ -87,11 +88,12 @@ def test_interrupt_while_it_waits_at_the_end_ends_it(
 
 
 def test_what_the_program_registered_for_its_end_still_runs_after_an_interrupt(
-    program: Callable[..., Any], tmp_path: Path
+    program: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     """Callbacks hear of the jobs that were ended, and functions that were registered before the cluster run too."""
     process = program("cluster.submit(60, MARK)\n", "import atexit\natexit.register(print, 'registered')\n")
     process.wait_for("waiting for them")
+    wait_until(lambda: ".started" in marks(tmp_path))
     interrupt(process)
     assert process.wait(15) == -signal.SIGINT, process.output
     assert "ended Terminated" in process.output
@@ -132,7 +134,7 @@ def test_interrupt_that_is_caught_cancels_nothing(
         "job = cluster.submit(2, MARK)\n"
         "try:\n    print('waits', flush=True)\n    job()\n"
         "except KeyboardInterrupt:\n    print('caught', flush=True)\n"
-        "job()\nprint('then', job.status.name)\n"
+        "job()\nprint(f'then {job.status.name}')\n"
     )
     process.wait_for("waits")
     wait_until(lambda: ".started" in marks(tmp_path))
