@@ -26,7 +26,7 @@ RUNNABLE = re.compile(r"<!-- runnable -->\n```python\n(.+?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z]")
 ELSEWHERE = {
     *("--ip_addr", "--ext_ip_addr", "--node_port"),
-    *("--scheduler_host", "--unsafe_setup"),
+    *("--scheduler_host", "--scheduler_node"),
     # of other programs
     *("--system", "--create-home", "--home-dir", "--now", "--year", "--index-url", "--find-links"),
 }

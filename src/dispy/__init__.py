@@ -40,6 +40,11 @@ _PUBLIC = {
     "recover_jobs": "dispy.recover",
 }
 
+_NO_SHARED_CLUSTER = (
+    "dispy.SharedJobCluster needs a scheduler that several programs share (dispyscheduler), which this release does "
+    "not have: use JobCluster, without client_port, scheduler_host and exclusive; a program that finds the nodes "
+    "in use stands in line for them"
+)
 _MODULES = ("config", "httpd")
 
 __all__ = [
@@ -65,6 +70,8 @@ def __getattr__(name: str) -> object:
         return VERSION
     if name in _MODULES:
         return importlib.import_module(f"dispy.{name}")
+    if name == "SharedJobCluster":
+        raise ImportError(_NO_SHARED_CLUSTER)
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module 'dispy' has no attribute {name!r}")

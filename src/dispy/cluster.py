@@ -20,7 +20,7 @@ import msgspec
 
 from dispy import config, parameters
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
-from dispy.job import TAILS, DispyJob
+from dispy.job import KEEPERS, DispyJob
 from dispy.joboptions import take_options
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import release, remember, service_for, stop_if_unused
@@ -34,7 +34,7 @@ from dispy.scheduler.explain import Standing
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService, ServiceSettings
 from dispy.secrets import find_credentials
-from dispy.settings import INLINE_SIZE, base_port, flag, variable
+from dispy.settings import INLINE_SIZE, Multicast, base_port, flag, variable
 from dispy.shipping import Shipment, dumps_arguments, dumps_for_job, pack
 from dispy.steering import NodeSteering
 from dispy.talk import NodeTalk
@@ -180,7 +180,11 @@ class JobCluster(NodeSteering, NodeTalk):
             client_port=config.ClientPort if now["dispy_port"] is None else now["dispy_port"],
             interfaces=parameters.interfaces(now["host"]),
             pulse_interval=self.pulse_interval,
-            multicast=parameters.truth("ipv4_udp_multicast", ipv4_udp_multicast) or flag("DISPY_IPV4_UDP_MULTICAST"),
+            multicast=Multicast(
+                parameters.truth("ipv4_udp_multicast", ipv4_udp_multicast) or flag("DISPY_IPV4_UDP_MULTICAST"),
+                config.IPv4MulticastGroup,
+                config.IPv6MulticastGroup,
+            ),
             ext_host=parameters.first_host(now["ext_host"]),
         )
         if not callable(cleanup) and not isinstance(cleanup, bool):
@@ -202,6 +206,7 @@ class JobCluster(NodeSteering, NodeTalk):
             isolate=parameters.truth("isolate", isolate),
             setup_in=setup_in,
             requirements=required,
+            interpreter=config.Java if shipment.program.endswith(".java") else "",
         )
         ledger = ClusterLedger(
             self._portal,
@@ -225,7 +230,7 @@ class JobCluster(NodeSteering, NodeTalk):
         self._portal.call(self.service.open_cluster(ledger))
         self.is_closed = False
         remember(self)
-        TAILS[spec.id] = self._tail
+        KEEPERS[spec.id] = self
         ledger.constructed_at = time.monotonic()
 
     async def _make_spec(self, shipment: Shipment) -> ComputationSpec:
@@ -417,7 +422,7 @@ class JobCluster(NodeSteering, NodeTalk):
         self._portal.post(self.service.close_cluster, self._id, terminate)
         self._ledger.over.wait()
         self.is_closed = True
-        TAILS.pop(self._id, None)
+        KEEPERS.pop(self._id, None)
         self.end_time = time.time()
         release(self)
         if not self._portal.in_callback:

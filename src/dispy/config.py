@@ -29,8 +29,9 @@ MaxFileSize: int
 """Bytes that a file may have which travels to nodes or comes from jobs; 0: no limit."""
 IPv4MulticastGroup: str
 IPv6MulticastGroup: str
+"""Addresses at which discovery speaks and hears; nodes have theirs from variables of the same meaning."""
 Java: str
-"""Accepted; nodes find their own."""
+"""What runs programs `*.java`, on the nodes."""
 
 _DEFAULTS: Final[dict[str, Callable[[], Any]]] = {
     "DispyPort": lambda: _chosen["NodePort"] - settings.NODE_PORT_OFFSET if "NodePort" in _chosen else _base_port(),
@@ -40,8 +41,8 @@ _DEFAULTS: Final[dict[str, Callable[[], Any]]] = {
     "HTTPServerPort": lambda: 8181,
     "MsgTimeout": lambda: 10.0,
     "MaxFileSize": lambda: 0,
-    "IPv4MulticastGroup": lambda: "239.255.61.59",
-    "IPv6MulticastGroup": lambda: "ff05::b409:3171:9705:5134:6159",
+    "IPv4MulticastGroup": lambda: settings.multicast().ipv4_group,
+    "IPv6MulticastGroup": lambda: settings.multicast().ipv6_group,
     "Java": lambda: "/usr/bin/java",
 }
 _chosen: dict[str, Any] = {}
@@ -68,7 +69,9 @@ def _check(name: str, value: object) -> None:
     elif name == "MaxFileSize":
         if type(value) is not int or value < 0:
             raise SettingsError(f"dispy.config.MaxFileSize must be a number of bytes, 0 for no limit, not {value!r}")
-    elif not isinstance(value, str):
+    elif name.endswith("Group"):
+        settings.multicast_group(f"dispy.config.{name}", value, int(name[3]))
+    elif not isinstance(value, str) or not value:
         raise SettingsError(f"dispy.config.{name} must be a string, not {value!r}")
 
 

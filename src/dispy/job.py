@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from dispy.model import ComputationId, JobDone, JobState
 from dispy.settings import INLINE_SIZE
@@ -22,8 +22,19 @@ from dispy.shipping import loads_result
 if TYPE_CHECKING:
     from dispy.scheduler.jobs import JobRecord
 
-TAILS: Final[dict[ComputationId, Callable[[JobRecord], tuple[Any, Any]]]] = {}
-"""Open cluster → how to ask for what one of its jobs has printed so far."""
+
+class Keeper(Protocol):
+    """Who knows more of a job than its fields."""
+
+    def _tail(self, record: JobRecord) -> tuple[Any, Any]:
+        """What it has printed so far."""
+
+    def _arguments(self, record: JobRecord) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What its function is called with."""
+
+
+KEEPERS: Final[dict[ComputationId, Keeper]] = {}
+"""Of each open cluster."""
 _numbers = itertools.count(1)
 _waiters_lock = threading.Lock()
 
@@ -139,10 +150,10 @@ class DispyJob:
         Text for functions, bytes for programs; nothing before it has started.
         """
         record = self._record
-        ask = None if record is None else TAILS.get(record.cluster)
+        keeper = None if record is None else KEEPERS.get(record.cluster)
         printed: tuple[Any, Any] = ("", "")
-        if record is not None and ask is not None:
-            printed = ask(record)
+        if record is not None and keeper is not None:
+            printed = keeper._tail(record)
         if self._ended and self.stdout is not None:
             return self.stdout, self.stderr
         return printed
@@ -199,6 +210,21 @@ class DispyJob:
     def result(self, value: Any) -> None:
         self._lazy = None
         self._result = value
+
+    @property
+    def _args(self) -> tuple[Any, ...]:
+        """Copies of the positional arguments; none any more when it has ended (as in the original)."""
+        return self._arguments()[0]
+
+    @property
+    def _kwargs(self) -> dict[str, Any]:
+        """Copies of the named arguments; none any more when it has ended."""
+        return self._arguments()[1]
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        record = None if self._original()._ended else self._record
+        keeper = None if record is None else KEEPERS.get(record.cluster)
+        return ((), {}) if record is None or keeper is None else keeper._arguments(record)
 
     @property
     def host(self) -> str | None:

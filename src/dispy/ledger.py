@@ -199,7 +199,7 @@ class ClusterLedger:
             node.jobs_done += 1
             node.cpu_time += seconds
             node.rx += len(ended.body)
-            node.tx += len(ended.job.args)
+            node.tx += len(ended.job.args) if ended.job.blob is None else ended.job.blob.size
             self.cpu_time += seconds
         if self.job_status is not None and ended.state is not JobState.Abandoned:
             self._call_job_status(job)
@@ -238,7 +238,7 @@ class ClusterLedger:
         self.why_gone.pop(view.process, None)
         if node is None:
             node = DispyNode(view.address, view.info.name, cpus, view.info.cpus, process=view.process)
-        node.cpus, node.update_time, node.reason = cpus, time.time(), ""
+        node.cpus, node.avail_cpus, node.update_time, node.reason = cpus, view.info.cpus, time.time(), ""
         self.nodes[view.process] = node
         self.views[view.process] = view
         logger.debug("node %s (%s) is ready for %s with %d CPUs", node.name, node.ip_addr, self.spec.name, cpus)
@@ -252,6 +252,15 @@ class ClusterLedger:
             return
         known.avail_info, known.update_time = available(avail), time.time()
         if self.cluster_status is not None:
+            self._call_status(DispyNode.AvailInfo, known, None)
+
+    def node_offered(self, node: ProcessId, cpus: int, used: int) -> None:
+        """A node offers another number of CPUs now, or this cluster uses another number of them."""
+        known = self.nodes.get(node)
+        if known is None:
+            return
+        known.avail_cpus, known.cpus, known.update_time = cpus, used, time.time()
+        if self.cluster_status is not None and known.avail_info is not None:
             self._call_status(DispyNode.AvailInfo, known, None)
 
     def node_closed(self, closed: NodeClosed) -> None:

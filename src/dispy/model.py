@@ -108,6 +108,8 @@ class ComputationSpec(msgspec.Struct, frozen=True):
     """Where setup runs: `node` (once, workers are forked from it), `worker` (in each), or `auto`."""
     requirements: tuple[str, ...] = ()
     """Packages, as pip names them, that a virtual environment on the node must have."""
+    interpreter: str = ""
+    """For programs: the command on the node that runs it; empty: itself, or for `*.py` the node's Python."""
 
 
 class JobDepends(msgspec.Struct, frozen=True, array_like=True):

@@ -26,6 +26,8 @@ from typing import Any, Final
 from cloudpickle import cloudpickle
 
 MAIN: Final = "__main__"
+HOME: Final = "__dispy_home__"
+"""Stands among the globals of a function by value whose own are those of its module, which is here as a file."""
 _filled: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 """Classes by value that have their attributes; setup or a job may have changed them since."""
 _DEPTH: Final = 12
@@ -79,6 +81,8 @@ class _Loader(pickle.Unpickler):
     ) -> types.FunctionType:
         if names.get("__name__") == MAIN:
             names = self._names
+        elif HOME in names:
+            names = vars(importlib.import_module(names["__name__"]))
         else:
             names.setdefault("__builtins__", builtins)
         return types.FunctionType(code, names, name, defaults, closure)

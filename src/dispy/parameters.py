@@ -24,8 +24,8 @@ OLD_NAMES: Final[Mapping[str, str]] = {
     "port": "dispy_port",
 }
 """Parameters of earlier versions of the original, and what they are called now."""
-OLD_OPTIONS: Final[Mapping[str, str]] = {"ip_addr": "host", "ext_ip_addr": "ext_host"}
-"""Options of `dispynode` in earlier versions, without dashes."""
+OLD_OPTIONS: Final[Mapping[str, str]] = {"ip_addr": "host", "ext_ip_addr": "ext_host", "scheduler_host": "join"}
+"""Options of commands in earlier versions, without the dashes before them."""
 OLD_NODE_PORT: Final = "node_port"
 """It was the port of nodes, which is one above the base port."""
 
@@ -58,11 +58,12 @@ def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[st
 
 
 def option_of_today(name: str) -> str:
-    """What an option of `dispynode` (without its dashes) is called now; warns when it has another name."""
-    new = OLD_OPTIONS.get(name)
+    """What an option of a command (without the dashes before it) is called now; warns when it has another name."""
+    name_then = name.replace("-", "_")
+    new = OLD_OPTIONS.get(name_then)
     if new is None:
         return name
-    warnings.warn(f"the option --{name} is called --{new} now", FutureWarning, stacklevel=2)
+    warnings.warn(f"the option --{name_then} is called --{new} now", FutureWarning, stacklevel=2)
     return new
 
 

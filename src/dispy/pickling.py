@@ -41,6 +41,12 @@ class Context:
     shipped: dict[str, object] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
     """Modules that the shipped code refers to by name."""
+    travelling: set[str] = field(default_factory=set)
+    """Modules that the nodes get as files."""
+
+
+def _nothing(_module: str) -> bool:
+    return False
 
 
 class _RefusedError(Exception):
@@ -105,12 +111,13 @@ def _names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
 
 
 class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Writes code of `__main__` without its globals, and notes what it names."""
+    """Writes code of `__main__`, and of modules that travel as files, without its globals; notes what it names."""
 
-    def __init__(self, file: Any, shipped: Mapping[str, object]) -> None:
+    def __init__(self, file: Any, shipped: Mapping[str, object], travels: Callable[[str], bool] = _nothing) -> None:
         super().__init__(file, protocol=5)
         self._main = vars(sys.modules[MAIN])
         self._shipped = shipped
+        self._travels = travels
         self.names: dict[str, None] = {}
         self.modules: set[str] = set()
         self.submodules: set[str] = set()
@@ -137,7 +144,19 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self.modules |= submodules
                 slots["_cloudpickle_submodules"] = []
                 slots["__globals__"] = {}
+            elif self._has_home(value.__globals__):
+                reduced[1][1][namespace.HOME] = True
+                reduced[2][1]["__globals__"] = {}
         return reduced
+
+    def _has_home(self, names: dict[str, Any]) -> bool:
+        """Whether these globals are those of a module that is imported over there."""
+        name = str(names.get("__name__"))
+        home = sys.modules.get(name)
+        if home is None or vars(home) is not names or not self._travels(name):
+            return False
+        self.modules.add(name)
+        return True
 
     def _note(self, function: types.FunctionType) -> None:
         names, modules = _names_in(function.__code__)
@@ -150,10 +169,12 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
 class _Stream:
     """One attempt to write roots and everything of `__main__` that they need."""
 
-    def __init__(self, shipped: Mapping[str, object], omitted: dict[str, str]) -> None:
+    def __init__(
+        self, shipped: Mapping[str, object], omitted: dict[str, str], travels: Callable[[str], bool] = _nothing
+    ) -> None:
         self._main = vars(sys.modules[MAIN])
         self._file = io.BytesIO()
-        self.pickler = _CodePickler(self._file, shipped)
+        self.pickler = _CodePickler(self._file, shipped, travels)
         self._known = shipped
         self._omitted = omitted
         self._records = 0
@@ -262,23 +283,25 @@ def _names_of(values: list[object]) -> list[str]:
     return list(found)
 
 
-def dumps_code(roots: Mapping[str, object], depends: Mapping[str, object]) -> tuple[bytes, Context]:
+def dumps_code(
+    roots: Mapping[str, object], depends: Mapping[str, object], travels: Callable[[str], bool] = _nothing
+) -> tuple[bytes, Context]:
     """Write a computation: its roots (compute, setup, cleanup), what it depends on by name, and what they name.
 
     Functions and classes of `__main__` that the computation does not name go along if they are small, so that
-    arguments can refer to them.
+    arguments can refer to them. `travels` says which modules will be sent as files if the code refers to them.
 
     Raises:
         ShippingError: a root or a dependency cannot be pickled; the message names the part.
     """
     main = vars(sys.modules[MAIN])
     depends = dict(depends)
-    init, known, modules = _dumps_init(depends.pop(INIT, None))
+    init, known, modules = _dumps_init(depends.pop(INIT, None), travels)
     required = _names_of([*roots.values(), *depends.values()])
     extras = [name for name, value in main.items() if _is_code(value) and _is_defined_as(value, name)]
     omitted: dict[str, str] = {}
     while True:
-        stream = _Stream(known, omitted)
+        stream = _Stream(known, omitted, travels)
         try:
             stream.write_globals(required)
             for name, value in depends.items():
@@ -293,13 +316,13 @@ def dumps_code(roots: Mapping[str, object], depends: Mapping[str, object]) -> tu
         return stream.finish(init), Context(known | stream.shipped | shipped, modules | stream.pickler.modules)
 
 
-def _dumps_init(function: object) -> tuple[bytes, dict[str, object], set[str]]:
+def _dumps_init(function: object, travels: Callable[[str], bool]) -> tuple[bytes, dict[str, object], set[str]]:
     """Write the function that runs before the rest is loaded: its bytes, what travels with it, modules it names."""
     if function is None:
         return b"", {}, set()
     omitted: dict[str, str] = {}
     while True:
-        stream = _Stream({}, omitted)
+        stream = _Stream({}, omitted, travels)
         try:
             stream.write_globals(_names_of([function]))
             _write_root(stream, None, {INIT: function}, INIT)
@@ -368,6 +391,8 @@ def dumps_for_job(
     shipped: Mapping[str, object],
     brings: Mapping[str, object],
     find_modules: Callable[[set[str]], tuple[str, ...]],
+    travels: Callable[[str], bool],
+    there: set[str],
     value: object,
 ) -> bytes:
     """Pickle the arguments of a job together with what it brings by name.
@@ -376,6 +401,8 @@ def dumps_for_job(
         shipped: what the nodes know of the client's `__main__`.
         brings: names that are for this job alone.
         find_modules: given those that the code refers to, the names of the modules that are for this job alone.
+        travels: which modules will be sent as files if the code refers to them.
+        there: modules that were sent with the computation.
         value: the arguments.
 
     Raises:
@@ -384,7 +411,7 @@ def dumps_for_job(
     """
     omitted: dict[str, str] = {}
     while True:
-        stream = _Stream(shipped, omitted)
+        stream = _Stream(shipped, omitted, travels)
         try:
             stream.write_globals(_names_of(list(brings.values())))
             _write_root(stream, None, {"names": dict(brings)}, "dispy_job_depends")
@@ -394,7 +421,8 @@ def dumps_for_job(
             continue
         known = {**shipped, **stream.shipped, **{name: it for name, it in brings.items() if _is_defined_as(it, name)}}
         modules = find_modules(stream.pickler.modules)
-        return pickle.dumps(_ForJob(stream.finish(), modules, dumps_value(known, value)), 5)
+        arguments = dumps_value(known, value, travels=there.union(modules).__contains__)
+        return pickle.dumps(_ForJob(stream.finish(), modules, arguments), 5)
 
 
 class _Later:
@@ -407,13 +435,16 @@ class _Later:
         return namespace.load_later, (self._data,)
 
 
-def dumps_value(shipped: Mapping[str, object], value: object, large: bool = False) -> bytes:
+def dumps_value(
+    shipped: Mapping[str, object], value: object, large: bool = False, travels: Callable[[str], bool] = _nothing
+) -> bytes:
     """Pickle what a worker unpickles by `pickle.loads`; by value only what the nodes do not know.
 
     Args:
         shipped: what they know of the client's `__main__`.
         value: what to pickle.
         large: it holds large buffers, so that copies and scans cost more than a slower pickler.
+        travels: which modules they have got as files.
 
     Raises:
         Exception: what pickling raises.
@@ -422,21 +453,21 @@ def dumps_value(shipped: Mapping[str, object], value: object, large: bool = Fals
         try:
             data = pickle.dumps(value, 5)
         except Exception:
-            return _dumps_by_value(shipped, value)
+            return _dumps_by_value(shipped, value, travels)
         if _MAIN_BYTES not in data:
             return data
     file = _Pieces()
     try:
         _CheckedPickler(file, shipped).dump(value)
     except Exception:
-        return _dumps_by_value(shipped, value)
+        return _dumps_by_value(shipped, value, travels)
     return b"".join(file.pieces)
 
 
-def _dumps_by_value(shipped: Mapping[str, object], value: object) -> bytes:
+def _dumps_by_value(shipped: Mapping[str, object], value: object, travels: Callable[[str], bool]) -> bytes:
     omitted: dict[str, str] = {}
     while True:
-        stream = _Stream(shipped, omitted)
+        stream = _Stream(shipped, omitted, travels)
         stream.write(None, {"value": value})
         try:
             stream.write_globals(list(stream.pickler.names))

@@ -6,10 +6,11 @@ Nothing here is read at import: functions look at the environment when they are 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import platformdirs
 
@@ -52,6 +53,8 @@ VARIABLES: Final[Mapping[str, str]] = {
     "DISPY_HOST": "addresses or names to listen on and to tell others, comma-separated; --host",
     "DISPY_EXT_HOST": "HOST[:PORT] where others reach this machine, behind NAT for example; --ext_host",
     "DISPY_IPV4_UDP_MULTICAST": "1: IPv4 discovery speaks by multicast, not by broadcast; --ipv4_udp_multicast",
+    "DISPY_IPV4_MULTICAST_GROUP": "IPv4 address at which multicast discovery speaks and hears",
+    "DISPY_IPV6_MULTICAST_GROUP": "IPv6 address at which discovery speaks and hears",
     "DISPY_INTERFACES": "interfaces or addresses, comma-separated: where discovery speaks and where daemons listen",
     "DISPY_SECRET": "the secret itself; --secret",
     "DISPY_SECRET_FILE": "file that holds the secret; --secret-file",
@@ -135,6 +138,49 @@ def base_port(explicit: int | None = None) -> int:
     if not 0 < port < 65534:
         raise SettingsError(f"the base port must be a number from 1 to 65533, not {text!r}")
     return port
+
+
+class Multicast(NamedTuple):
+    """How discovery speaks to many at once."""
+
+    instead: bool = False
+    """IPv4 speaks to its group, not to the broadcast address."""
+    ipv4_group: str = "239.255.61.59"
+    ipv6_group: str = "ff05::b409:3171:9705:5134:6159"
+
+
+USUAL_MULTICAST: Final = Multicast()
+
+
+def multicast(instead: bool = False) -> Multicast:
+    """What the variables say, and `instead` of broadcast if the caller does.
+
+    Raises:
+        SettingsError: a group is no multicast address.
+    """
+    return Multicast(
+        instead or flag("DISPY_IPV4_UDP_MULTICAST"),
+        multicast_group("DISPY_IPV4_MULTICAST_GROUP", variable("DISPY_IPV4_MULTICAST_GROUP"), 4),
+        multicast_group("DISPY_IPV6_MULTICAST_GROUP", variable("DISPY_IPV6_MULTICAST_GROUP"), 6),
+    )
+
+
+def multicast_group(name: str, value: object, version: int) -> str:
+    """The value, or for None the usual group, if it is a multicast address of that version of IP.
+
+    Raises:
+        SettingsError: it is not; the message has the name.
+    """
+    usual = USUAL_MULTICAST.ipv4_group if version == 4 else USUAL_MULTICAST.ipv6_group
+    if value is None:
+        return usual
+    try:
+        address = ipaddress.ip_address(str(value))
+    except ValueError:
+        address = None
+    if address is None or address.version != version or not address.is_multicast:
+        raise SettingsError(f"{name} must be an IPv{version} multicast address, as {usual}, not {value!r}")
+    return str(address)
 
 
 def names(value: str | None) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from dispy.errors import ShippingError
 from dispy.sources import (
     LocalFile,
     is_own,
+    module_names,
     module_with_parents,
     own_files,
     package_files,
@@ -95,9 +96,10 @@ def pack(
     name = _name(computation)
     compute = namespace.MethodCall(computation) if isinstance(computation, types.MethodType) else computation
     roots = {"compute": compute, "setup": setup, "cleanup": cleanup}
-    code, context = pickling.dumps_code(roots, names)
+    code, context = pickling.dumps_code(roots, names, is_own)
     for file in own_files(sorted(context.modules | _modules_of_main())):
         files.setdefault(file.dest, file)
+    context.travelling.update(module_names(files.values()))
     _check(files.values())
     python = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
     return Shipment("function", name, python, code, files=list(files.values()), context=context)
@@ -195,8 +197,9 @@ def dumps_arguments(shipment: Shipment, args: tuple[object, ...], kwargs: dict[s
     if not kwargs and _PLAIN.issuperset(map(type, args)):
         return pickle.dumps((args, kwargs), 5)
     large = pickling.is_large(chain(args, kwargs.values()))
+    context = shipment.context
     try:
-        return pickling.dumps_value(shipment.context.shipped, (args, kwargs), large)
+        return pickling.dumps_value(context.shipped, (args, kwargs), large, context.travelling.__contains__)
     except Exception as error:
         raise _refusal(args, kwargs) from error
 
@@ -220,16 +223,16 @@ def dumps_for_job(
         _check(files.values())
         return dumps_arguments(shipment, args, kwargs), list(files.values())
     there = {file.dest for file in shipment.files}
+    context = shipment.context
 
     def find_modules(referred: set[str]) -> tuple[str, ...]:
         for file in own_files(sorted(referred)):
             if file.dest not in there:
                 files.setdefault(file.dest, file)
-        python = [file.dest.removesuffix(".py") for file in files.values() if file.dest.endswith(".py")]
-        return tuple(dest.removesuffix("/__init__").replace("/", ".") for dest in python)
+        return module_names(files.values())
 
     try:
-        data = pickling.dumps_for_job(shipment.context.shipped, names, find_modules, (args, kwargs))
+        data = pickling.dumps_for_job(context.shipped, names, find_modules, is_own, context.travelling, (args, kwargs))
     except ShippingError:
         raise
     except Exception as error:
@@ -246,8 +249,9 @@ def dumps_setup_args(shipment: Shipment, args: tuple[object, ...]) -> bytes:
     """
     if not args:
         return b""
+    context, large = shipment.context, pickling.is_large(iter(args))
     try:
-        return pickling.dumps_value(shipment.context.shipped, tuple(args), pickling.is_large(iter(args)))
+        return pickling.dumps_value(context.shipped, tuple(args), large, context.travelling.__contains__)
     except Exception as error:
         raise _refusal(args, {}) from error
 

@@ -91,6 +91,12 @@ def module_file(module: types.ModuleType) -> LocalFile:
     return LocalFile(path, "/".join((*folder, path.name)))
 
 
+def module_names(files: Iterable[LocalFile]) -> tuple[str, ...]:
+    """What the Python files among these are imported as, from the folder that they are sent to."""
+    paths = [file.dest.removesuffix(".py") for file in files if file.dest.endswith(".py")]
+    return tuple(path.removesuffix("/__init__").replace("/", ".") for path in paths)
+
+
 def package_files(package: types.ModuleType) -> list[LocalFile]:
     """Every file below a package, data too, without compiled leftovers; and what leads to it in packages above."""
     base = "/".join(package.__name__.split("."))

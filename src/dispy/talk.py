@@ -14,6 +14,8 @@ from dispy.portal import Portal
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService
 from dispy.shipping import destination
+from dispy.unpickling import loads_arguments
+from dispy.wire.blobsources import MemorySource
 
 
 class NodeTalk:
@@ -78,6 +80,17 @@ class NodeTalk:
         if self._ledger.spec.kind != "function":
             return stdout, stderr
         return stdout.decode(errors="replace"), stderr.decode(errors="replace")
+
+    def _arguments(self, record: JobRecord) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the function of one of its jobs is called with (see `DispyJob._args`)."""
+        data: bytes | memoryview = record.args
+        if record.blob is not None:
+            try:
+                source = self.service.links.sources.find(record.blob.name)
+            except TransferError:  # it has just ended
+                return (), {}
+            data = source.read(0, record.blob.size) if isinstance(source, MemorySource) else b""
+        return loads_arguments(data)
 
     async def _tail_of(self, record: JobRecord) -> tuple[bytes, bytes]:
         if record.node is None:

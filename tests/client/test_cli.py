@@ -10,7 +10,7 @@ import click.testing
 import msgspec
 import pytest
 
-from dispy.cli import main
+from dispy.cli import main, programs
 from dispy.cli.nodes import NodeSeen, Refusal, Survey, _named, _once, _print_json, _print_table
 from dispy.cli.output import JsonOutput, TextOutput, make_output
 from dispy.cli.programs import node_item
@@ -46,7 +46,16 @@ def test_help_shows_the_options_for_programs_and_the_commands() -> None:
     [
         (("no-such-program",), "'no-such-program' is neither a file nor a program on the PATH"),
         (("-d", "nodes"), "the command of that name comes first: dispy nodes"),
-        (("--scheduler_node", "x", "true"), "No such option '--scheduler_node'"),
+        (("--scheduler_node", "x", "true"), "no scheduler that several programs share: leave the option out"),
+        (("--scheduler_host", "x", "true"), "no scheduler that several programs share"),
+        (("--timeout", "0", "true"), "'--timeout': must be a number of seconds above 0"),
+        (("--timeout", "soon", "true"), "'--timeout': must be a number of seconds"),
+        (("--memory", "much", "true"), "'--memory': must be at least 1 MiB"),
+        (("--job-cpus", "0", "true"), "'--job-cpus': must be a whole number from 1 to 65536, or 'all'"),
+        (("--gpus", "x", "true"), "'--gpus': must be a whole number from 0"),
+        (("--tags", ",", "true"), "'--tags': must be a tag"),
+        (("--priority", "1.5", "true"), "'--priority': must be a whole number"),
+        (("--retries", "-1", "true"), "'--retries': must be a whole number from 0 to 1000"),
         (("-a", "'open", "true"), "No closing quotation"),
         (("-f", "missing.txt", "true"), "missing.txt"),
         (("-p", "much", "true"), "not a valid integer"),
@@ -64,6 +73,27 @@ def test_wrong_use_ends_with_2_and_a_sentence(words: tuple[str, ...], message: s
 def test_options_may_be_written_with_either_dash() -> None:
     assert "neither a file" in run("--dispy-port", "9000", "no-such").stderr
     assert "neither a file" in run("--secret_file", "x", "no-such").stderr
+
+
+def test_options_of_jobs_are_those_of_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Any] = []
+    monkeypatch.setattr(programs, "_run", lambda request: requests.append(request) or 0)
+    words = "--timeout 2.5 --memory 2GiB --job_cpus all --gpus 1 --tags a,b --priority -3 --retries 2 --reentrant true"
+    assert run(*words.split()).exit_code == 0
+    with pytest.warns(FutureWarning, match="--ip_addr is called --host now"):
+        assert run("-i", "eth0", "--ip_addr", "10.0.0.1", "true").exit_code == 0
+    all_of_them, none = requests
+    assert all_of_them.job_options == {
+        "dispy_timeout": 2.5,
+        "dispy_memory": "2GiB",
+        "dispy_cpus": "all",
+        "dispy_gpus": 1,
+        "dispy_tags": ("a", "b"),
+        "dispy_priority": -3,
+        "dispy_retries": 2,
+    }
+    assert (all_of_them.reentrant, all_of_them.hosts) == (True, ())
+    assert (none.job_options, none.reentrant, none.hosts) == ({}, False, ("eth0", "10.0.0.1"))
 
 
 @pytest.mark.parametrize(

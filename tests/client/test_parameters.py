@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import dispy
-from dispy import JobCluster, config
+from dispy import JobCluster, config, settings
 from dispy.errors import SettingsError
 from dispy.parameters import OLD_NAMES, OLD_OPTIONS, directory, fitting, option_of_today, renamed
 
@@ -60,6 +60,8 @@ def test_old_and_new_name_together_are_refused() -> None:
         ({"ping_interval": 0.5}, "ping_interval must be a number of seconds from 1 to 1000"),
         ({"pulse_interval": 0.05}, "pulse_interval must be a number of seconds from 0.1 to 1000"),
         ({"poll_interval": 4}, "poll_interval must be a number of seconds from 5 to 1000"),
+        ({"poll_interval": 1001}, "poll_interval must be a number of seconds from 5 to 1000"),
+        ({"poll_interval": "often"}, "poll_interval must be a number of seconds from 5 to 1000, not 'often'"),
         ({"dispy_port": 70000}, "from 1 to 65533"),
         ({"reentrant": 1}, "reentrant must be True or False"),
         ({"job_status": 3}, "job_status must be something that can be called"),
@@ -133,6 +135,54 @@ def test_settings_are_checked_when_they_are_set() -> None:
 
 
 @pytest.mark.usefixtures("defaults")
+def test_multicast_groups_are_taken_from_variables_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = settings.Multicast(False, "239.255.61.59", "ff05::b409:3171:9705:5134:6159")
+    assert settings.multicast() == usual
+    monkeypatch.setenv("DISPY_IPV4_MULTICAST_GROUP", "239.1.2.3")
+    monkeypatch.setenv("DISPY_IPV6_MULTICAST_GROUP", "ff05::1:2:3")
+    assert settings.multicast(instead=True) == settings.Multicast(True, "239.1.2.3", "ff05::1:2:3")
+    assert (config.IPv4MulticastGroup, config.IPv6MulticastGroup) == ("239.1.2.3", "ff05::1:2:3")
+    config.IPv4MulticastGroup, config.IPv6MulticastGroup = "239.4.5.6", "ff05::4"
+    assert _of_a_cluster(monkeypatch).multicast == settings.Multicast(False, "239.4.5.6", "ff05::4")
+    for name, value in {"IPv4MulticastGroup": "10.0.0.1", "IPv6MulticastGroup": "239.1.2.3"}.items():
+        with pytest.raises(SettingsError, match=f"{name} must be an IPv{name[3]} multicast address, as "):
+            setattr(config, name, value)
+    monkeypatch.setenv("DISPY_IPV4_MULTICAST_GROUP", "everybody")
+    with pytest.raises(SettingsError, match="DISPY_IPV4_MULTICAST_GROUP must be"):
+        settings.multicast()
+
+
+def _of_a_cluster(monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> Any:
+    """The settings of the scheduler that a cluster with these parameters asks for."""
+    asked: list[Any] = []
+
+    def refuse(_portal: Any, wanted: Any) -> None:
+        asked.append(wanted)
+        raise InterruptedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dispy.cluster.service_for", refuse)
+        with pytest.raises(InterruptedError):
+            JobCluster(nothing, secret="some words for this test", **parameters)
+    return asked[0]
+
+
+def test_where_a_cluster_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _of_a_cluster(
+        monkeypatch,
+        host=["10.0.0.1", "10.0.1.1"],
+        ext_host="outside.example",
+        dispy_port=9900,
+        ipv4_udp_multicast=True,
+        pulse_interval=3,
+        group="lab",
+    )
+    assert (said.interfaces, said.ext_host) == (("10.0.0.1", "10.0.1.1"), "outside.example")
+    assert (said.base_port, said.client_port, said.multicast.instead) == (9900, 9900, True)
+    assert (said.pulse_interval, said.group) == (3, "lab")
+
+
+@pytest.mark.usefixtures("defaults")
 def test_a_file_that_is_too_large_does_not_travel(tmp_path: Any) -> None:
     config.MaxFileSize = 10
     data = tmp_path / "data"
@@ -149,6 +199,8 @@ def test_names_that_the_original_has() -> None:
         dispy.httpd  # noqa: B018
     with pytest.raises(ImportError, match="web monitor"):
         importlib.import_module("dispy.httpd")
+    with pytest.raises(ImportError, match="SharedJobCluster needs a scheduler that several programs share"):
+        from dispy import SharedJobCluster  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_options_of_earlier_versions_are_accepted_with_a_warning() -> None:

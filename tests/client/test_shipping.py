@@ -253,6 +253,45 @@ def test_own_modules_travel_as_files(run_client: Any) -> None:
     assert out.strip() in (str(names), str(sorted([*names, "unused.py"])))
 
 
+def test_functions_made_in_own_modules_use_the_globals_of_these(run_client: Any) -> None:
+    (run_client.folder / "making.py").write_text(
+        textwrap.dedent(
+            """
+            import functools, threading
+            LOCK = threading.Lock()
+            calls = 0
+            def counted(function):
+                @functools.wraps(function)
+                def wrapper(*args):
+                    global calls
+                    with LOCK:
+                        calls += 1
+                    return function(*args)
+                return wrapper
+            def adding(number):
+                def add(value):
+                    with LOCK:
+                        return value + number + calls
+                return add
+            def how_many():
+                return calls
+            """
+        )
+    )
+    out = run_client(
+        """
+        import making
+        @making.counted
+        def compute(function):
+            return function(1), making.how_many()
+        """,
+        """\
+        print(_ship(compute, (making.adding(10),), (making.adding(20),)))
+        """,
+    )
+    assert out.strip() == "[(12, 1), (23, 2)]"
+
+
 def test_depends_of_every_kind(run_client: Any) -> None:
     folder = run_client.folder
     (folder / "data").mkdir()

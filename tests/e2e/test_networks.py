@@ -85,9 +85,10 @@ def nodes_seen(netns: Any, *words: str) -> list[dict[str, Any]]:
 
 def test_nodes_without_ipv4_are_found_and_used(netns: Any, node: Any, client: Any) -> None:
     without_ipv4(netns, "client", "n1", "n2")
-    node("n1")
-    node("n2")
-    said = client(PLACES.format(arguments="", jobs=40))
+    group = {"DISPY_IPV6_MULTICAST_GROUP": "ff05::1:2:3"}
+    node("n1", **group)
+    node("n2", **group)
+    said = client(PLACES.format(arguments="", jobs=40), **group)
     assert "addresses ['fd77::11', 'fd77::12']" in said
     assert "names ['n1', 'n2']" in said
 
@@ -116,8 +117,9 @@ def test_multicast_finds_nodes_where_broadcast_is_forbidden(netns: Any, node: An
         in_namespace(netns, name, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
     rules = "add table ip f; add chain ip f o { type filter hook output priority 0; }; "
     in_namespace(netns, "client", "nft", rules + "add rule ip f o ip daddr 10.77.0.255 drop")
-    node("n1")
-    said = client(PLACES.format(arguments="ipv4_udp_multicast=True", jobs=3))
+    group = {"DISPY_IPV4_MULTICAST_GROUP": "239.1.2.3"}
+    node("n1", **group)
+    said = client(PLACES.format(arguments="ipv4_udp_multicast=True", jobs=3), **group)
     assert "names ['n1']" in said
 
 

@@ -79,9 +79,13 @@ def shut_down() -> None:
     dispynode_shutdown()  # type: ignore[name-defined]  # noqa: F821
 
 
-def test_cleanup_may_end_the_node(dispynode: Callable[..., Any], cluster: Callable[..., dispy.JobCluster]) -> None:
-    node = dispynode("--client_shutdown")
-    used = cluster(of_node, cleanup=shut_down)
+@pytest.mark.parametrize("setup_in", ["node", "worker"])
+def test_cleanup_may_end_the_node(
+    dispynode: Callable[..., Any], cluster: Callable[..., dispy.JobCluster], setup_in: str
+) -> None:
+    node = dispynode("--client_shutdown", "--unsafe_setup")
+    assert "--unsafe_setup has no effect: the setup function of a program runs in a process" in node.output
+    used = cluster(of_node, cleanup=shut_down, setup_in=setup_in)
     assert ended(used.submit(1)).status == DispyJob.Finished
     used.close()
     assert node.wait() == 0

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing.sharedctypes
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import click.testing
 import pytest
 
 import dispy
+import dispy.cli
 
 SOON = 20.0
 
@@ -117,6 +123,132 @@ def test_a_node_says_how_it_stands(local: Callable[..., dispy.JobCluster], wait_
     assert cluster.status().nodes[0].busy == 0
     assert dispy.DispyJob.Created in heard
     assert dispy.DispyNode.Initialized in heard
+
+
+def test_what_a_node_has_got_and_given(local: Callable[..., dispy.JobCluster]) -> None:
+    cluster = local(echo)
+    small, large = bytes(2000), bytes(300_000)
+    assert (cluster.submit(small)(), cluster.submit(large)()) == (small, large)
+    (node,) = cluster.status().nodes
+    assert 302_000 < node.tx < 303_000
+    assert 302_000 < node.rx < 303_000
+    assert node.jobs_done == 2
+    assert 0 < node.cpu_time == cluster.cpu_time
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int = 0
+
+
+def test_arguments_are_shown_until_the_job_has_ended(
+    local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any]
+) -> None:
+    seen: list[Any] = []
+    cluster = local(echo, job_status=lambda job: seen.append((job._args, job._kwargs)))
+    blocker = cluster.submit("blocks", 30, dispy_cpus="all")
+    wait_until(lambda: blocker.status == dispy.DispyJob.Running)
+    assert (blocker._args, blocker._kwargs) == (("blocks", 30), {})
+    by_name = cluster.submit(value=[Point(1, 2)], seconds=0.0)
+    assert (by_name._args, by_name._kwargs) == ((), {"value": [Point(1, 2)], "seconds": 0.0})
+    large = cluster.submit(bytes(100_000))
+    assert large._args == (bytes(100_000),)
+    here = 5
+    code = cluster.submit(lambda: (here, Point, echo))
+    ((function,), named) = code._args, code._kwargs
+    assert (function(), named) == ((5, Point, echo), {})
+    alone = cluster.submit(Point(3), dispy_job_depends=[here_alone])
+    assert (alone._args, alone._kwargs) == ((Point(3),), {})
+    assert cluster.cancel(blocker) == 0
+    for job in (blocker, by_name, large, code, alone):
+        ended(job)
+        assert (job._args, job._kwargs) == ((), {})
+    cluster.wait()
+    wait_until(lambda: len(seen) == 5)
+    assert seen == [((), {})] * 5
+
+
+def here_alone() -> None: ...
+
+
+def talking(path: str) -> tuple[int, ...]:
+    with open(path, "w") as file:
+        file.write("sent")
+    return (
+        dispy_provisional_result("so far", True, 5),  # type: ignore[name-defined]  # noqa: F821
+        dispy_send_file(path, relay=True, timeout=5),  # type: ignore[name-defined]  # noqa: F821
+        dispy_send_file(path, False, None),  # type: ignore[name-defined]  # noqa: F821
+    )
+
+
+def test_parameters_of_the_functions_in_a_job(
+    local: Callable[..., dispy.JobCluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cluster = local(talking)
+    job = ended(cluster.submit("answer.txt"))
+    assert job.result == (0, 0, 0), job.exception
+    assert (tmp_path / "answer.txt").read_text() == "sent"
+    (node,) = cluster.status().nodes
+    assert cluster.send_file("answer.txt", node, relay=True) == 0
+
+
+def test_programs_of_java_are_run_by_the_command_of_the_settings(
+    local: Callable[..., dispy.JobCluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Hello.java").write_text("class Hello {}\n")
+    java = tmp_path / "java"
+    java.write_text('#!/bin/sh\necho "$(cat $1) ${1##*/} $2 $dispy_node_name"\nexit 3\n')
+    java.chmod(0o755)
+    monkeypatch.setitem(vars(dispy.config)["_chosen"], "Java", str(java))
+    job = ended(local(str(tmp_path / "Hello.java")).submit("word"))
+    assert (job.result, job.stdout.split()[:5]) == (3, [b"class", b"Hello", b"{}", b"Hello.java", b"word"])
+    java.unlink()
+    job = ended(local(str(tmp_path / "Hello.java")).submit("word"))
+    assert job.status == dispy.DispyJob.Terminated
+    assert f"Hello.java cannot be executed: {java}, which shall run it: No such file" in (job.exception or "")
+
+
+# ---- the ends of a connection ----
+
+
+def made_certificates(folder: Path) -> list[list[str]]:
+    """Options of dispynode, and of its users, with certificates of one authority."""
+    for words in (["ca"], ["node", "one"], ["client", "me"]):
+        done = click.testing.CliRunner().invoke(dispy.cli.main, ["cert", *words, "-o", str(folder)])
+        assert done.exit_code == 0, done.output
+    authority = ("--cafile", str(folder / "ca.pem"))
+    return [
+        ["--certfile", str(folder / f"{name}.pem"), "--keyfile", str(folder / f"{name}.key"), *authority]
+        for name in ("node-one", "client-me")
+    ]
+
+
+def test_certificates_on_both_command_lines(
+    dispynode: Callable[..., Any], free_base_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPY_LOCAL", "never")
+    for_node, for_client = made_certificates(tmp_path / "certificates")
+    node = dispynode(*for_node, "--debug", "--msg_timeout", "20", name="one")
+    words = ["-p", str(free_base_port), *for_client, "-n", "127.0.0.1", "-a", "through", "echo"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dispy.cli", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "through\n"), done.stderr
+    named = dict(zip((option.removeprefix("--") for option in for_client[::2]), for_client[1::2], strict=True))
+    cluster = dispy.JobCluster(echo, nodes=["127.0.0.1"], dispy_port=free_base_port, **named)  # type: ignore[arg-type]
+    assert cluster.submit("typed")() == "typed"
+    cluster.shutdown()
+    assert "DEBUG   event " in node.output, "of --debug"
+    stranger = dispy.JobCluster(echo, nodes=["127.0.0.1"], dispy_port=free_base_port, secret="some other words here")
+    job = stranger.submit(1)
+    deadline = time.monotonic() + SOON
+    while "certificate" not in (why := stranger.explain(job)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "certificate" in why
+    stranger.close(terminate=True)
+    stranger.shutdown()
 
 
 # ---- setup ----

@@ -61,6 +61,20 @@ def test_options_are_saved_and_read_again(tmp_path: Path) -> None:
     assert again.read_text() == text
 
 
+def test_options_of_the_original_are_known(tmp_path: Path) -> None:
+    old, saved = tmp_path / "old.ini", tmp_path / "saved.ini"
+    old.write_text("[DEFAULT]\nip_addr = 10.0.0.1\nunsafe_setup = True\n")
+    options = ("--scheduler_host", "a", "--ext-ip-addr", "b")
+    with pytest.warns(FutureWarning) as caught:
+        assert invoke("--config", str(old), *options, "--save_config", str(saved))[0] == 0
+    assert sorted(str(each.message) for each in caught) == [
+        "the option --ext_ip_addr is called --ext_host now",
+        "the option --ip_addr is called --host now",
+        "the option --scheduler_host is called --join now",
+    ]
+    assert {"join = a", "ext_host = b", "host = 10.0.0.1"} <= set(saved.read_text().splitlines())
+
+
 def test_variables_go_before_the_file_and_options_before_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +102,7 @@ def test_the_first_line_says_what_was_started(dispynode: Callable[..., Any], fre
         assert words in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_ends_a_free_node(
     start_daemon: Callable[..., Any], tmp_path: Path, free_base_port: int, number: signal.Signals
 ) -> None:
@@ -100,6 +114,7 @@ def test_a_signal_ends_a_free_node(
     os.kill(node.pid, number)
     assert node.wait() == 0
     assert "ended: " in node.lines[-1]
+    assert ("INFO    ending now" in node.output) == (number != signal.SIGINT)
 
 
 def test_a_daemon_goes_on_when_the_terminal_is_closed(dispynode: Callable[..., Any]) -> None:
@@ -219,9 +234,11 @@ def test_owners_options_are_saved_and_read_again(tmp_path: Path) -> None:
 def test_what_the_owner_says_becomes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPY_TAG", "fast, big")
     monkeypatch.setenv("DISPY_ZOMBIE_INTERVAL", "0")
-    context = command.make_context("dispynode", ["--memory", "100m", "--gpus", "2", "--cpus", "1", "--keep_days", "0"])
+    words = "--memory 100m --gpus 2 --cpus 1 --keep_days 0 --msg_timeout 3 --ping_interval 12 --max_file_size 2k"
+    context = command.make_context("dispynode", words.split())
     said = owner_settings(context.params)
     assert said["tags"] == ("fast", "big")
     assert (said["memory"], said["gpus"], said["cpus"]) == (100 << 20, 2, 1)
+    assert (said["msg_timeout"], said["ping_interval"], said["max_file_size"]) == (3.0, 12.0, 2048)
     assert said["zombie_interval"] == float("inf")
     assert (said["keep_seconds"], said["keep_size"], said["serve"]) == (None, 10 << 30, None)

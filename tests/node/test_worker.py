@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dispy.model import Ending
-from dispy.node import calls, deaths, worker
+from dispy.node import calls, deaths, jobside, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, SENT_FILE
 from dispy.node.hygiene import read_output
 
@@ -55,6 +56,39 @@ def test_setup_may_return_what_the_original_allowed() -> None:
     for refused in (3, -1, "no"):
         with pytest.raises(calls.SetupRefusedError, match="0 or nothing means success"):
             calls.run_setup(Computation(len, setup=lambda status=refused: status), ())
+
+
+def test_a_cleanup_may_ask_for_the_end_of_the_node_where_that_is_allowed() -> None:
+    from dispy.namespace import Computation
+
+    def cleanup(number: int) -> None:
+        dispynode_shutdown()  # type: ignore[name-defined]  # noqa: F821
+        assert number == 1, "wrong number"
+
+    computation = Computation(len, cleanup=cleanup)
+    assert calls.run_cleanup(computation, (1,), may_end_node=True) == ("", True)
+    trace, asked = calls.run_cleanup(computation, (2,), may_end_node=True)
+    assert asked
+    assert "wrong number" in trace
+    trace, asked = calls.run_cleanup(computation, (1,), may_end_node=False)
+    assert not asked
+    assert "started without --client_shutdown" in trace
+    assert calls.run_cleanup(Computation(len), (1,), may_end_node=True) == ("", False)
+
+
+def test_a_job_waits_for_its_file_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Silent:
+        kept = -1
+
+        def say(self, _ending: int, _body: bytes, fds: list[int]) -> bool:
+            self.kept = os.dup(fds[1])
+            return True
+
+    silent = Silent()
+    monkeypatch.setattr(jobside, "_speaker", silent)
+    (tmp_path / "data").write_text("x")
+    assert jobside.dispy_send_file(str(tmp_path / "data"), timeout=0.01) == -1
+    os.close(silent.kept)
 
 
 def test_a_trace_is_bounded() -> None:

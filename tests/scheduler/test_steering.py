@@ -11,7 +11,7 @@ import pytest
 
 from dispy.model import AvailInfo, Ending, JobState
 from dispy.scheduler import events as ev
-from dispy.scheduler.effects import AskAllocation, Effects, NodeClosed, NodeMeasured, NodeOpened
+from dispy.scheduler.effects import AskAllocation, Effects, NodeClosed, NodeMeasured, NodeOffered, NodeOpened
 from dispy.scheduler.events import Steering
 from dispy.wire import messages as msg
 
@@ -156,7 +156,17 @@ def test_refused_node_is_asked_again_when_it_is_used(busy: Any) -> None:
 
 def test_more_cpus_ask_every_owner_anew(busy: Any) -> None:
     assert busy.said(N1, msg.NodeDescribed(info(N1, 3))).notices[0] == AskAllocation(MAP, N1, info(N1, 3), "10.0.0.1")
-    assert busy.said(N1, msg.NodeDescribed(info(N1, 2))).notices == []
+    assert busy.said(N1, msg.NodeDescribed(info(N1, 2))).notices == [NodeOffered(MAP, N1, 2, 1)]
+
+
+def test_another_offer_is_told_to_clusters_that_use_the_node(busy: Any) -> None:
+    assert busy.said(N1, msg.NodeDescribed(info(N1, 3))).notices[1:] == [NodeOffered(MAP, N1, 3, 1)]
+    assert busy.handle(ev.NodeAllocated(MAP, N1, 3)).notices[0] == NodeOffered(MAP, N1, 3, 3)
+    assert busy.said(N1, msg.NodeDescribed(info(N1, 2))).notices == [NodeOffered(MAP, N1, 2, 2)]
+    steer(busy, Steering.PAUSE)
+    assert busy.said(N1, msg.NodeDescribed(info(N1, 0))).notices == [NodeOffered(MAP, N1, 0, 0)]
+    effects = busy.handle(ev.NodeJoined(N1, info(N1, 1), "10.0.0.1"))
+    assert effects.notices == [NodeOffered(MAP, N1, 1, 0)]
 
 
 def test_load_is_told_to_clusters_that_use_the_node(busy: Any) -> None:

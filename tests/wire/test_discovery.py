@@ -13,6 +13,7 @@ import pytest
 from dispy.errors import NodeError, SettingsError
 from dispy.model import ProcessId
 from dispy.secrets import Credentials, find_credentials
+from dispy.settings import Multicast
 from dispy.wire import datagrams, discovery
 from dispy.wire.discovery import Answerer, Asker, DiscoveryRefused, NodeFound
 from dispy.wire.interfaces import InterfaceAddress, Scope, address_of, has_ipv6, shown
@@ -335,7 +336,7 @@ def test_an_interface_without_broadcast_speaks_by_multicast_where_asked_for(monk
     silent = InterfaceAddress("tun7", "203.0.113.2", "", False, ipaddress.IPv4Network("203.0.113.0/24"))
     monkeypatch.setattr("dispy.wire.interfaces._select", lambda _names: ([silent], []))
     assert Scope((), False).refresh([]) == []
-    assert Scope((), False, multicast=True).refresh([]) == [silent]
+    assert Scope((), False, Multicast(instead=True)).refresh([]) == [silent]
 
 
 def test_addresses_as_people_write_them() -> None:

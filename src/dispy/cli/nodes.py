@@ -95,7 +95,7 @@ async def take_survey(connection: Connection, hosts: Iterable[str], wait: float)
         connection.base_port,
         interfaces,
         wait,
-        multicast=settings.flag("DISPY_IPV4_UDP_MULTICAST"),
+        multicast=settings.multicast(),
     )
     seen = [NodeSeen(node.name, node.address, node.port, others=list(node.others)) for node in found]
     seen += [_named(host, connection.base_port + settings.NODE_PORT_OFFSET) for host in hosts]

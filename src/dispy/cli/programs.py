@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dispy import settings
+from dispy.cli.joboptions import job_options, take_job_options
 from dispy.cli.options import NORMALIZED, Connection, connection_options, take_connection
+from dispy.parameters import option_of_today
 
 if TYPE_CHECKING:
     from dispy.cli.output import Output
@@ -51,6 +53,9 @@ class Request:
     files: tuple[str, ...]
     nodes: tuple[str, ...]
     local: bool
+    hosts: tuple[str, ...]
+    reentrant: bool
+    job_options: dict[str, Any]
     keep_files: bool
     json: bool
     debug: bool
@@ -73,7 +78,25 @@ def _find(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     raise click.BadParameter(f"{value!r} is neither a file nor a program on the PATH{hint}")
 
 
-@click.command("program", cls=_ProgramCommand, hidden=True, context_settings={**NORMALIZED, "max_content_width": 110})
+def _no_scheduler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise click.BadParameter(
+            "this release has no scheduler that several programs share: leave the option out, and the nodes are asked "
+            "directly (by --nodes those that do not answer to everybody)"
+        )
+
+
+def _option_of_today(name: str) -> str:
+    name = NORMALIZED["token_normalize_func"](name)
+    return option_of_today(name) if name == "ip_addr" else name
+
+
+@click.command(
+    "program",
+    cls=_ProgramCommand,
+    hidden=True,
+    context_settings={**NORMALIZED, "max_content_width": 110, "token_normalize_func": _option_of_today},
+)
 @click.argument("program", callback=_find)
 @click.option(
     "-a", "--args", "arguments", multiple=True, callback=_split, metavar="ARGS", help="Arguments of one job; repeat."
@@ -90,16 +113,24 @@ def _find(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     "-n", "--nodes", multiple=True, metavar="NODE,…", help="Names, addresses or patterns (DISPY_NODES); repeat."
 )
 @click.option("--local", is_flag=True, help="Use this machine, by a node of its own.")
+@click.option("-i", "--host", "hosts", multiple=True, metavar="HOST", help="Interface or address to use here; repeat.")
+@job_options
+@click.option("--reentrant", is_flag=True, help="Run jobs again whose node is lost.")
 @connection_options
 @click.option("-c", "--keep-files", is_flag=True, help="Leave the files on the nodes.")
 @click.option("-j", "--json", is_flag=True, help="Print one JSON object per job.")
 @click.option("-d", "--debug", is_flag=True, help="Say more (DISPY_DEBUG).")
+@click.option("--scheduler_node", "--scheduler_host", hidden=True, expose_value=False, callback=_no_scheduler)
 def program(**options: Any) -> NoReturn:
     """Run PROGRAM on all nodes that answer, once for each -a (once without arguments if there is none)."""
     connection = take_connection(options)
+    given = take_job_options(options)
     named = [name for value in options.pop("nodes") for name in settings.names(value)]
     request = Request(
-        nodes=tuple(named) or settings.names(settings.variable("DISPY_NODES")), connection=connection, **options
+        nodes=tuple(named) or settings.names(settings.variable("DISPY_NODES")),
+        connection=connection,
+        job_options=given,
+        **options,
     )
     sys.exit(_run(request))
 
@@ -115,7 +146,7 @@ def _run(request: Request) -> int:
     try:
         with _ended_by_signal():
             arguments = request.arguments or ((),)
-            jobs += [cluster.submit(*words) for words in arguments]
+            jobs += [cluster.submit(*words, **request.job_options) for words in arguments]
             _follow(cluster, list(zip(arguments, jobs, strict=True)), output)
             finished = True
     except _Interrupted as interrupted:
@@ -142,6 +173,8 @@ def _open_cluster(request: Request) -> JobCluster:
         request.program,
         nodes=nodes or None,
         depends=list(request.files),
+        host=request.hosts or None,
+        reentrant=request.reentrant,
         cleanup=not request.keep_files,
         loglevel=logging.DEBUG if request.debug or settings.flag("DISPY_DEBUG") else None,
         secret=connection.secret,

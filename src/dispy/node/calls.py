@@ -50,6 +50,33 @@ def run_setup(computation: namespace.Computation, arguments: tuple[object, ...])
         raise SetupRefusedError(f"setup returned {status!r}; 0 or nothing means success")
 
 
+def run_cleanup(
+    computation: namespace.Computation, arguments: tuple[object, ...], *, may_end_node: bool
+) -> tuple[str, bool]:
+    """Run the user's cleanup function, if there is one.
+
+    Returns:
+        The traceback if it failed, else nothing; and whether it has called `dispynode_shutdown()`.
+    """
+    asked = False
+
+    def dispynode_shutdown() -> None:
+        """End this node when what is here has ended."""
+        nonlocal asked
+        if not may_end_node:
+            raise PermissionError("programs may not end this node: it was started without --client_shutdown")
+        asked = True
+
+    if computation.cleanup is None:
+        return "", False
+    namespace.inject({"dispynode_shutdown": dispynode_shutdown})
+    try:
+        computation.cleanup(*arguments)
+    except BaseException as error:
+        return user_trace(error), asked
+    return "", asked
+
+
 def user_trace(error: BaseException, *own_files: str) -> str:
     """The traceback as text, without the frames of this program above the user's code."""
     own = {__file__, namespace.__file__, *own_files}
@@ -110,11 +137,19 @@ def _dumps_by_value(value: object) -> bytes:
     raise UnsendableError(culprit) from None
 
 
-def program_call(cell: memoryview, program: str) -> Callable[[int, Any], bytes]:
-    """The trampoline for jobs that are runs of a program."""
+def program_call(cell: memoryview, program: str, interpreter: str = "") -> Callable[[int, Any], bytes]:
+    """The trampoline for jobs that are runs of a program.
+
+    Args:
+        cell: what the daemon and this worker share.
+        program: its path.
+        interpreter: command that runs it; empty: itself, or for `*.py` this Python.
+    """
     command = [program]
     if program.endswith(".py"):
-        command.insert(0, sys.executable)
+        interpreter = interpreter or sys.executable
+    if interpreter:
+        command.insert(0, interpreter)
 
     def call(sequence: int, payload: memoryview | mmap.mmap) -> bytes:
         arguments, _ = pickle.loads(payload)
@@ -123,7 +158,7 @@ def program_call(cell: memoryview, program: str) -> Callable[[int, Any], bytes]:
         try:
             process = subprocess.Popen([*command, *map(str, arguments)], stdin=subprocess.DEVNULL)
         except OSError as error:
-            raise _cannot_execute(program, error) from None
+            raise _cannot_execute(program, interpreter, error) from None
         if cell[CANCEL] == sequence:  # the signal may have come before the program was there
             process.send_signal(signal.SIGINT)
         code = process.wait()
@@ -136,7 +171,9 @@ def program_call(cell: memoryview, program: str) -> Callable[[int, Any], bytes]:
     return call
 
 
-def _cannot_execute(program: str, error: OSError) -> ProgramError:
+def _cannot_execute(program: str, interpreter: str, error: OSError) -> ProgramError:
+    if interpreter:
+        return ProgramError(f"{program} cannot be executed: {interpreter}, which shall run it: {error.strerror}")
     reason = error.strerror
     if isinstance(error, PermissionError):
         reason = "it is not executable (chmod +x it), or its directory forbids that"

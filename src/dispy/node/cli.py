@@ -30,6 +30,10 @@ from dispy.secrets import Credentials, find_admin_credentials, find_credentials
 logger = logging.getLogger("dispy.node")
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_SETUP_PLACE: Final = (
+    "the setup function of a program runs in a process from which the workers of its jobs are forked, so that they "
+    "have all that it made; the node's own process runs no code of programs"
+)
 _NOT_SAVED: Final = {"config", "save_config", "embedded", "launch", "secret", "admin_secret", "clean"}
 """Secrets stay out of files that others may read; `clean` is for one start."""
 
@@ -49,7 +53,8 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
     known = {parameter.name: parameter for parameter in context.command.params}
     defaults: dict[str, Any] = {}
     for key, text in parser.defaults().items():
-        name = {"dispy_port": "base_port"}.get(key, key).replace("-", "_")
+        name = option_of_today(key.replace("-", "_"))
+        name = {"dispy_port": "base_port"}.get(name, name)
         parameter = known.get(name)
         if parameter is None or name in {"config", "save_config", "embedded"}:
             raise click.BadParameter(f"{value}: {key!r} is no option of dispynode")
@@ -195,6 +200,8 @@ def command(context: click.Context, /, **options: Any) -> None:
         node_settings = _node_settings(options, credentials)
         for secret in (options["secret"], options["admin_secret"]):
             _hide_secret(secret)
+        if options["unsafe_setup"]:
+            logger.warning("--unsafe_setup has no effect: %s", _SETUP_PLACE)
         context.exit(run(node_settings, daemon=options["daemon"]))
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
@@ -223,7 +230,7 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
         interfaces=settings.names(settings.variable("DISPY_INTERFACES")),
         base_port=base_port,
         insist_on_port=_was_typed("base_port"),
-        multicast=options["ipv4_udp_multicast"],
+        multicast=settings.multicast(options["ipv4_udp_multicast"]),
         ext_hosts=tuple(_address(each, 0, "--ext_host") for each in options["ext_host"]),
         joins=tuple(_address(each, base_port, "--join") for each in options["join"]),
         clean=options["clean"],

@@ -124,7 +124,6 @@ class _Server:
         self._setup_in = "node"
         self._is_second = False
         self._doing = ""
-        self._shutdown_asked = False
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
         self._handlers: dict[int, Callable[[dict[str, Any], bytes], None]] = {
@@ -246,21 +245,12 @@ class _Server:
         os.execv(sys.executable, [sys.executable, *command[1:]])
 
     def _on_cleanup(self, info: dict[str, Any], payload: bytes) -> None:
-        trace = ""
-        computation = self._computation
-        if computation is not None and computation.cleanup is not None and self._setup_in == "node":
-            namespace.inject({"dispynode_shutdown": self._ask_shutdown})
-            try:
-                computation.cleanup(*self._setup_args)
-            except BaseException as error:
-                trace = calls.user_trace(error, __file__)
-        self._send(channel.CLEANED, trace=trace, shutdown=self._shutdown_asked)
-
-    def _ask_shutdown(self) -> None:
-        """`dispynode_shutdown()` of cleanup functions."""
-        if not self._spec["client_shutdown"]:
-            raise PermissionError("programs may not end this node: it was started without --client_shutdown")
-        self._shutdown_asked = True
+        trace, asked = "", False
+        if self._computation is not None and self._setup_in == "node":
+            trace, asked = calls.run_cleanup(
+                self._computation, self._setup_args, may_end_node=self._spec["client_shutdown"]
+            )
+        self._send(channel.CLEANED, trace=trace, shutdown=asked)
 
     # Workers
 
@@ -316,11 +306,13 @@ class _Server:
                 outputs=(high[2], high[3]),
                 console=self._console,
                 program=spec["program"] if spec["kind"] == "program" else "",
+                interpreter=spec["interpreter"],
                 output_limit=spec["output_limit"],
                 growth_limit=spec["growth_limit"],
                 computation=self._computation,
                 setup_args=self._setup_args if self._setup_in == "worker" else None,
                 single=spec["isolate"],
+                may_end_node=spec["client_shutdown"],
             )
             self._children.clear()
             self._by_pidfd.clear()

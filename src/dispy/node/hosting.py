@@ -237,6 +237,7 @@ class HostedComputation:
                 name=spec.name,
                 code=self._code,
                 program=spec.program,
+                interpreter=spec.interpreter,
                 setup_args=self._setup_args,
                 job_names={**self._places.names, "dispy_job_path": str(path)},
                 output_limit=spec.output_limit,

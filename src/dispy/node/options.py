@@ -96,6 +96,11 @@ _OPTIONS: Final = (
     ),
     _option("user", "Run jobs as this user (the node must be started by root).", metavar="NAME"),
     _option("init", "Python file whose init() runs at the start and close() at the end.", metavar="FILE"),
+    click.option(
+        *("--unsafe_setup", "--unsafe-setup"),
+        is_flag=True,
+        help="Accepted for the scripts of the original: setup runs once for each node as it is, never in the daemon.",
+    ),
     _option("admin_secret", "Accept orders of `dispy admin` that prove this secret.", metavar="SECRET"),
     _option("admin-secret-file", "File with the admin secret.", metavar="FILE"),
 )

@@ -37,6 +37,8 @@ class ForkServerSpec:
     code: bytes | None = None
     program: str = ""
     """Relative to `cwd`, or absolute."""
+    interpreter: str = ""
+    """Command that runs the program; empty: itself, or for `*.py` this Python."""
     setup_args: bytes = b""
     job_names: Mapping[str, str] = field(default_factory=dict)
     output_limit: int = OUTPUT_LIMIT

@@ -70,7 +70,7 @@ async def until_ended(service: NodeService, manager: str = "") -> int:
 
 
 def take_signals(service: NodeService, *, daemon: bool) -> None:
-    """Let SIGINT end the node in order, SIGTERM and SIGHUP at once (a daemon ignores SIGHUP)."""
+    """Let SIGINT end the node in order, SIGTERM, SIGQUIT and SIGHUP at once (a daemon ignores SIGHUP)."""
     loop = asyncio.get_running_loop()
     interrupts = 0
 
@@ -87,6 +87,7 @@ def take_signals(service: NodeService, *, daemon: bool) -> None:
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
     loop.add_signal_handler(signal.SIGTERM, terminated)
+    loop.add_signal_handler(signal.SIGQUIT, terminated)
     loop.add_signal_handler(signal.SIGHUP, (lambda: None) if daemon else terminated)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dispy.node.account import Account
 from dispy.node.window import ServiceWindow
 from dispy.secrets import Credentials
-from dispy.settings import BASE_PORT, GRACE_TIMEOUT, ZOMBIE_INTERVAL
+from dispy.settings import BASE_PORT, GRACE_TIMEOUT, USUAL_MULTICAST, ZOMBIE_INTERVAL, Multicast
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,7 @@ class NodeSettings:
     """The user named the port: do not take another one."""
     ephemeral: bool = False
     """Listen on any free port and take no part in discovery (the embedded node)."""
-    multicast: bool = False
-    """Announce by IPv4 multicast, not by broadcast."""
+    multicast: Multicast = USUAL_MULTICAST
     ext_hosts: tuple[tuple[str, int], ...] = ()
     """Hosts and ports (0: the one that it listens at) where others reach it, behind NAT for example."""
     joins: tuple[tuple[str, int], ...] = ()

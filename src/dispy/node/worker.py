@@ -48,6 +48,8 @@ FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, LIMITED, UNSENDABLE = range(7
 SETUP_FAILED: Final = 120
 CLEANUP_FAILED: Final = 121
 """Exit codes of a worker whose setup or cleanup failed (only where these run in workers); its stderr says how."""
+SHUTDOWN_ASKED: Final = 122
+"""Exit code of a worker whose cleanup has called `dispynode_shutdown()`."""
 _BUFFER_SIZE: Final = 256 << 10
 _LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at how far this process has grown."""
@@ -71,6 +73,8 @@ class Post:
     console: int
     program: str
     """Path of the program to run for each job; empty when jobs are calls of a function."""
+    interpreter: str
+    """Command that runs the program; empty: itself, or for `*.py` this Python."""
     output_limit: int
     growth_limit: int
     """Bytes by which this process may grow before it is replaced; 0: any."""
@@ -79,6 +83,8 @@ class Post:
     """Given when this worker has to run the setup itself."""
     single: bool = False
     """It runs one job and ends."""
+    may_end_node: bool = False
+    """Whether its cleanup may call `dispynode_shutdown()`."""
 
 
 def run(post: Post) -> int:
@@ -95,12 +101,12 @@ def run(post: Post) -> int:
             return SETUP_FAILED
         worker.normal.note()
     worker.serve()
-    if post.setup_args is not None and post.computation is not None and post.computation.cleanup is not None:
-        try:
-            post.computation.cleanup(*post.setup_args)
-        except BaseException as error:
-            os.write(2, _encoded(calls.user_trace(error, __file__)))
+    if post.setup_args is not None and post.computation is not None:
+        trace, asked = calls.run_cleanup(post.computation, post.setup_args, may_end_node=post.may_end_node)
+        if trace:
+            os.write(2, _encoded(trace))
             return CLEANUP_FAILED
+        return SHUTDOWN_ASKED if asked else 0
     return 0
 
 
@@ -120,7 +126,7 @@ class _Worker:
         self._interrupted = 0
         self._interrupted_at = 0.0
         if post.computation is None:
-            self._call = calls.program_call(post.cell, post.program)
+            self._call = calls.program_call(post.cell, post.program, post.interpreter)
         else:
             self._call = calls.function_call(post.cell, post.computation.compute)
         self.speaker = jobside.Speaker(post.socket, post.cell)

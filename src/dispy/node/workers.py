@@ -37,7 +37,7 @@ from dispy.node.leftovers import MARK
 from dispy.node.outbox import Outbox
 from dispy.node.replies import ForkServerHandler, ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.watch import Watch, WorkerRecord
-from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED
+from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED, SHUTDOWN_ASKED
 
 logger = logging.getLogger("dispy.node")
 
@@ -113,6 +113,7 @@ class ForkServer:
             "name": self._spec.name,
             "cwd": str(self._spec.cwd),
             "program": self._program(),
+            "interpreter": self._spec.interpreter,
             "job_names": dict(self._spec.job_names),
             "output_limit": self._spec.output_limit,
             "isolate": self._spec.isolate,
@@ -404,10 +405,12 @@ class ForkServer:
                 death.cause = verdict
                 death.limited = True
         code = os.waitstatus_to_exitcode(status) if status is not None else None
-        death.expected = not running and code == 0
+        death.expected = not running and code in (0, SHUTDOWN_ASKED)
         death.setup_failed = not running and code == SETUP_FAILED and self.setup_in == "worker"
         if not running and code == CLEANUP_FAILED:
             self._cleanup_trace = death.stderr.decode("utf-8", "replace")
+        if not running and code == SHUTDOWN_ASKED:
+            self.shutdown_asked = True
         self._forget(worker)
         self._handler.worker_died(worker.number, death)
 

@@ -113,6 +113,18 @@ class NodeMeasured:
 
 
 @dataclass(slots=True, frozen=True)
+class NodeOffered:
+    """A node offers another number of CPUs than before, or the cluster uses another number of them."""
+
+    cluster: ComputationId
+    node: ProcessId
+    cpus: int
+    """What it offers."""
+    used: int
+    """What the cluster uses of it."""
+
+
+@dataclass(slots=True, frozen=True)
 class NodeRefused:
     """A node cannot run this cluster's jobs (setup failed, Python differs, …) or is held by somebody else."""
 
@@ -139,6 +151,7 @@ Notice = (
     | NodeOpened
     | NodeClosed
     | NodeMeasured
+    | NodeOffered
     | NodeRefused
     | ClusterEnded
 )

@@ -28,7 +28,7 @@ from dispy.scheduler.events import (
 )
 from dispy.scheduler.intake import ResultIntake
 from dispy.scheduler.places import KnownPlaces
-from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST
+from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST, USUAL_MULTICAST, Multicast
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
@@ -105,7 +105,7 @@ class NodeLinks:
         base_port: int,
         client_port: int,
         interfaces: tuple[str, ...],
-        multicast: bool = False,
+        multicast: Multicast = USUAL_MULTICAST,
         on_event: Callable[[Event], None],
         talk: Talk,
         on_known_elsewhere: Callable[[ProcessId], None],

@@ -16,6 +16,7 @@ from dispy.scheduler.effects import (
     JobRequeued,
     NodeClosed,
     NodeMeasured,
+    NodeOffered,
     NodeOpened,
     NodeRefused,
 )
@@ -94,8 +95,11 @@ def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
     """A node is here. One that is known already has a new link, whatever became of the old one."""
     known = tables.nodes.get(event.node)
     if known is not None:
+        before = known.info.cpus
         known.info, known.address = event.info, event.address
         resume(tables, out, known)
+        if before != known.info.cpus:
+            tell_offer(out, known)
         return
     tables.joins += 1
     node = NodeRecord(event.node, event.info, event.address, tables.joins)
@@ -107,13 +111,23 @@ def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
 
 def describe(tables: Tables, out: Outbox, node: NodeRecord, info: NodeInfo) -> None:
     """The node says that it has changed. Of more CPUs every owner is asked anew how many it wants."""
-    more, node.info = info.cpus > node.info.cpus, info
-    if more:
+    before, node.info = node.info.cpus, info
+    if info.cpus > before:
         for cluster in tables.clusters.values():
             ask_allocation(out, cluster, node)
     tables.refresh(node)
+    if info.cpus != before:
+        tell_offer(out, node)
     for share in node.shares.values():
         end_hopeless(tables, out, share.cluster.queues)
+
+
+def tell_offer(out: Outbox, node: NodeRecord) -> None:
+    """Tell the clusters that use a node how many CPUs it offers now."""
+    for share in node.shares.values():
+        if share.state is ShareState.READY:
+            used = 0 if share.is_paused else share.slots
+            out.notice(NodeOffered(share.cluster.id, node.id, node.info.cpus, used))
 
 
 def measure(node: NodeRecord, out: Outbox, avail: AvailInfo) -> None:
@@ -154,6 +168,8 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
         share.state = ShareState.WANTED
     want(tables, out, share)
     tables.refresh(node)
+    if changed:
+        tell_offer(out, node)
     end_hopeless(tables, out, cluster.queues)
 
 

@@ -71,6 +71,9 @@ class ClusterOwner(Protocol):
     def node_measured(self, node: ProcessId, avail: AvailInfo) -> None:
         """A node says what is free on its machine."""
 
+    def node_offered(self, node: ProcessId, cpus: int, used: int) -> None:
+        """A node offers another number of CPUs now, or the cluster uses another number of them."""
+
     def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
         """A node cannot run this cluster's jobs."""
 

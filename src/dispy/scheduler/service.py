@@ -39,6 +39,7 @@ from dispy.scheduler.effects import (
     JobsStarted,
     NodeClosed,
     NodeMeasured,
+    NodeOffered,
     NodeOpened,
     NodeRefused,
 )
@@ -56,8 +57,18 @@ from dispy.scheduler.links import NodeLinks, Reached
 from dispy.scheduler.owner import Allocation, ClusterOwner
 from dispy.scheduler.search import NodeSearch
 from dispy.secrets import Credentials
-from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT, embedded_handle, flag
+from dispy.settings import (
+    GRACE_TIMEOUT,
+    HEARTBEAT_INTERVAL,
+    SUSPECT_TIMEOUT,
+    USUAL_MULTICAST,
+    Multicast,
+    embedded_handle,
+    flag,
+)
 from dispy.wire.link import LinkSettings
+
+_Told = JobRequeued | NodeOpened | NodeClosed | NodeMeasured | NodeOffered | NodeRefused | ClusterEnded
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,8 +83,7 @@ class ServiceSettings:
     interfaces: tuple[str, ...]
     pulse_interval: float | None = field(default=None, compare=False)
     """That of the first cluster: with a service of its own, a second one would wait for the first one's nodes."""
-    multicast: bool = False
-    """IPv4 discovery speaks by multicast, not by broadcast."""
+    multicast: Multicast = USUAL_MULTICAST
     ext_host: str = ""
     """Where others reach this machine; nodes show it as the place of the program that holds them."""
 
@@ -296,7 +306,7 @@ class SchedulerService:
             if owner is not None:
                 owner.jobs_started(view, records)
 
-    def _tell(self, notice: JobRequeued | NodeOpened | NodeClosed | NodeMeasured | NodeRefused | ClusterEnded) -> None:
+    def _tell(self, notice: _Told) -> None:
         match notice:
             case JobRequeued():
                 owner = self.owners.get(notice.job.cluster)
@@ -315,6 +325,10 @@ class SchedulerService:
                 owner = self.owners.get(notice.cluster)
                 if owner is not None:
                     owner.node_measured(notice.node, notice.avail)
+            case NodeOffered():
+                owner = self.owners.get(notice.cluster)
+                if owner is not None:
+                    owner.node_offered(notice.node, notice.cpus, notice.used)
             case NodeRefused():
                 self._tell_refused(notice)
             case ClusterEnded():

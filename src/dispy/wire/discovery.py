@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from dispy.errors import NodeError
 from dispy.model import ProcessId
 from dispy.secrets import Credentials
-from dispy.settings import NODE_PORT_OFFSET
+from dispy.settings import NODE_PORT_OFFSET, USUAL_MULTICAST, Multicast
 from dispy.wire import datagrams
 from dispy.wire.datagrams import (
     Announcement,
@@ -154,7 +154,7 @@ class Asker(_Hearer):
         base_port: int,
         name: str,
         interfaces: tuple[str, ...],
-        multicast: bool = False,
+        multicast: Multicast = USUAL_MULTICAST,
         on_found: Callable[[NodeFound], None],
         on_refused: Callable[[DiscoveryRefused], None],
     ) -> Self:
@@ -172,7 +172,7 @@ class Asker(_Hearer):
         )
         asker._scope.refresh(asker.tried)
         try:
-            asker._ears = Ears(base_port)
+            asker._ears = Ears(base_port, multicast)
         except OSError as error:
             asker._ears_problem = (
                 f"nodes that announce themselves are not heard: UDP port {base_port}: {error_text(error)}"
@@ -202,7 +202,7 @@ class Asker(_Hearer):
             self.tried.extend(self._ears.join(self._scope.addresses))
         self._drop_sockets_except({each.address for each in found})
         for each in found:
-            target = everybody(each, port, multicast=self._scope.multicast)
+            target = everybody(each, port, self._scope.multicast)
             try:
                 self._socket_for(each).sendto(question, target)
             except OSError as error:
@@ -297,13 +297,13 @@ class Answerer(_Hearer):
         process: ProcessId,
         tcp_port: int,
         interfaces: tuple[str, ...],
-        multicast: bool = False,
+        multicast: Multicast = USUAL_MULTICAST,
         others: tuple[tuple[str, int], ...] = (),
         on_refused: Callable[[DiscoveryRefused], None],
     ) -> Self:
         """An answerer on UDP base + 1, which it shares with other nodes of this host.
 
-        It hears broadcasts and multicasts alike; with `multicast` its IPv4 announcements go to the multicast group.
+        It hears broadcasts and multicasts alike; `multicast` says where its announcements go.
         `others` are further hosts and ports where the node can be reached.
 
         Raises:
@@ -313,7 +313,7 @@ class Answerer(_Hearer):
         interface_addresses(interfaces)
         port = base_port + NODE_PORT_OFFSET
         try:
-            ears = Ears(port)
+            ears = Ears(port, multicast)
         except OSError as error:
             raise NodeError(
                 f"clients cannot find this node: UDP port {port} cannot be used: {error_text(error)}; "
@@ -351,7 +351,7 @@ class Answerer(_Hearer):
         data = datagrams.encode_announcement(self._identity, nonce, *self._described)
         for each in self._spoken:
             try:
-                target = self._ears.send(data, each, self._base_port, multicast=self._scope.multicast)
+                target = self._ears.send(data, each, self._base_port)
             except OSError as error:
                 self.tried.append(f"{each.name}: nothing could be announced: {error_text(error)}")
                 self.counters["failed"] += 1
@@ -392,7 +392,7 @@ async def discover_once(
     interfaces: tuple[str, ...],
     seconds: float,
     *,
-    multicast: bool = False,
+    multicast: Multicast = USUAL_MULTICAST,
 ) -> tuple[list[NodeFound], list[DiscoveryRefused], list[str]]:
     """Ask three times (datagrams get lost) within `seconds`.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from dispy.errors import SettingsError
 from dispy.secrets import Credentials
+from dispy.settings import USUAL_MULTICAST, Multicast
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -96,9 +97,10 @@ def listen_hosts(
 class Scope:
     """On which interfaces we speak, and whom we hear."""
 
-    def __init__(self, interfaces: tuple[str, ...], loopback_only: bool, multicast: bool = False) -> None:
+    def __init__(
+        self, interfaces: tuple[str, ...], loopback_only: bool, multicast: Multicast = USUAL_MULTICAST
+    ) -> None:
         self.multicast = multicast
-        """IPv4 speaks to the multicast group, not to the broadcast address."""
         self._interfaces = interfaces
         self._loopback_only = loopback_only
         self._restricted = bool(interfaces) or loopback_only
@@ -120,7 +122,7 @@ class Scope:
             found = [each for each in found if each.is_loopback]
         self.addresses = found
         ipv4 = [each for each in found if not each.is_ipv6]
-        mute = [each for each in ipv4 if not each.broadcast and (each.is_loopback or not self.multicast)]
+        mute = [each for each in ipv4 if not each.broadcast and (each.is_loopback or not self.multicast.instead)]
         tried.extend(f"{each.name}: {each.address} has no broadcast" for each in mute)
         return [each for each in ipv4 if each not in mute] + _one_per_interface(each for each in found if each.is_ipv6)
 

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from dispy.settings import Multicast
 from dispy.wire.interfaces import InterfaceAddress, address_of, has_ipv6
 
-IPV4_GROUP: Final = "239.255.61.59"
-IPV6_GROUP: Final = "ff05::b409:3171:9705:5134:6159"
 HOPS: Final = 1
 """Multicasts stay on their network."""
 _DATAGRAMS_PER_WAKE: Final = 64
@@ -34,12 +33,13 @@ class Received(NamedTuple):
 class Ears:
     """The sockets at one shared UDP port, one for IPv4 and one for IPv6, which hear what goes to everybody."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, multicast: Multicast) -> None:
         """Open the sockets; without IPv6 one will do.
 
         Raises:
             OSError: another program has the port for itself.
         """
+        self._multicast = multicast
         self.sockets = [_shared_socket(socket.AF_INET, port)]
         self.problem = ""
         """Why nothing is heard over IPv6 although this machine has it."""
@@ -71,21 +71,21 @@ class Ears:
 
     def _change_membership(self, each: InterfaceAddress, *, join: bool) -> None:
         if not each.is_ipv6:
-            membership = socket.inet_aton(IPV4_GROUP) + socket.inet_aton(each.address)
+            membership = socket.inet_aton(self._multicast.ipv4_group) + socket.inet_aton(each.address)
             option = socket.IP_ADD_MEMBERSHIP if join else socket.IP_DROP_MEMBERSHIP
             self.sockets[0].setsockopt(socket.IPPROTO_IP, option, membership)
         elif len(self.sockets) > 1:
-            membership = socket.inet_pton(socket.AF_INET6, IPV6_GROUP) + struct.pack("@I", each.index)
+            membership = socket.inet_pton(socket.AF_INET6, self._multicast.ipv6_group) + struct.pack("@I", each.index)
             option = socket.IPV6_JOIN_GROUP if join else socket.IPV6_LEAVE_GROUP
             self.sockets[1].setsockopt(socket.IPPROTO_IPV6, option, membership)
 
-    def send(self, data: bytes, each: InterfaceAddress, port: int, *, multicast: bool) -> str:
+    def send(self, data: bytes, each: InterfaceAddress, port: int) -> str:
         """Send to all on the network of an interface; returns the address that this was.
 
         Raises:
             OSError: it cannot be sent there.
         """
-        target = everybody(each, port, multicast=multicast)
+        target = everybody(each, port, self._multicast)
         if each.is_ipv6:
             if len(self.sockets) < 2:
                 raise OSError(self.problem)
@@ -101,11 +101,11 @@ class Ears:
             sock.close()
 
 
-def everybody(each: InterfaceAddress, port: int, *, multicast: bool) -> tuple[Any, ...]:
+def everybody(each: InterfaceAddress, port: int, multicast: Multicast) -> tuple[Any, ...]:
     """Where all on the network of an interface hear us."""
     if each.is_ipv6:
-        return (IPV6_GROUP, port, 0, each.index)
-    return (IPV4_GROUP if multicast and not each.is_loopback else each.broadcast, port)
+        return (multicast.ipv6_group, port, 0, each.index)
+    return (multicast.ipv4_group if multicast.instead and not each.is_loopback else each.broadcast, port)
 
 
 def speaking_socket(each: InterfaceAddress) -> socket.socket:
