@@ -159,7 +159,7 @@ class Fetching:
             base_port=self._book.program.base_port,
             name=self._settings.name,
             interfaces=settings.names(settings.variable("DISPY_INTERFACES")),
-            multicast=settings.flag("DISPY_IPV4_UDP_MULTICAST"),
+            multicast=settings.multicast(),
             on_found=self._found,
             on_refused=self._discovery_refused,
         )
