@@ -651,6 +651,12 @@ def test_an_offer_that_comes_back_is_used_again(ready: Node) -> None:
     assert ready.run(1, 2).actions == [do.ForkWorker(MAP, 3)]
 
 
+def test_a_heavy_job_keeps_its_cpus_when_fewer_are_offered(ready: Node) -> None:
+    ready.said(msg.RunJobs(MAP, [JobSpec(1, 1, 1, None, JobOptions(cpus=2))]), b"x")
+    ready.handle(ev.OfferChanged(1))
+    ready.handle(ev.OfferChanged(0, "stopped"))
+
+
 def test_fewer_cpus_end_the_workers_beyond(ready: Node) -> None:
     ready.run(1)
     assert ready.handle(ev.OfferChanged(1)).actions == [do.RetireWorker(MAP, 2)]

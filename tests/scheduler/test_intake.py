@@ -161,7 +161,9 @@ def test_acknowledgements_wait_for_one_another() -> None:
         world.intake.tell()  # another message goes to the node
         world.waiting.pop()()
         assert world.acknowledged == [2, 3]
-        world.intake.tell_again()
+        await world.batch(3, said(3))  # the node says it again: it has not heard that
+        assert [job for job, _, _ in world.told] == [1, 2, 3]
+        world.waiting.pop()()
         assert world.acknowledged == [2, 3, 3]
 
     asyncio.run(scenario())

@@ -485,6 +485,7 @@ def test_lease_that_was_lost_in_a_break(busy: Scheduler) -> None:
     cause = f"node n1 (10.0.0.1) is {HELD_BY} and the job may have started"
     assert busy.said(N1, msg.LeaseRefused(OTHER)) == only(
         busy.ended(JobState.Abandoned, 1, node=N1, cause=cause),
+        NodeClosed(MAP, N1, f"the node is {HELD_BY}"),
         NodeRefused(None, N1, HELD_BY, holder=OTHER),
     )
     assert busy.said(N1, msg.LeaseGranted([], [])) == Effects(said(N1, msg.OpenComputation(spec())))

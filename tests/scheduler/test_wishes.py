@@ -257,3 +257,33 @@ def test_a_job_under_which_nodes_die_is_not_given_to_a_fourth() -> None:
     assert ended.jobs[0].state is JobState.Terminated
     cause = ended.jobs[0].cause or ""
     assert "the last of 3 nodes in a row that were lost while they ran it" in cause
+
+
+def test_a_closing_cluster_gives_back_nodes_that_can_run_none_of_its_jobs(wishes: Wishes) -> None:
+    wishes.node(N1, 1)
+    wishes.node(N2, 1)
+    wishes.wish(1, node=N2)
+    wishes.wish(2, node=N2)
+    closed = wishes.handle(ev.ClusterClosing(MAP))
+    assert closed.sends == [Send(N1, msg.CloseComputation(MAP, False))]
+    assert wishes.said(N1, msg.ComputationClosed(MAP)).sends == [Send(N1, msg.ReleaseLease())]
+
+
+def test_a_closing_cluster_keeps_nodes_to_which_a_job_may_come_back(wishes: Wishes) -> None:
+    for node in (N1, N2, N3):
+        wishes.node(node, 1)
+    wishes.submit(1)
+    wishes.wish(2, node=N2)
+    wishes.wish(3, node=N2)
+    assert wishes.handle(ev.ClusterClosing(MAP)).sends == []
+    assert wishes.done(N1, 1).sends == [
+        Send(N1, msg.CloseComputation(MAP, False)),
+        Send(N3, msg.CloseComputation(MAP, False)),
+    ]
+
+
+def test_an_open_cluster_keeps_nodes_that_can_run_none_of_its_jobs(wishes: Wishes) -> None:
+    wishes.node(N1, 1)
+    wishes.node(N2, 1)
+    wishes.wish(1, node=N2)
+    assert wishes.wish(2, node=N2).sends == []

@@ -1,79 +1,194 @@
-"""The promises under trouble of all kinds, and the choices of the scheduler in a calm world.
+"""The promises under trouble of all kinds, bounds of time, and the choices of the scheduler in a calm world.
 
-A failing seed is printed with the command that replays it. DISPY_SEEDS="1000:1100" runs those seeds instead.
+A failing seed is printed with the command that replays it. DISPY_SEEDS="1000:1100" tries those seeds instead.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-HERE = Path(__file__).parent
-GROUPS = 10
-SEEDS = 32
-"""Per group."""
+from dispy.model import ComputationId, JobState
+from simulator.__main__ import try_seeds
+from simulator.chances import CALM
+from simulator.network import TO_NODE, TO_PROGRAM, Machine
+from simulator.program import SimProgram
+from simulator.promises import finish
+from simulator.trouble import run_seed
+from simulator.world import World
 
-
-def _load() -> ModuleType:
-    name = "simulator_sim"
-    if name not in sys.modules:
-        found = importlib.util.spec_from_file_location(name, HERE / "sim.py")
-        assert found is not None
-        assert found.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-    return sys.modules[name]
-
-
-sim = _load()
+SEEDS = 2400
+GROUP = 200
 
 
 def _groups() -> Iterator[range]:
-    chosen = os.environ.get("DISPY_SEEDS", "")
-    if chosen:
-        first, _, last = chosen.partition(":")
-        yield range(int(first), int(last or int(first) + 1))
-        return
-    for group in range(GROUPS):
-        yield range(group * SEEDS, (group + 1) * SEEDS)
+    first, _, last = os.environ.get("DISPY_SEEDS", "").partition(":")
+    chosen = range(int(first), int(last or int(first) + 1)) if first else range(SEEDS)
+    for start in range(chosen.start, chosen.stop, GROUP):
+        yield range(start, min(start + GROUP, chosen.stop))
 
 
 @pytest.mark.parametrize("seeds", list(_groups()), ids=str)
 def test_promises_hold_under_trouble(seeds: range) -> None:
-    for seed in seeds:
-        try:
-            sim.run_seed(seed)
-        except Exception as error:
-            pytest.fail(f"seed {seed}: {error}\nreplay it: python tests/simulator/sim.py {seed}")
+    failed = try_seeds(seeds.start, seeds.stop)
+    if failed:
+        pytest.fail("\n".join(f"seed {seed}: {why}\nreplay it: python tests/simulator {seed}" for seed, why in failed))
 
 
 def test_same_seed_same_run() -> None:
-    first, second = sim.run_seed(11), sim.run_seed(11)
+    first, second = run_seed(11), run_seed(11)
     assert first.clock.now == second.clock.now
-    assert first.starts == second.starts
-    assert first.started_at == second.started_at
+    assert [task.started_at for task in first.tasks.values()] == [task.started_at for task in second.tasks.values()]
+
+
+# ---- bounds of time ----
+
+
+class Calm:
+    """A program, and machines with it where nothing goes wrong by itself."""
+
+    def __init__(self, *cpus: int) -> None:
+        self.world = World(1, CALM)
+        self.program: SimProgram = self.world.add_program()
+        self.machines: list[Machine] = [self.world.add_machine(count) for count in cpus]
+        self.world.pass_time(0.5)
+
+    def open(self, *, reentrant: bool = False) -> ComputationId:
+        cluster = self.world.open(self.program, reentrant=reentrant)
+        self.world.pass_time(1.0)
+        return cluster
+
+    def submit(self, cluster: ComputationId, durations: list[float]) -> None:
+        self.world.submit(self.program, cluster, durations)
+
+    def states(self) -> list[JobState]:
+        return [told.endings[0].state for told in self.program.jobs.values() if told.endings]
+
+    def run_all(self) -> None:
+        self.world.run(lambda: all(told.endings for told in self.program.jobs.values()))
+
+    def starts(self) -> list[int]:
+        return [len(task.started_at) for task in self.world.tasks.values()]
+
+    def part(self, machine: Machine, ways: list[int], seconds: float) -> None:
+        path = machine.paths[self.program.number]
+        path.close(ways)
+        self.world.clock.at(self.world.clock.now + seconds, lambda: path.open(ways))
+
+
+@pytest.fixture
+def calm() -> Calm:
+    return Calm(1, 1)
+
+
+def test_jobs_of_a_node_that_is_killed_start_elsewhere_within_a_second(calm: Calm) -> None:
+    calm.submit(calm.open(reentrant=True), [3.0])
+    calm.world.pass_time(1.0)
+    first = next(node for node in calm.world.nodes if any(server.workers for server in node.servers.values()))
+    first.end(goodbye=False)
+    killed_at = calm.world.clock.now
+    calm.world.pass_time(1.0)
+    (task,) = calm.world.tasks.values()
+    assert len(task.started_at) == 2
+    assert task.started_at[1] - killed_at < 1.0
+    calm.run_all()
+    assert calm.states() == [JobState.Finished]
+    finish(calm.world)
+
+
+@pytest.mark.parametrize("ways", [[TO_NODE], [TO_PROGRAM], [TO_NODE, TO_PROGRAM]], ids=["to node", "back", "both"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_nothing_runs_twice_after_four_seconds_of_silence(calm: Calm, ways: list[int], reentrant: bool) -> None:
+    calm.submit(calm.open(reentrant=reentrant), [2.0, 6.0, 2.0, 6.0])
+    calm.world.pass_time(1.0)
+    for machine in calm.machines:
+        calm.part(machine, ways, 3.9)
+    calm.run_all()
+    assert calm.starts() == [1, 1, 1, 1]
+    assert calm.states() == [JobState.Finished] * 4
+    finish(calm.world)
+
+
+@pytest.mark.parametrize("ways", [[TO_PROGRAM], [TO_NODE, TO_PROGRAM]], ids=["back", "both"])
+def test_after_ten_seconds_of_silence_jobs_run_elsewhere_and_old_attempts_end(calm: Calm, ways: list[int]) -> None:
+    calm.submit(calm.open(reentrant=True), [60.0])
+    calm.world.pass_time(1.0)
+    (first,) = [node for node in calm.world.nodes if node.core.snapshot().given]
+    cut_at = calm.world.clock.now
+    calm.part(first.machine, ways, 10.0)
+    calm.world.pass_time(6.0)
+    (task,) = calm.world.tasks.values()
+    assert len(task.started_at) == 2
+    assert 3.9 < task.started_at[1] - cut_at < 5.5
+    assert first.core.snapshot().given == 1, "what runs there goes on as long as nobody says otherwise"
+    calm.world.pass_time(10.0 - 6.0 + 3.0)
+    assert first.core.snapshot().given == 0, "the old attempt was not told to stop when the node was back"
+    calm.run_all()
+    assert calm.starts() == [2]
+    finish(calm.world)
+
+
+def test_a_node_that_was_stopped_is_lost_in_time(calm: Calm) -> None:
+    calm.submit(calm.open(), [60.0, 60.0])
+    calm.world.pass_time(1.0)
+    calm.world.nodes[0].stop()
+    calm.world.pass_time(5.5)
+    assert calm.states() == [JobState.Abandoned]
+    calm.world.nodes[0].go_on()
+    calm.run_all()
+    assert calm.starts() == [1, 1]
+    finish(calm.world)
+
+
+def test_a_program_that_was_stopped_finds_everything_as_it_was(calm: Calm) -> None:
+    calm.submit(calm.open(), [2.0, 30.0])
+    calm.world.pass_time(1.0)
+    calm.program.stop()
+    calm.world.pass_time(4.0)
+    calm.program.go_on()
+    calm.run_all()
+    assert calm.states() == [JobState.Finished] * 2
+    assert calm.starts() == [1, 1]
+    finish(calm.world)
+
+
+def test_two_programs_that_wait_for_nodes_of_each_other_both_end() -> None:
+    """Each has closed its cluster with one job left that can only run where the other one is."""
+    world = World(1, CALM)
+    first = world.add_program()
+    world.add_machine(1)
+    cluster = world.open(first, reentrant=False)
+    world.pass_time(1.0)
+    second = world.add_program()
+    other = world.open(second, reentrant=False)
+    world.add_machine(1)
+    second.diallers["n2"].start()
+    world.pass_time(1.0)
+    held = [node.core.snapshot().holder for node in world.nodes]
+    assert all(held)
+    for program, own in ((first, cluster), (second, other)):
+        for node in world.nodes:
+            world.submit_to(program, own, node, 0.1)
+        world.close(program, own, terminate=False)
+    world.run(lambda: all(told.endings for program in world.programs for told in program.jobs.values()))
+    finish(world)
+
+
+# ---- choices in a calm world ----
 
 
 def _makespan(nodes: int, cpus: int, durations: list[float]) -> float:
     """Seconds from submission to the end of the last job in a calm world."""
-    world = sim.World(1, sim.CALM)
-    for _ in range(nodes):
-        world.add_node(cpus)
-    cluster = world.open(reentrant=False)
-    done: list[bool] = []
-    world.clock.at(1.0, lambda: done.append(True))
-    world.run(lambda: bool(done))
-    start = world.clock.now
-    world.submit(cluster, durations)
-    world.run(lambda: all(told.endings for told in world.scheduler.jobs.values()))
-    end = world.clock.now
-    sim.finish(world)
+    calm = Calm(*[cpus] * nodes)
+    calm.world.check_every = 100
+    cluster = calm.open()
+    start = calm.world.clock.now
+    calm.submit(cluster, durations)
+    calm.run_all()
+    end = calm.world.clock.now
+    finish(calm.world)
     return end - start
 
 

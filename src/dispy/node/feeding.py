@@ -32,6 +32,8 @@ class Feeder:
     """Computations may use more CPUs than there are, if their owner wants that."""
     capacity: int = 0
     """CPUs that jobs may use, as the last dispatch found it."""
+    peak: int = 0
+    """The most that it was since the oldest heavy job began: what the offer loses, running jobs keep."""
     heavy: dict[Worker, HeldJob] = field(default_factory=dict)
     """Workers that run a heavy job; it may have ended since the last dispatch."""
     kept: int = 0
@@ -101,6 +103,7 @@ class Feeder:
                 if computation.limit > most and (computation.oversubscribe or self.oversubscribe):
                     most = computation.limit
         self.capacity = most
+        self.peak = max(self.peak, most) if self.heavy else most
         if most < before:
             workers = [worker for computation in running for worker in computation.workers.values()]
             staying = sorted([each for each in workers if each.state is not WorkerState.RETIRING], key=_job_count)
@@ -147,7 +150,7 @@ class Feeder:
         """
         running = [job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job]
         specials = [job.special for job in running if job.special is not None]
-        assert sum(special.cpus for special in specials) <= max(self.cpus, self.capacity), "CPUs were given twice"
+        assert sum(special.cpus for special in specials) <= self.peak, "CPUs were given twice"
         gpus = [number for special in specials for number in special.gpus]
         assert len(set(gpus)) == len(gpus), "a GPU was given twice"
 

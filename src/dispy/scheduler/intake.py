@@ -55,9 +55,13 @@ class ResultIntake:
         self._closed = False
 
     def arrived(self, message: JobsDone, payload: bytes | memoryview) -> None:
-        """Take a batch; one that was taken before is ignored."""
+        """Take a batch; one that was taken before is only acknowledged again."""
         number = message.sequence
-        if number <= self._acknowledged or number in self._pending:
+        if number <= self._acknowledged:
+            # it was told on a link that has ended, or on this one before the node knew whose it is
+            self._told = min(self._told, number - 1)
+            return
+        if number in self._pending:
             return
         view = memoryview(payload)
         jobs: list[JobDone] = []
@@ -90,11 +94,10 @@ class ResultIntake:
     def acknowledge(self) -> None:
         """Note up to where everything is here. The node hears of it with the next message to it, or soon."""
         safe = min(self._pending) - 1 if self._pending else self._highest
-        if safe > self._acknowledged:
-            self._acknowledged = safe
-            if not self._is_waiting:
-                self._is_waiting = True
-                self._later(ACKNOWLEDGE_AFTER, self._waited)
+        self._acknowledged = max(safe, self._acknowledged)
+        if self._told < self._acknowledged and not self._is_waiting:
+            self._is_waiting = True
+            self._later(ACKNOWLEDGE_AFTER, self._waited)
 
     def untold(self) -> list[tuple[AckResults, tuple[()]]]:
         """What is to be sent to the node with the next message, if anything."""
@@ -107,11 +110,6 @@ class ResultIntake:
         """Tell the node now what it has not been told."""
         if self.link is not None:
             self.link.send_now(self.untold())
-
-    def tell_again(self) -> None:
-        """The last acknowledgement may have been lost with an earlier link."""
-        self._told = 0
-        self.tell()
 
     def _waited(self) -> None:
         self._is_waiting = False

@@ -346,7 +346,6 @@ class NodeLinks:
         if target is not None:
             reached.dialler = target.dialler
         reached.exchange.link_replaced(link)
-        reached.intake.tell_again()
         if reached.info is not None:
             self._on_event(LinkResumed(process))
 

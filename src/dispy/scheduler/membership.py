@@ -24,6 +24,7 @@ from dispy.scheduler.events import ClusterClosing, ClusterOpened, NodeAllocated,
 from dispy.scheduler.flow import cancel_cluster, end_hopeless, end_queue
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.placement import may_run
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import (
     AskLease,
@@ -72,6 +73,7 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
     for id in tuple(tables.closing):
         cluster = tables.clusters[id]
         if cluster.jobs:
+            _let_go_of_useless(tables, out, cluster)
             continue
         for share in tuple(cluster.shares.values()):
             close_share(tables, out, share, "the cluster is closed")
@@ -82,6 +84,30 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
             for node_id in cluster.asked:
                 if (node := tables.nodes.get(node_id)) is not None:
                     release_if_unused(tables, out, node)
+
+
+def _let_go_of_useless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> None:
+    """Give back nodes that can run none of the jobs that a closing cluster has left: another program may need them.
+
+    Else two programs could wait for each other's nodes for ever.
+    """
+    if cluster.plain.waiting:
+        return
+    waiting = [queue.shape for queue in cluster.special.values() if queue.waiting]
+    if not waiting:
+        return
+    for share in tuple(cluster.shares.values()):
+        idle = share.state in (ShareState.READY, ShareState.REFUSED) and not share.flight
+        if idle and not any(may_run(share, shape) for shape in waiting) and not _may_return_to(share):
+            cluster.declined[share.node.id] = None
+            share.cpus = 0
+            close_share(tables, out, share, "it can run none of the jobs that are left")
+
+
+def _may_return_to(share: Share) -> bool:
+    """Whether a job that is at a node now could be run here, should that one be lost."""
+    flights = [other.flight for other in share.cluster.shares.values()]
+    return any(may_run(share, record.shape) for flight in flights for record in flight.values())
 
 
 def ask_allocation(out: Outbox, cluster: ClusterRecord, node: NodeRecord) -> None:
@@ -271,6 +297,7 @@ def lease_refused(tables: Tables, out: Outbox, node: NodeRecord, holder: Holder)
             computation_closed(tables, out, node, share.cluster.id)
         elif share.state in (ShareState.OPENING, ShareState.READY):
             share.state = ShareState.WANTED
+            out.notice(NodeClosed(share.cluster.id, node.id, f"the node is {_held_by(holder)}"))
     settle_node(tables, out, node)
     out.notice(NodeRefused(None, node.id, _held_by(holder), holder=holder))
     tables.refresh(node)

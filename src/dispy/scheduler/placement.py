@@ -47,6 +47,11 @@ def why_unfit(share: Share, shape: Shape) -> str:
     return ""
 
 
+def may_run(share: Share, shape: Shape) -> bool:
+    """Whether the node could run a job of this shape if nothing else ran there."""
+    return shape.node in ("", share.node.id) and not why_unfit(share, shape)
+
+
 def why_none_fits(cluster: ClusterRecord, queue: JobQueue) -> str:
     """Why no node that can come can ever run jobs of this queue; empty when one may."""
     if queue.is_plain or cluster.asked:

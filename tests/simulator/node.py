@@ -1,0 +1,253 @@
+"""A node daemon: the real core, and a host that plays its processes, its files and its connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING
+
+from dispy.model import BlobRef, ComputationId, NodeInfo, ProcessId
+from dispy.node import effects as do
+from dispy.node import events as node_events
+from dispy.node.core import NodeCore
+from dispy.wire import messages
+from simulator.clock import Process
+from simulator.network import TO_NODE, TO_PROGRAM, Link, Machine
+from simulator.workers import WALL, SimServer
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+MEMORY = 1 << 30
+TAGS = ("a", "b")
+
+
+class SimNode(Process):
+    """One process; when it is started again it is another one."""
+
+    def __init__(self, world: World, machine: Machine) -> None:
+        super().__init__(world)
+        self.machine = machine
+        self.process = ProcessId(f"{world.random.getrandbits(128):032x}")
+        reliable = machine.reliable
+        self.info = NodeInfo(
+            self.process,
+            machine.name,
+            machine.cpus,
+            "sim",
+            ("cpython-3.11",),
+            memory=4 * MEMORY,
+            tags=TAGS if reliable else TAGS[: world.random.randint(0, 2)],
+            gpus=2 if reliable else world.random.randint(0, 2),
+        )
+        self.core = NodeCore(self.info, wall_offset=WALL, zombie_interval=60.0)
+        self.links: dict[ProcessId, Link] = {}
+        self.servers: dict[ComputationId, SimServer] = {}
+        self.files: dict[int, int] = {}
+        """Descriptor → the task whose arguments it holds."""
+        self.descriptors: dict[bytes, int | None] = {}
+        """Arguments that are here, or (None) being fetched."""
+        self.offered: set[bytes] = set()
+        """Results that can be fetched."""
+        self.lent: set[tuple[ComputationId, int, int]] = set()
+        """Attempts whose files are here, or being fetched."""
+        self.parcels: set[int] = set()
+        """Files that jobs send and of which they have not heard."""
+        self._numbers = count(3)
+
+    def parcel_number(self) -> int:
+        number = next(self._numbers)
+        self.parcels.add(number)
+        return number
+
+    def handle(self, event: node_events.Event) -> None:
+        self.hear(lambda: self._handle(event))
+
+    def _handle(self, event: node_events.Event) -> None:
+        world = self.world
+        if world.verbose:
+            world.log(f"{self.info.name} <- {event}")
+        self._perform(self.core.handle(event, world.clock.now))
+
+    def _perform(self, effects: do.Effects) -> None:
+        world = self.world
+        if world.checks():
+            self.core.check()
+        for action in effects.actions:
+            self.effect()
+            if world.verbose:
+                world.log(f"{self.info.name} does {action}")
+            self._act(action)
+        for send in effects.sends:
+            self.effect()
+            link = self.links.get(send.peer)
+            if world.verbose:
+                world.log(f"{self.info.name} -> {send.peer[:4]}{'' if link else ' (no link)'} {send.message}")
+            if link is not None:
+                program, message, bodies = link.program, send.message, [bytes(body) for body in send.payload]
+                link.streams[TO_PROGRAM].send(
+                    lambda program=program, link=link, message=message, bodies=bodies: program.heard(
+                        link, message, bodies
+                    )
+                )
+        self.wake_at(self.core.next_deadline(), self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._perform(self.core.handle_timeout(self.world.clock.now))
+
+    # Connections.
+
+    def link_opened(self, link: Link) -> None:
+        peer = link.program.process
+        old = self.links.get(peer)
+        self.links[peer] = link
+        if old is not None:
+            old.leave(TO_NODE, goodbye=True)
+        self._handle(node_events.LinkOpened(peer))
+
+    def link_silent(self, link: Link) -> None:
+        """The core does not look at it."""
+
+    def link_recovered(self, link: Link) -> None:
+        """Nor at that."""
+
+    def link_lost(self, link: Link, *, goodbye: bool, silent: bool) -> None:
+        peer = link.program.process
+        if self.links.get(peer) is link:
+            del self.links[peer]
+            self._handle(node_events.LinkLost(peer, goodbye))
+
+    def said(self, link: Link, peer: ProcessId, message: messages.AnyMessage, payload: bytes) -> None:
+        """A message of a program has arrived."""
+        if self.links.get(peer) is link:
+            self._handle(node_events.SchedulerSaid(peer, message, payload))
+
+    def _hang_up(self, peer: ProcessId) -> None:
+        link = self.links.pop(peer, None)
+        if link is not None:
+            link.leave(TO_NODE, goodbye=True)
+
+    # What the core wants done.
+
+    def _act(self, action: do.Action) -> None:
+        match action:
+            case do.PrepareComputation(_, spec, _):
+                self._prepare(spec.id, spec.isolate)
+            case do.RestartComputation(computation):
+                self._prepare(computation, self.servers[computation].is_isolated)
+            case do.CleanComputation(computation):
+                server = self.servers.pop(computation, None)
+                if server is not None:
+                    server.kill()
+                self._later(node_events.ComputationCleaned(computation))
+            case do.ForkWorker(computation, number):
+                self._tell(computation, lambda server: server.fork(number))
+            case do.FeedWorker(computation, number, jobs):
+                self._tell(computation, lambda server: server.do(number, lambda worker: worker.feed(jobs)))
+            case do.RecallFromWorker(computation, number, before):
+                self._tell(computation, lambda server: server.do(number, lambda worker: worker.recall(before)))
+            case do.CancelInWorker(computation, number, sequence):
+                self._tell(computation, lambda server: server.do(number, lambda worker: worker.interrupt(sequence)))
+            case do.SignalWorker(computation, number, sequence):
+                self._tell(computation, lambda server: server.do(number, lambda worker: worker.signal(sequence)))
+            case do.RetireWorker(computation, number):
+                told = "was told to end"
+                self._tell(
+                    computation, lambda server: server.do(number, lambda worker: worker.die(told, expected=True))
+                )
+            case do.FetchArguments(peer, blob):
+                self._fetch(peer, blob)
+            case do.ForgetArguments(name):
+                descriptor = self.descriptors.pop(name, None)
+                if descriptor is not None:
+                    # a worker that was fed has it mapped: what it holds lives on
+                    self.world.clock.at(self.world.clock.now + 1.0, lambda: self.files.pop(descriptor, None))
+            case do.LendFiles(computation, job, attempt):
+                self.lent.add((computation, job, attempt))
+                reason = "it has changed" if self.world.happens(0.1) else ""
+                self._later(node_events.FilesLent(job, attempt, reason))
+            case do.ReturnFiles(computation, job, attempt):
+                self.lent.remove((computation, job, attempt))
+            case do.AnswerParcel(parcel):
+                self.parcels.discard(parcel)
+            case do.WithdrawResults(names):
+                self.offered.difference_update(names)
+            case do.HangUp(peer):
+                self._hang_up(peer)
+            case do.Exit():
+                self.end(goodbye=True)
+            case _:
+                pass
+
+    def _later(self, event: node_events.Event) -> None:
+        self.world.clock.at(self.world.soon(), lambda: self.handle(event))
+
+    def _prepare(self, computation: ComputationId, is_isolated: bool) -> None:
+        world = self.world
+        server = self.servers[computation] = SimServer(self, computation, is_isolated=is_isolated)
+
+        def done() -> None:
+            if self.servers.get(computation) is not server:
+                return
+            if not self.machine.reliable and world.happens(world.chances.setup_failure):
+                final = world.random.random() < 0.5
+                self.handle(node_events.ComputationFailed(computation, "setup failed", "trace", final))
+            else:
+                self.handle(node_events.ComputationPrepared(computation))
+
+        world.clock.at(world.soon() + 0.05 * world.random.random(), done)
+
+    def _tell(self, computation: ComputationId, action: Callable[[SimServer], None]) -> None:
+        server = self.servers.get(computation)
+        if server is not None and server.alive:
+            self.world.clock.at(self.world.clock.now + 0.0005, lambda: action(server) if server.alive else None)
+
+    def _fetch(self, peer: ProcessId, blob: BlobRef) -> None:
+        link = self.links.get(peer)
+        self.descriptors.setdefault(blob.name)
+
+        def done() -> None:
+            if blob.name not in self.descriptors:
+                return  # nobody needs it any more
+            if link is None or self.links.get(peer) is not link:
+                return  # the core asks again over the next link
+            if link.streams[TO_NODE].holds:
+                self.world.clock.at(self.world.clock.now + 0.1, done)
+                return
+            if self.world.happens(0.1):
+                del self.descriptors[blob.name]
+                self.handle(node_events.ArgumentsFailed(blob.name, "it is gone"))
+            elif self.descriptors[blob.name] is None:
+                descriptor = self.descriptors[blob.name] = next(self._numbers)
+                self.files[descriptor] = int(blob.name)
+                self.handle(node_events.ArgumentsFetched(blob.name, descriptor))
+
+        self.world.clock.at(self.world.soon() + 0.02, done)
+
+    # Its life.
+
+    def stop(self) -> None:
+        super().stop()
+        for link in self.links.values():
+            link.streams[TO_PROGRAM].hold("stopped")
+
+    def go_on(self) -> None:
+        for link in self.links.values():
+            link.streams[TO_PROGRAM].let("stopped")
+        super().go_on()
+
+    def die(self) -> None:
+        self.end(goodbye=False)
+
+    def end(self, *, goodbye: bool, power: bool = False) -> None:
+        """The daemon's process ends, and all below it."""
+        super().die()
+        for server in self.servers.values():
+            server.kill()
+        self.servers.clear()
+        for link in self.links.values():
+            if power:
+                link.vanish(TO_NODE)
+            else:
+                link.leave(TO_NODE, goodbye=goodbye, lose=not goodbye)
+        self.links.clear()

@@ -1,0 +1,89 @@
+"""The end of a run, and what must be true then."""
+
+from __future__ import annotations
+
+from dispy.model import JobState
+from dispy.scheduler import events
+from simulator.network import TO_NODE, TO_PROGRAM
+from simulator.node import SimNode
+from simulator.program import SimProgram, Told
+from simulator.world import World
+
+REST = 150.0
+"""Virtual seconds after the last cluster has ended: longer than anything is kept for somebody who is gone."""
+
+
+def finish(world: World) -> None:
+    """No more trouble, a node that works for all, all clusters closed: now everything must come to an end."""
+    world.trouble = False
+    for process in [*world.nodes, *world.programs]:
+        process.doom(0)
+        process.go_on()
+    for machine in world.machines:
+        for path in machine.paths.values():
+            path.open([TO_NODE, TO_PROGRAM])
+    world.add_machine(3, reliable=True)
+    for program in world.living:
+        for cluster in program.clusters:
+            for node in world.nodes:
+                # jobs that are pinned to a paused node wait until it is used again
+                program.handle(events.NodeSteered(cluster, node.process, events.Steering.USE))
+            if cluster not in program.closing:
+                world.close(program, cluster, terminate=False)
+    world.run(lambda: all(program.ended_clusters == program.clusters.keys() for program in world.living))
+    world.pass_time(REST)
+    check_promises(world)
+
+
+def check_promises(world: World) -> None:
+    """Compare what happened with what is promised.
+
+    Raises:
+        AssertionError: a promise is broken.
+    """
+    for program in world.living:
+        for job, told in program.jobs.items():
+            _check_job(job, told)
+        _check_program(program)
+    for task in world.tasks.values():
+        told = task.program.jobs[task.record.job]
+        if not told.endings:
+            continue
+        state = told.endings[0].state
+        if state is JobState.Finished:
+            assert task.started_at, f"job {task.record.job} finished and never started"
+        if state is JobState.Cancelled and not task.again:
+            assert not task.started_at, f"job {task.record.job} was cancelled before its start and had started"
+    for node in world.nodes:
+        if node.alive:
+            _check_node(node)
+
+
+def _check_job(job: int, told: Told) -> None:
+    assert len(told.endings) == 1, f"job {job} ended {len(told.endings)} times"
+    ended = told.endings[0]
+    assert ended.state is told.record.state
+    assert (ended.cause is None) == (ended.state is JobState.Finished), f"job {job} ended without a cause"
+
+
+def _check_program(program: SimProgram) -> None:
+    program.core.check()
+    view = program.core.snapshot()
+    assert not view.clusters, "a cluster is left over"
+    for shown in view.nodes:
+        assert shown.state == "free", f"a lease was not given back: {shown}"
+    assert not program.opened, f"the user was not told that nodes are closed: {program.opened}"
+
+
+def _check_node(node: SimNode) -> None:
+    node.core.check()
+    name, left = node.info.name, node.core.snapshot()
+    assert left.holder is None, f"{name} is still held: {left}"
+    assert not left.waiting, f"somebody still stands in line for {name}: {left}"
+    assert not left.computations, f"{name} still has computations: {left}"
+    assert left.workers == 0, f"{name} still has workers: {left}"
+    assert not node.core.orphans, f"{name} still keeps results for somebody who is gone"
+    assert not node.servers, f"{name} still has fork servers"
+    assert not node.descriptors, f"{name} still has arguments: {node.descriptors}"
+    assert not node.offered, f"{name} still offers results: {node.offered}"
+    assert not node.lent, f"{name} still has files that jobs brought: {node.lent}"
