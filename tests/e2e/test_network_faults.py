@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -212,7 +212,7 @@ def test_a_third_of_all_packets_lost(netns: Any, node: Callable[..., Any], progr
 
 
 @pytest.fixture
-def slow_switch(netns: Any, start_daemon: Callable[..., Any]) -> Iterator[Any]:
+def slow_switch(netns: Any, start_daemon: Callable[..., Any]) -> Any:
     """Another switch in place of the network's own: 200 ms each way, every fifth frame twice, every fifth late."""
     places = []
     for name in ("client", *NAMES):
@@ -222,8 +222,7 @@ def slow_switch(netns: Any, start_daemon: Callable[..., Any]) -> Iterator[Any]:
         pytest.skip("a slow network needs /dev/net/tun")
     switch = start_daemon(sys.executable, str(Path(__file__).with_name("tapswitch.py")), "0.2", "0.2", "0.2", *places)
     switch.wait_for("switching")
-    yield switch
-    switch.close()
+    return switch
 
 
 def test_a_slow_network_that_repeats_and_reorders(
