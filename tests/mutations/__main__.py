@@ -1,0 +1,43 @@
+"""`scripts/mutate`: all cores; `scripts/mutate dispy.node.slots`: these modules; `--count`: only say how many there
+are; `--every 5`: each fifth mutant; `--seeds 300`: so many seeds of the simulator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+SCHEDULER = "core flow membership steering placement policy tables nodes clusters jobs intake"
+NODE = "core computations jobs feeding serving slots arguments conversation offer"
+CORES = [f"dispy.{room}.{name}" for room, names in (("scheduler", SCHEDULER), ("node", NODE)) for name in names.split()]
+BY_VALUE = ["scheduler", "node/test_core.py", "node/test_serving.py", "node/test_slots.py", "node/test_offer.py"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Whether the tests notice when a core decides wrongly.")
+    parser.add_argument("modules", nargs="*", default=CORES)
+    parser.add_argument("--count", action="store_true")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=300)
+    parser.add_argument("--tests", nargs="*", default=BY_VALUE, help="beneath the folder of tests")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(TESTS))
+    from mutations.mutants import mutants_of
+    from mutations.run import in_words, run_mutants
+
+    mutants = [mutant for module in arguments.modules for mutant in mutants_of(module)][:: arguments.every]
+    if arguments.count:
+        print(len(mutants))
+        return 0
+    tests = [str(TESTS / test) for test in arguments.tests]
+    verdicts = run_mutants(mutants, tests, range(arguments.seeds), arguments.processes)
+    print("\n".join(in_words(verdicts)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
