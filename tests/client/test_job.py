@@ -10,6 +10,7 @@ import pytest
 
 from dispy.job import DispyJob
 from dispy.model import Ending, JobDone, JobState
+from dispy.nodes import DispyNode
 from dispy.settings import INLINE_SIZE
 
 
@@ -43,6 +44,14 @@ def test_a_finished_job_has_all_its_fields() -> None:
     assert (job.start_time, job.end_time, job.ip_addr, job.host) == (10.0, 12.5, "10.0.0.1", "10.0.0.1")
     assert job.status is DispyJob.Finished
     assert job.finish.is_set()
+
+
+def test_states_are_the_numbers_of_the_original_and_sort_as_these() -> None:
+    states = ["Created", "Running", "ProvisionalResult", "Cancelled", "Terminated", "Abandoned", "Finished"]
+    assert [int(getattr(DispyJob, name)) for name in states] == [5, 6, 7, 8, 9, 10, 11]
+    assert DispyJob.Cancelled < DispyJob.Terminated < DispyJob.Abandoned < DispyJob.Finished
+    assert (DispyNode.Initialized, DispyNode.Closed, DispyNode.AvailInfo) == (4, 16, 17)
+    assert DispyJob().status == DispyJob.Created
 
 
 def test_output_of_programs_is_bytes_and_bad_text_is_kept() -> None:

@@ -183,6 +183,29 @@ def test_where_a_cluster_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("defaults")
+def test_ports_of_the_settings_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    config.NodePort = 9901
+    said = _of_a_cluster(monkeypatch)
+    assert (said.base_port, said.client_port) == (9900, 9900)
+    config.ClientPort = 9950
+    assert _of_a_cluster(monkeypatch).client_port == 9950
+    assert _of_a_cluster(monkeypatch, dispy_port=9800).client_port == 9800
+
+
+def test_the_level_of_the_logger_is_that_of_the_last_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = dispy.logger.level
+    try:
+        for level in (dispy.logger.DEBUG, dispy.logger.CRITICAL):  # type: ignore[attr-defined]
+            _of_a_cluster(monkeypatch, loglevel=level)
+            assert dispy.logger.level == level
+        monkeypatch.setenv("DISPY_LOGLEVEL", "error")
+        _of_a_cluster(monkeypatch)
+        assert dispy.logger.level == dispy.logger.ERROR  # type: ignore[attr-defined]
+    finally:
+        dispy.logger.setLevel(before)
+
+
+@pytest.mark.usefixtures("defaults")
 def test_a_file_that_is_too_large_does_not_travel(tmp_path: Any) -> None:
     config.MaxFileSize = 10
     data = tmp_path / "data"

@@ -264,11 +264,16 @@ def test_cancel(local: Callable[..., dispy.JobCluster], tmp_path: Path, wait_unt
 def test_callbacks_see_every_job_in_order(local: Callable[..., dispy.JobCluster]) -> None:
     seen: list[tuple[Any, Any]] = []
     events: list[int] = []
+    threads: set[int] = set()
+    copies: list[dispy.DispyJob] = []
 
     def told(job: dispy.DispyJob) -> None:
+        threads.add(threading.get_ident())
+        copies.append(job)
         seen.append((job.id, job()))
 
     def happened(status: int, node: Any, job: Any) -> None:
+        threads.add(threading.get_ident())
         events.append(status)
 
     cluster = local(square, job_status=told, cluster_status=happened)
@@ -278,6 +283,8 @@ def test_callbacks_see_every_job_in_order(local: Callable[..., dispy.JobCluster]
     assert [job.result for job in jobs] == [number * number for number in range(20)]
     assert events.count(dispy.DispyJob.Created) == events.count(dispy.DispyJob.Finished) == 20
     assert dispy.DispyNode.Initialized in events
+    assert not {id(copy) for copy in copies} & {id(job) for job in jobs}
+    assert len(threads - {threading.get_ident()}) == len(threads) == 1
 
 
 def test_two_clusters_share_a_node(local: Callable[..., dispy.JobCluster]) -> None:
@@ -368,3 +375,5 @@ def test_the_report(local: Callable[..., dispy.JobCluster], capsys: pytest.Captu
     assert "Sec/Job" in printed
     cluster.stats()
     assert capsys.readouterr().out.count("127.0.0.1") == 1
+    cluster.print_status(wall_time=1234)
+    assert "wall time: 1234.000 sec" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing.sharedctypes
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import dispy
 import dispy.cli
+from dispy.errors import ShippingError
 
 SOON = 20.0
 
@@ -60,13 +62,22 @@ NEVER = [
 
 
 def test_jobs_that_this_machine_can_never_run(local: Callable[..., dispy.JobCluster]) -> None:
-    cluster = local(echo)
+    heard: list[tuple[int, Any]] = []
+    told: list[Any] = []
+    cluster = local(
+        echo,
+        job_status=lambda job: told.append(job.result),
+        cluster_status=lambda status, node, job: heard.append((int(status), job and job.id)),
+    )
     jobs = [(cluster.submit(1, **options), cause) for options, cause in NEVER]
     for job, cause in jobs:
         assert ended(job).status == dispy.DispyJob.Abandoned
         assert "no node can run it" in (job.exception or "")
         assert cause in (job.exception or "")
     assert cluster.submit(2)() == 2, "others run"
+    cluster.close()
+    assert told == [2], "job_status does not hear of abandoned jobs"
+    assert {(int(dispy.DispyJob.Abandoned), job.id) for job, _ in jobs} <= set(heard)
 
 
 def test_attributes_of_a_cluster(local: Callable[..., dispy.JobCluster]) -> None:
@@ -172,6 +183,25 @@ def test_arguments_are_shown_until_the_job_has_ended(
 def here_alone() -> None: ...
 
 
+class Brought:
+    """Something that a job brings by name."""
+
+
+def found_by_name(name: str) -> str:
+    found = vars(sys.modules["__main__"]).get(name)
+    return f"nothing of {name}" if found is None else str(found.__name__)
+
+
+def test_what_a_job_alone_can_bring(local: Callable[..., dispy.JobCluster]) -> None:
+    cluster = local(found_by_name)
+    assert cluster.submit("Brought", dispy_job_depends=[Brought])() == "Brought"
+    assert cluster.submit("Brought", dispy_job_depends=[Brought()])() == "Brought"
+    assert cluster.submit("here_alone", dispy_job_depends=[functools.partial(here_alone)])() == "here_alone"
+    assert cluster.submit("here_alone")() == "nothing of here_alone"
+    with pytest.raises(ShippingError, match="neither a file, function, class"):
+        cluster.submit("here_alone", dispy_job_depends=[5])
+
+
 def talking(path: str) -> tuple[int, ...]:
     with open(path, "w") as file:
         file.write("sent")
@@ -199,11 +229,13 @@ def test_programs_of_java_are_run_by_the_command_of_the_settings(
 ) -> None:
     (tmp_path / "Hello.java").write_text("class Hello {}\n")
     java = tmp_path / "java"
-    java.write_text('#!/bin/sh\necho "$(cat $1) ${1##*/} $2 $dispy_node_name"\nexit 3\n')
+    java.write_text('#!/bin/sh\necho "$(cat $1) ${1##*/} $2 $PWD $dispy_job_path ${PATH%%:*}"\nexit 3\n')
     java.chmod(0o755)
     monkeypatch.setitem(vars(dispy.config)["_chosen"], "Java", str(java))
     job = ended(local(str(tmp_path / "Hello.java")).submit("word"))
-    assert (job.result, job.stdout.split()[:5]) == (3, [b"class", b"Hello", b"{}", b"Hello.java", b"word"])
+    *said, here, path, first = job.stdout.split()
+    assert (job.result, said) == (3, [b"class", b"Hello", b"{}", b"Hello.java", b"word"])
+    assert here == path == first
     java.unlink()
     job = ended(local(str(tmp_path / "Hello.java")).submit("word"))
     assert job.status == dispy.DispyJob.Terminated
@@ -230,16 +262,21 @@ def test_certificates_on_both_command_lines(
 ) -> None:
     monkeypatch.setenv("DISPY_LOCAL", "never")
     for_node, for_client = made_certificates(tmp_path / "certificates")
-    node = dispynode(*for_node, "--debug", "--msg_timeout", "20", name="one")
+    node = dispynode(*for_node, "--debug", "--host", "127.0.0.1", name="one")
+    assert f"one is ready at 127.0.0.1:{free_base_port + 1}; " in node.output, "nowhere but at --host"
     words = ["-p", str(free_base_port), *for_client, "-n", "127.0.0.1", "-a", "through", "echo"]
     done = subprocess.run(
         [sys.executable, "-m", "dispy.cli", *words], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "through\n"), done.stderr
     named = dict(zip((option.removeprefix("--") for option in for_client[::2]), for_client[1::2], strict=True))
-    cluster = dispy.JobCluster(echo, nodes=["127.0.0.1"], dispy_port=free_base_port, **named)  # type: ignore[arg-type]
-    assert cluster.submit("typed")() == "typed"
-    cluster.shutdown()
+    both = tmp_path / "both.pem"
+    both.write_text(Path(named["keyfile"]).read_text() + Path(named["certfile"]).read_text())
+    both.chmod(0o600)
+    for credentials in (named, {"certfile": str(both), "cafile": named["cafile"]}):
+        cluster = dispy.JobCluster(echo, ["127.0.0.1"], dispy_port=free_base_port, **credentials)  # type: ignore[arg-type]
+        assert cluster.submit("typed")() == "typed"
+        cluster.shutdown()
     assert "DEBUG   event " in node.output, "of --debug"
     stranger = dispy.JobCluster(echo, nodes=["127.0.0.1"], dispy_port=free_base_port, secret="some other words here")
     job = stranger.submit(1)
