@@ -22,7 +22,7 @@ BASE_PORT: Final = 9700
 """Clients listen on base (UDP announcements, TCP for nodes that join), nodes on base+1 (UDP and TCP)."""
 NODE_PORT_OFFSET: Final = 1
 
-HEARTBEAT_INTERVAL: Final = 1.0
+HEARTBEAT_INTERVAL: Final = 0.5
 SUSPECT_TIMEOUT: Final = 2.5
 """Seconds without a byte after which a peer gets no new work."""
 GRACE_TIMEOUT: Final = 5.0
@@ -30,6 +30,8 @@ GRACE_TIMEOUT: Final = 5.0
 HANDSHAKE_TIMEOUT: Final = 5.0
 REDIAL_FIRST: Final = 0.1
 REDIAL_MOST: Final = 2.0
+REDIAL_HURRY: Final = 0.25
+"""Seconds between two attempts to dial as long as the peer is not lost; none waits for the one before it."""
 
 AHEAD_SECONDS: Final = 0.010
 """Work sent ahead to a worker, in seconds of measured job duration."""

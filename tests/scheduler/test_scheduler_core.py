@@ -426,6 +426,11 @@ def test_broken_link_means_no_new_work_until_grace_is_over(busy: Scheduler) -> N
     assert N1 not in busy.core.nodes
 
 
+def test_silence_before_the_link_was_given_up_counts(busy: Scheduler) -> None:
+    busy.handle(ev.LinkBroken(N1, silent_for=2.5))
+    assert busy.core.next_deadline() == 2.5
+
+
 def test_resumed_link_continues_where_it_was(busy: Scheduler) -> None:
     busy.handle(ev.LinkBroken(N1))
     assert busy.handle(ev.LinkResumed(N1)) == Effects(said(N1, ASK))

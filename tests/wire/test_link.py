@@ -450,7 +450,10 @@ def test_one_port_at_several_addresses() -> None:
 
 
 class Wire:
-    """A wire between a dialler and a listener that can be interrupted: then nothing passes, and nobody is told."""
+    """A wire between a dialler and a listener that can be interrupted: then nothing passes, and nobody is told.
+
+    A connection keeps the event `passing` that was there when it was made.
+    """
 
     def __init__(self, port: int) -> None:
         self.to = port
@@ -476,13 +479,13 @@ class Wire:
     async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.to)
         for source, target in ((reader, there_writer), (there_reader, writer)):
-            self._tasks.add(asyncio.create_task(self._carry(source, target)))
+            self._tasks.add(asyncio.create_task(self._carry(source, target, self.passing)))
 
-    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, passing: asyncio.Event) -> None:
         try:
             with contextlib.suppress(OSError):
                 while data := await source.read(65536):
-                    await self.passing.wait()
+                    await passing.wait()
                     target.write(data)
                     await target.drain()
         finally:
@@ -623,6 +626,31 @@ def test_the_dialler_dials_again_after_a_loss() -> None:
             dialler.stop("done")
             assert not here.links[1].is_open
             await there.heard("goodbye: done")
+            await gone(*here.links)
+
+    run(test)
+
+
+def test_the_dialler_gives_a_silent_connection_up_for_a_new_one() -> None:
+    async def test() -> None:
+        here, there = Recorder(), Recorder()
+        patient = impatient(node(), 30)
+        async with listening(there, patient) as listener, Wire(listener.port) as wire:
+            dialler = dialler_to(wire.port, here, impatient(settings(), 30))
+            dialler.start()
+            await here.heard("opened n1")
+            wire.passing.clear()  # for ever: this connection does not come back
+            wire.passing = asyncio.Event()
+            wire.passing.set()
+            await here.heard("opened n1", 2)
+            assert [said.split(":")[0] for said in here.said] == [
+                "opened n1",
+                "suspected",
+                "lost",
+                "opened n1",
+            ]
+            assert 0.4 <= here.links[0].silent_for < 30
+            dialler.stop("done")
             await gone(*here.links)
 
     run(test)

@@ -177,19 +177,19 @@ def test_the_handshake_has_its_time() -> None:
 
 def test_heartbeats_fill_silence_only() -> None:
     dialler, _ = pair()
-    assert dialler.next_deadline() == 1.0
-    dialler.handle_timeout(1.0)
-    assert taken(dialler, 1.0) == b"".join(encode_frames([(Heartbeat(), ())]))
+    assert dialler.next_deadline() == 0.5
+    dialler.handle_timeout(0.5)
+    assert taken(dialler, 0.5) == b"".join(encode_frames([(Heartbeat(), ())]))
     dialler.send(AckResults(1))
-    dialler.data_to_send(1.7)
-    dialler.receive_data(b"", 1.7)
-    dialler.handle_timeout(2.0)
-    assert taken(dialler, 2.0) == b""
-    dialler.handle_timeout(2.7)
-    assert taken(dialler, 2.7) != b""
+    dialler.data_to_send(0.75)
+    dialler.receive_data(b"", 0.75)
+    dialler.handle_timeout(1.0)
+    assert taken(dialler, 1.0) == b""
+    dialler.handle_timeout(1.25)
+    assert taken(dialler, 1.25) != b""
 
 
-@pytest.mark.parametrize(("wanted", "due"), [(0.2, 0.2), (10.0, 1.0)])
+@pytest.mark.parametrize(("wanted", "due"), [(0.2, 0.2), (10.0, 0.5)])
 def test_each_side_speaks_as_often_as_the_other_wants(wanted: float, due: float) -> None:
     """Whoever is patient with others must not be silent towards those who are not."""
     dialler = session(dialled=True, intervals=Intervals(wanted, 2.5 * wanted, 5 * wanted, 5.0))
@@ -239,7 +239,7 @@ def test_any_byte_is_a_sign_of_life() -> None:
 
 def test_a_process_that_stood_still_gives_its_peer_a_fresh_interval() -> None:
     dialler, _ = pair()
-    assert dialler.next_deadline() == 1.0
+    assert dialler.next_deadline() == 0.5
     dialler.handle_timeout(60.0)
     dialler.data_to_send(60.0)
     assert dialler.events_received() == []

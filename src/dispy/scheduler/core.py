@@ -248,8 +248,8 @@ class SchedulerCore:
                 membership.suspect(tables, node, is_suspect=True)
             case events.NodeRecovered():
                 membership.suspect(tables, node, is_suspect=False)
-            case events.LinkBroken():
-                membership.break_link(tables, node, now)
+            case events.LinkBroken(_, silent_for):
+                membership.break_link(tables, node, now - silent_for)
             case events.LinkResumed():
                 membership.resume(tables, out, node)
             case events.NodeLost():

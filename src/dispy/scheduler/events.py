@@ -128,6 +128,8 @@ class LinkBroken:
     """The link ended without a goodbye; it may come back within the grace time."""
 
     node: ProcessId
+    silent_for: float = 0.0
+    """Seconds of the grace time that have gone by already."""
 
 
 @dataclass(slots=True, frozen=True)

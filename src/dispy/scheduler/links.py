@@ -412,10 +412,10 @@ class NodeLinks:
             return
         reached.link = reached.intake.link = None
         self._talk.link_gone(reached.process)
-        if goodbye or link.was_silent or reached.info is None:  # silence has used up its grace
+        if goodbye or reached.info is None or link.silent_for >= self.settings.grace_timeout:
             self._lose(reached, cause)
         else:
-            self._on_event(LinkBroken(reached.process))
+            self._on_event(LinkBroken(reached.process, link.silent_for))
             if self._loop.time() > self._asked_at + ASK_AFTER_BREAK:
                 self.ask()  # it may have moved to another address
 

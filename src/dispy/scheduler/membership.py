@@ -429,9 +429,9 @@ def suspect(tables: Tables, node: NodeRecord, is_suspect: bool) -> None:
     tables.refresh(node)
 
 
-def break_link(tables: Tables, node: NodeRecord, now: float) -> None:
+def break_link(tables: Tables, node: NodeRecord, since: float) -> None:
     """The link is gone without a goodbye: no new work, and some time to come back."""
-    node.broken_until = tables.deadlines[node.id] = now + tables.grace
+    node.broken_until = tables.deadlines[node.id] = since + tables.grace
     tables.end_recall(node)
     tables.refresh(node)
 

@@ -495,7 +495,7 @@ def _link_settings(process: ProcessId, settings: ServiceSettings) -> LinkSetting
         name=socket.gethostname(),
         credentials=settings.credentials,
         group=settings.group,
-        heartbeat_interval=HEARTBEAT_INTERVAL if pulse is None else pulse,
+        heartbeat_interval=HEARTBEAT_INTERVAL if pulse is None else pulse / 2,
         suspect_timeout=SUSPECT_TIMEOUT if pulse is None else 2.5 * pulse,
         grace_timeout=GRACE_TIMEOUT if pulse is None else 5 * pulse,
     )

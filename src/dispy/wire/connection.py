@@ -114,6 +114,8 @@ class Approach:
     accept: frozenset[Role] = frozenset(Role)
     opening: Callable[[Link], None] | None = None
     """Called right before the handler hears that the link is open."""
+    suspected: Callable[[Link], None] | None = None
+    """Called right after the handler has heard that the link is suspected."""
 
     @property
     def where(self) -> str:
@@ -132,8 +134,8 @@ class Link(asyncio.BufferedProtocol):
         self.settings = settings
         self.dialled = approach.dialled
         self.is_open = False
-        self.was_silent = False
-        """Whether it was lost because nothing was heard for the whole grace time."""
+        self.silent_for = 0.0
+        """Seconds without a byte, of the grace time, when it was lost by silence; else 0."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self._approach = approach
@@ -224,6 +226,11 @@ class Link(asyncio.BufferedProtocol):
         elif not self.opened.done():
             self.opened.cancel()
         self._abort_transport()
+
+    def abandon(self) -> None:
+        """Break a connection that is suspected, so that another can be tried before the grace time is over."""
+        self._note_silence()
+        self.abort(f"nothing was heard for {self.silent_for:.1f} s")
 
     def replace(self, cause: str) -> None:
         """Like `abort`, but the handler hears of it before this returns."""
@@ -342,6 +349,8 @@ class Link(asyncio.BufferedProtocol):
                 case Suspected():
                     if self.is_open:
                         self._handler.link_suspected(self)
+                        if self._approach.suspected is not None:
+                            self._approach.suspected(self)
                 case Recovered():
                     if self.is_open:
                         self._handler.link_recovered(self)
@@ -375,10 +384,15 @@ class Link(asyncio.BufferedProtocol):
         else:
             self._abort_transport()
         if self.is_open:
-            self.was_silent = event.reason == "silence"
+            if event.reason == "silence":
+                self._note_silence()
             self._lose(event.cause, goodbye)
         elif not self.opened.done():
             self.opened.set_exception(ConnectFailed(self._sentence(event.cause), reason=event.reason))
+
+    def _note_silence(self) -> None:
+        assert self._session is not None
+        self.silent_for = self._session.silent_for(self._loop.time())
 
     def _lose(self, cause: str, goodbye: bool) -> None:
         self._finish("goodbye" if goodbye else "lost")

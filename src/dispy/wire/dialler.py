@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import random
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
-from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_MOST
+from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_HURRY, REDIAL_MOST
 from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
 from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of
@@ -29,14 +31,16 @@ async def dial(host: str, port: int, *, settings: LinkSettings, handler: LinkHan
         ConnectFailed: nobody is there (`refused`: its machine says so), or it is no process of dispy.
         AuthenticationRejected: secret, certificate, group, role or protocol do not fit.
     """
-    return await _dial(host, port, settings, handler, None)
+    return await _dial(host, port, settings, lambda where: Link(settings, handler, where))
 
 
 class Dialler:
     """Keeps a link to one address: dials, and dials again when the link is lost without a goodbye.
 
-    Waits 0.1 to 2 s (with jitter) between attempts, and not at all after the loss of a link that worked. Ends by
-    `stop()`, by a goodbye or by this side's `Link.close()` (`on_closed`), and by AuthenticationRejected.
+    A link that is suspected is given up for a new connection: after some lost packets the kernel sends again only
+    after seconds, while the packets of a new connection may come through at once. Waits 0.1 to 2 s (with jitter)
+    between attempts, and hurries during the grace time after the loss of a link that worked. Ends by `stop()`, by a
+    goodbye or by this side's `Link.close()` (`on_closed`), and by AuthenticationRejected.
     """
 
     def __init__(
@@ -75,9 +79,13 @@ class Dialler:
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         wait = REDIAL_FIRST
+        hurry_until = -math.inf
         while True:
+            hurry = loop.time() < hurry_until
             try:
-                link = await _dial(self.host, self.port, self._settings, self._handler, self._opening)
+                link = await _dial(
+                    self.host, self.port, self._settings, self._link, again=REDIAL_HURRY if hurry else None
+                )
             except LinkError as error:
                 self._on_failure(self, error)
                 if isinstance(error, AuthenticationRejected):
@@ -92,9 +100,14 @@ class Dialler:
                     return
                 if loop.time() - opened_at > _SHORT_LIFE:
                     wait = REDIAL_FIRST
+                    hurry_until = loop.time() + self._settings.grace_timeout
                     continue
             await asyncio.sleep(wait * random.uniform(0.75, 1.25))
-            wait = min(2 * wait, REDIAL_MOST)
+            wait = min(2 * wait, REDIAL_HURRY if hurry else REDIAL_MOST)
+
+    def _link(self, approach: Approach) -> Link:
+        approach = replace(approach, opening=self._opening, suspected=Link.abandon)
+        return Link(self._settings, self._handler, approach)
 
     def _opening(self, link: Link) -> None:
         self.link = link
@@ -104,8 +117,9 @@ async def _dial(
     host: str,
     port: int,
     settings: LinkSettings,
-    handler: LinkHandler,
-    opening: Callable[[Link], None] | None,
+    link: Callable[[Approach], Link],
+    *,
+    again: float | None = None,
 ) -> Link:
     try:
         context = dialler_context(settings.credentials)
@@ -113,11 +127,11 @@ async def _dial(
         raise AuthenticationRejected(str(error)) from error
     failures: list[ConnectFailed] = []
     for family, address in await _resolve(host, port):
-        approach = Approach(dialled=True, address=address_of(address), port=port, opening=opening)
+        approach = Approach(dialled=True, address=address_of(address), port=port)
         _check_empty_secret(settings, approach)
         try:
-            sock = await _connect(family, address, approach.where)
-            return await _authenticate(sock, context, Link(settings, handler, approach))
+            sock = await _connect(family, address, approach.where, again)
+            return await _authenticate(sock, context, link(approach))
         except ConnectFailed as error:
             failures.append(error)
     if len(failures) == 1:
@@ -144,7 +158,29 @@ async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tup
     return [(family, address) for family, _, _, _, address in found]
 
 
-async def _connect(family: socket.AddressFamily, address: tuple[Any, ...], where: str) -> socket.socket:
+async def _connect(
+    family: socket.AddressFamily, address: tuple[Any, ...], where: str, again: float | None
+) -> socket.socket:
+    """A connection; with `again` one more attempt is made each time that so many seconds have gone by."""
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    try:
+        while True:
+            attempts.add(asyncio.create_task(_attempt(family, address, where)))
+            done, _ = await asyncio.wait(attempts, timeout=again, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                # The others are closed below; two that arrive in the same turn of the loop differ in nothing.
+                first = done.pop()
+                attempts.discard(first)
+                return first.result()
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        for ended in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(ended, socket.socket):
+                ended.close()
+
+
+async def _attempt(family: socket.AddressFamily, address: tuple[Any, ...], where: str) -> socket.socket:
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:

@@ -222,7 +222,7 @@ class Session:
         late = now - self._asked if self._asked is not None else 0.0
         if late > LATE_FRACTION * intervals.suspect:
             self._heard_at = max(self._heard_at, now - (intervals.suspect if self._suspected else 0.0))
-        silence = now - self._heard_at
+        silence = self.silent_for(now)
         if silence >= intervals.grace:
             self._end("silence", f"nothing was heard for {silence:.1f} s")
             return
@@ -231,6 +231,10 @@ class Session:
             self._events.append(Suspected())
         if now - self._sent_at >= self._every:
             self._queue.append((Heartbeat(), ()))
+
+    def silent_for(self, now: float) -> float:
+        """Seconds since the last byte of the other side."""
+        return now - self._heard_at
 
     def _deadline(self) -> float | None:
         intervals = self._intervals
