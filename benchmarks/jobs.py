@@ -1,7 +1,7 @@
 """Jobs per second, round trip of one job, and start-up: dispy beside ProcessPoolExecutor and, where it can be
 installed, the original dispy from PyPI, all in one run on this machine.
 
-    python benchmarks/jobs.py                     # dispy and ProcessPoolExecutor
+    python benchmarks/jobs.py                     # dispy, dispy with durable=True, and ProcessPoolExecutor
     python benchmarks/jobs.py --original DIR      # also the original, in a virtual environment made in DIR
     python benchmarks/jobs.py --json              # figures for a program
 
@@ -27,11 +27,11 @@ def nothing(number):
     return number
 
 
-def of_dispy(jobs: int, trips: int) -> dict[str, float]:
+def of_dispy(jobs: int, trips: int, *, durable: bool = False) -> dict[str, float]:
     import dispy
 
     began = time.perf_counter()
-    cluster = dispy.JobCluster(nothing, nodes=[f"127.0.0.1:{os.environ['DISPY_PORT']}".split(":")[0]])
+    cluster = dispy.JobCluster(nothing, nodes=["127.0.0.1"], durable=durable)
     cluster.submit(0)()
     start = time.perf_counter() - began
     for job in [cluster.submit(number) for number in range(2000)]:
@@ -191,10 +191,11 @@ def main() -> None:
 
     import tempfile
 
-    figures: dict[str, list[dict[str, float]]] = {"dispy": [], "ProcessPoolExecutor": []}
+    figures: dict[str, list[dict[str, float]]] = {"dispy": [], "dispy, durable": [], "ProcessPoolExecutor": []}
     with tempfile.TemporaryDirectory() as directory, Node(Path(directory)):
         for _ in range(options.repeats):
             figures["dispy"].append(of_dispy(options.jobs, options.trips))
+            figures["dispy, durable"].append(of_dispy(options.jobs, options.trips, durable=True))
             figures["ProcessPoolExecutor"].append(of_executor(options.jobs // 5, options.trips))
     if options.original is not None:
         figures["original dispy"] = [of_original(options.original, 300, 100) for _ in range(options.repeats)]

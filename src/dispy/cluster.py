@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from dispy import config, parameters
+from dispy.durability import keep_computation
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import KEEPERS, DispyJob
 from dispy.joboptions import take_options
@@ -28,6 +29,7 @@ from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, JobDepends, JobOptions, JobState
 from dispy.nodes import DispyNode, parse_nodes
 from dispy.portal import portal
+from dispy.recovery.journal import Journal
 from dispy.report import cluster_report
 from dispy.requirements import read_requirements
 from dispy.scheduler.explain import Standing
@@ -82,6 +84,7 @@ class JobCluster(NodeSteering, NodeTalk):
         secret_file: file that holds the secret.
         group: use only nodes of this group.
         isolate: give every job a worker process of its own: what it does to globals is gone with it.
+        durable: keep jobs that wait, and all that they need, beside the recovery file: `recover_jobs` runs them.
         requirements: packages that jobs need and nodes may not have: a list of requirements, or the path of a
             requirements.txt or pyproject.toml. Nodes make a virtual environment with them.
         setup_in: where `setup` runs: `'node'` (once, workers are forked from that process), `'worker'` (in each
@@ -133,6 +136,7 @@ class JobCluster(NodeSteering, NodeTalk):
         isolate: bool = False,
         setup_in: str = "auto",
         requirements: str | os.PathLike[str] | Sequence[str] | None = None,
+        durable: bool = False,
         **others: Any,
     ) -> None:
         old = {"callback": callback, "ip_addr": ip_addr, "ext_ip_addr": ext_ip_addr}
@@ -195,6 +199,10 @@ class JobCluster(NodeSteering, NodeTalk):
             raise SettingsError(f"setup_in must be 'node', 'worker' or 'auto', not {setup_in!r}")
         required = read_requirements(requirements)
         recover_file = parameters.recover_file(now["recover_file"])
+        if parameters.truth("durable", durable) and recover_file is False:
+            raise SettingsError(
+                "durable=True keeps jobs beside the recovery file, and recover_file=False says: no file"
+            )
         self._shipment = shipment
         self._portal = portal()
         self.service: SchedulerService = service_for(self._portal, settings)
@@ -227,6 +235,10 @@ class JobCluster(NodeSteering, NodeTalk):
         self.end_time: float | None = None
         if recover_file is not False:
             self.service.recorder.use(recover_file)
+        self._journal: Journal | None = None
+        if durable and recover_file is not False:
+            self._journal = keep_computation(self.service.recorder, recover_file, ledger, shipment, items)
+            self.service.durable.add(spec.id, self._journal)
         self._portal.call(self.service.open_cluster(ledger))
         self.is_closed = False
         remember(self)
@@ -349,6 +361,9 @@ class JobCluster(NodeSteering, NodeTalk):
             specs = self._portal.call(self.service.offer_for_job([(file.path, file.dest) for file in files]))
         except TransferError as error:
             raise ShippingError(f"dispy_job_depends: {error}") from error
+        if self._journal is not None:
+            for file, kept in zip(files, specs, strict=True):
+                self._journal.keep_file(kept.blob.name, file.path)
         return data, msgspec.structs.replace(options, depends=JobDepends(specs))
 
     def cancel(self, job: DispyJob) -> int:

@@ -16,9 +16,11 @@ from dispy.job import DispyJob
 from dispy.logs import logger
 from dispy.model import Ending, JobState
 from dispy.portal import portal
-from dispy.recovery.book import Book, JobsReturned, ResultKept
+from dispy.recovery.book import Book, JobsReturned, JobStored, ResultKept
 from dispy.recovery.fetching import Fetched, Fetching
 from dispy.recovery.file import RecoveryFile, default_folder, unfinished
+from dispy.recovery.journal import load_id, load_jobs
+from dispy.resuming import as_free, resume, sort_out
 from dispy.scheduler.flow import SENTENCES
 from dispy.secrets import Credentials, find_credentials
 
@@ -51,6 +53,8 @@ def recover_jobs(
 
     Returns:
         Jobs that have ended, in the order of their submission. `id` is the number of the submission in that program.
+
+    Jobs of clusters made with `durable=True` that had not started run now, and are returned as well.
 
     Raises:
         RecoveryError: there is no such file, it is in use, is none of ours, or belongs to another secret.
@@ -113,20 +117,30 @@ def _recover(
     program = book.program
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(program.started_at))
     logger.info("recovering %s, which began at %s on %s", program.program, began, program.host)
+    until = float("inf") if timeout is None else time.monotonic() + timeout
+    written_at = load_jobs(book, file.store)
     fetched = _in_loop(_fetch(file, book, credentials, timeout, terminate))
-    kept = sorted(book.results.values(), key=lambda result: result.done.job)
-    returned = JobsReturned([result.done.job for result in kept])
+    sorted_out = sort_out(book, fetched, time.time() - written_at, terminate=terminate)
+    ended = sorted_out.ended
+    if sorted_out.runnable:
+        file.append(as_free(sorted_out.runnable, book))
+        ended |= _in_loop(resume(portal(), file, book, credentials, sorted_out.runnable, until))
+    jobs = [_job_of(kept, book) for kept in book.results.values()]
+    jobs += [_job_that_ended(book.jobs[job], book, *how) for job, how in ended.items() if not book.has_result(job)]
+    pending = len(book.jobs.keys() - book.results.keys() - ended.keys())
+    returned = JobsReturned(sorted({*book.results, *ended}))
     file.append([returned])
     file.sync()
-    jobs = [_job_of(result, book) for result in kept]
     book.add(returned)
+    if not fetched.waiting and not pending:
+        file.finish(book)
     for sentence in fetched.waiting:
         logger.warning("not all is recovered: %s", sentence)
-    if fetched.waiting:
-        logger.warning("call again for the rest: dispy.recover_jobs(%r)", str(file.path))
-    else:
-        file.finish(book)
-    return jobs
+    if fetched.waiting or pending:
+        waiting = f"; {pending} jobs have not ended" if pending else ""
+        logger.warning("call again for the rest: dispy.recover_jobs(%r)%s", str(file.path), waiting)
+    order = {job: number for number, job in enumerate(returned.jobs)}
+    return [job for _, job in sorted(jobs, key=lambda each: order[each[0]])]
 
 
 async def _fetch(
@@ -154,11 +168,24 @@ def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _job_of(kept: ResultKept, book: Book) -> DispyJob:
+def _job_of(kept: ResultKept, book: Book) -> tuple[int, DispyJob]:
     done = kept.done
-    job = DispyJob(done.job)
-    job.submit_time = done.started_at or done.ended_at
+    job = _empty_job(done.job, book)
     ending = Ending(done.ending)
     state = JobState.Finished if ending is Ending.FINISHED else JobState.Terminated
+    job.submit_time = job.submit_time or done.started_at or done.ended_at
     job._settle(state, done, kept.body, SENTENCES.get(ending), book.is_text(done.job), kept.address)
+    return done.job, job
+
+
+def _job_that_ended(stored: JobStored, book: Book, state: JobState, cause: str) -> tuple[int, DispyJob]:
+    job = _empty_job(stored.job, book)
+    job._settle(state, None, b"", cause, book.is_text(stored.job), None)
+    return stored.job, job
+
+
+def _empty_job(number: int, book: Book) -> DispyJob:
+    stored = book.jobs.get(number)
+    job = DispyJob(number if stored is None else load_id(stored))
+    job.submit_time = 0.0 if stored is None else stored.submitted_at
     return job

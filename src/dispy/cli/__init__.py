@@ -15,6 +15,7 @@ from dispy.cli.cert import cert
 from dispy.cli.explain import explain
 from dispy.cli.nodes import nodes
 from dispy.cli.programs import program
+from dispy.cli.recover import recover
 from dispy.cli.secret import secret
 from dispy.cli.up import down, up
 from dispy.errors import DispyError, SettingsError, ShippingError
@@ -80,5 +81,6 @@ main.add_command(explain)
 main.add_command(admin)
 main.add_command(up)
 main.add_command(down)
+main.add_command(recover)
 main.add_command(secret)
 main.add_command(cert)

@@ -71,6 +71,13 @@ _CONNECTION = (
 )
 
 
+def credential_options(command: F) -> F:
+    """Add only those that say by what this process is known; they arrive as keywords of the same names."""
+    for option in reversed(_CONNECTION[:5]):
+        command = option(command)
+    return command
+
+
 def connection_options(command: F) -> F:
     """Add the options of `Connection` to a command; they arrive as keywords of the same names."""
     for option in reversed(_CONNECTION):

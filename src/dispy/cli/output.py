@@ -55,12 +55,24 @@ class TextOutput:
             _write(stderr, f"== job {self._number}: {shlex.join(words)}\n".encode())
         _write(stderr, job.stderr or b"", end_line=self._headings)
 
+    def show_recovered(self, job: DispyJob, *, is_program: bool) -> None:
+        """Show a job of which only the number is known, and of a function's also the result."""
+        stdout, stderr = sys.stdout.buffer, sys.stderr.buffer
+        _write(stdout, f"== job {job.id}  ({_ending(job, is_program=is_program)})\n".encode())
+        for stream, output in ((stdout, job.stdout), (stderr, job.stderr)):
+            data = output.encode() if isinstance(output, str) else output or b""
+            _write(stream, data, end_line=True)
+        if job.status is not DispyJob.Finished:
+            _write(stderr, f"dispy: job {job.id}: {_ending(job)}\n{_cause(job)}".encode())
+        elif not is_program:
+            _write(stdout, f"{job.result!r}\n".encode())
 
-def _ending(job: DispyJob) -> str:
+
+def _ending(job: DispyJob, *, is_program: bool = True) -> str:
     where = f" on {job.ip_addr}" if job.ip_addr else ""
     ran = job.start_time is not None and job.end_time is not None
     took = f" after {job.end_time - job.start_time:.2f} s" if ran else ""  # type: ignore[operator]
-    ending = f"exit code {job.result}" if job.status is DispyJob.Finished else job.status.name
+    ending = f"exit code {job.result}" if job.status is DispyJob.Finished and is_program else job.status.name
     return f"{ending}{where}{took}"
 
 

@@ -126,7 +126,7 @@ class JobStored(Entry, frozen=True, gc=False):
 
 
 class JobsHanded(Entry, frozen=True):
-    """Jobs of a durable cluster are about to be handed to a node."""
+    """Jobs of a durable cluster are about to be handed to a node; to none: they are known not to have started."""
 
     node: ProcessId
     jobs: list[int]
@@ -217,12 +217,16 @@ class Book:
         self.results: dict[int, ResultKept] = {}
         """By job; fetched and not returned."""
         self.returned: set[int] = set()
+        self.over: set[int] = set()
+        """Jobs of durable clusters of which the program knew the end."""
         self.computations: dict[ComputationId, ComputationStored] = {}
         """Of durable clusters that are not over."""
         self.jobs: dict[int, JobStored] = {}
         """Of durable clusters, those that have not ended."""
         self.handed: dict[int, ProcessId] = {}
         """Which node had a job of a durable cluster last."""
+        self.freed: set[int] = set()
+        """Those of which it became known that they had not started where they had been handed."""
         self.is_done = False
         for entry in listed:
             self.add(entry)
@@ -239,8 +243,7 @@ class Book:
             case ResultKept():
                 self._keep(entry)
             case JobsReturned(jobs) | JobsOver(jobs):
-                if isinstance(entry, JobsReturned):
-                    self.returned.update(jobs)
+                (self.returned if isinstance(entry, JobsReturned) else self.over).update(jobs)
                 for job in jobs:
                     self.results.pop(job, None)
                     self.jobs.pop(job, None)
@@ -254,7 +257,13 @@ class Book:
             case JobStored():
                 self.jobs[entry.job] = entry
             case JobsHanded(node, jobs):
-                self.handed.update(dict.fromkeys(jobs, node))
+                for job in jobs:
+                    if node:
+                        self.handed[job] = node
+                        self.freed.discard(job)
+                    else:
+                        self.handed.pop(job, None)
+                        self.freed.add(job)
             case ProgramBegun():
                 raise RecoveryError("two programs have written into it")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from dispy.errors import RecoveryError, SettingsError
 from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, ProcessId
-from dispy.recovery.book import AnyEntry, ClusterNoted, ClusterOver, NodeNoted, ProgramBegun
+from dispy.recovery.book import AnyEntry, ClusterNoted, ClusterOver, ComputationStored, NodeNoted, ProgramBegun
 from dispy.recovery.file import RecoveryFile, new_path, prune
+from dispy.recovery.journal import Journal
 
 
 class Recorder:
@@ -29,6 +30,7 @@ class Recorder:
         self._files: dict[Path | None, RecoveryFile] = {}
         """By the path that was asked for; None: the default place."""
         self._default_failed = False
+        self._journals: dict[Path, Journal] = {}
 
     def use(self, wanted: str | os.PathLike[str] | None) -> None:
         """Write into this file from now on (None: one in the default place, unless there is a file already).
@@ -63,6 +65,39 @@ class Recorder:
                 why,
             )
 
+    def journal(self, wanted: str | os.PathLike[str] | None) -> Journal:
+        """Where durable clusters that use this file keep what they need.
+
+        Raises:
+            SettingsError: there is no file, or nothing can be written beside it.
+        """
+        file = self._file(wanted)
+        if file is None:
+            raise SettingsError("durable: there is no recovery file to keep jobs in; name a place with recover_file=…")
+        journal = self._journals.get(file.path)
+        if journal is None:
+            try:
+                journal = self._journals[file.path] = Journal(file.store)
+            except OSError as error:
+                raise SettingsError(f"durable: {file.store} cannot be written: {error.strerror}") from error
+        return journal
+
+    def computation_stored(self, wanted: str | os.PathLike[str] | None, stored: ComputationStored) -> None:
+        """All that a durable cluster needs lies beside its file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        file = self._file(wanted)
+        assert file is not None
+        file.append([stored])
+        file.sync()
+
+    def _file(self, wanted: str | os.PathLike[str] | None) -> RecoveryFile | None:
+        if wanted is not None:
+            return self._files.get(Path(wanted).expanduser().absolute())
+        return self._files.get(None) or next(iter(self._files.values()), None)
+
     @property
     def paths(self) -> list[Path]:
         """Where the files are."""
@@ -86,6 +121,7 @@ class Recorder:
 
     def end(self) -> None:
         """The scheduler ends: with every cluster over there is nothing to recover."""
+        self._close_journals()
         for file in self._files.values():
             if self._clusters:
                 file.close()
@@ -95,9 +131,15 @@ class Recorder:
 
     def abandon(self) -> None:
         """In a forked child: the files are the parent's."""
+        self._close_journals()
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def _close_journals(self) -> None:
+        for journal in self._journals.values():
+            journal.close()
+        self._journals.clear()
 
     def _snapshot(self) -> list[AnyEntry]:
         return [self._begun, *self._clusters.values(), *self._nodes.values()]

@@ -28,6 +28,7 @@ from dispy.recovery.book import NodeNoted, ProgramBegun
 from dispy.recovery.recorder import Recorder
 from dispy.scheduler.conversation import Conversation
 from dispy.scheduler.core import SchedulerCore
+from dispy.scheduler.durable import DurableMarks
 from dispy.scheduler.effects import (
     AskAllocation,
     ClusterEnded,
@@ -91,16 +92,18 @@ class ServiceSettings:
 class SchedulerService:
     """One scheduler in this process."""
 
-    def __init__(self, portal: Portal, settings: ServiceSettings) -> None:
+    def __init__(
+        self, portal: Portal, settings: ServiceSettings, *, token: bytes | None = None, recorder: Recorder | None = None
+    ) -> None:
+        """Make a scheduler; `token` and `recorder` are given where one goes on with what another had begun."""
         self.portal = portal
         self.settings = settings
         self.process = ProcessId(secrets.token_hex(16))
         self.owners: dict[ComputationId, ClusterOwner] = {}
         link_settings = _link_settings(self.process, settings)
-        holder, token = _holder(settings.ext_host), secrets.token_bytes(32)
-        self._token = token
-        self.core = SchedulerCore(holder=holder, token=token, grace=link_settings.grace_timeout)
-        self.recorder = Recorder(_begun(holder, token, settings))
+        holder, self._token = _holder(settings.ext_host), token or secrets.token_bytes(32)
+        self.core = SchedulerCore(holder=holder, token=self._token, grace=link_settings.grace_timeout)
+        self.recorder = recorder or Recorder(_begun(holder, self._token, settings))
         self.conversation = Conversation(
             lambda node: self.links.nodes.get(node),
             lambda node, job, attempt: self.core.runs(node, job, attempt),
@@ -118,6 +121,7 @@ class SchedulerService:
             on_known_elsewhere=self._ask_allocations_again,
             on_leased=self._note_leased,
         )
+        self.durable = DurableMarks(self.links.sources, self._address_of)
         self.search = NodeSearch(
             portal.loop,
             self.links,
@@ -211,7 +215,10 @@ class SchedulerService:
         outbox = self._outbox
         count = len(outbox)
         if count:
-            self.handle(JobsSubmitted([outbox.popleft() for _ in range(count)]))
+            records = [outbox.popleft() for _ in range(count)]
+            if self.durable:
+                self.durable.store(records)
+            self.handle(JobsSubmitted(records))
 
     def handle(self, event: Event) -> None:
         """Give an event to the core and do what it wants done. Events that come meanwhile wait in line."""
@@ -255,6 +262,8 @@ class SchedulerService:
     def _perform(self, effects: Effects) -> None:
         if self._checks:
             self.core.check()
+        if self.durable:
+            self.durable.hand(effects)
         if effects.sends:
             self.links.send(effects.sends)
         for notice in effects.notices:
@@ -293,6 +302,8 @@ class SchedulerService:
                 self.release(options.depends.files)
             if owner is not None:
                 owner.job_ended(ended, None if node is None else views[node])
+        if self.durable:
+            self.durable.end(jobs)
         for owner in touched.values():
             owner.batch_ended()
 
@@ -336,6 +347,7 @@ class SchedulerService:
                 if owner is not None:
                     self._withdraw(owner.spec)
                     self.recorder.cluster_over(notice.cluster)
+                    self.durable.forget(notice.cluster)
                     owner.ended()
 
     def _withdraw(self, spec: ComputationSpec) -> None:
@@ -441,6 +453,10 @@ class SchedulerService:
             status = path.stat()
             offered.append(FileSpec(destination, blob, status.st_mode & 0o777, status.st_mtime))
         return tuple(offered)
+
+    def _address_of(self, node: ProcessId) -> str:
+        reached = self.links.nodes.get(node)
+        return "" if reached is None else reached.address
 
     def _note_leased(self, reached: Reached) -> None:
         assert reached.info is not None

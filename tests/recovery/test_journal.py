@@ -1,0 +1,140 @@
+"""What durable clusters leave beside a recovery file: jobs in segments, contents by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dispy.model import ComputationId, JobOptions, ProcessId
+from dispy.recovery.book import Book, JobsHanded, JobsReturned, ProgramBegun
+from dispy.recovery.journal import Journal, content, load_id, load_jobs
+
+BEGUN = ProgramBegun(b"t" * 32, b"k" * 8, "", 9700, "me", "here", 1, "p.py", 1.0)
+CLUSTER = ComputationId("c")
+NODE = ProcessId("n1")
+
+
+@dataclass
+class Job:
+    job: int
+    cluster: ComputationId = CLUSTER
+    args: bytes = b""
+    options: JobOptions | None = None
+
+
+@dataclass
+class Ended:
+    job: Job
+
+
+def store(journal: Journal, *numbers: int, args: bytes = b"args") -> None:
+    journal.stored([(Job(number), f"id{number}", args) for number in numbers], 5.0)
+
+
+def over(journal: Journal, *numbers: int) -> None:
+    journal.over([Ended(Job(number)) for number in numbers])
+
+
+def load(folder: Path, *entries: object) -> Book:
+    book = Book([BEGUN, *entries])  # type: ignore[list-item]
+    load_jobs(book, folder)
+    return book
+
+
+def segments(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("jobs-*"))
+
+
+def test_jobs_are_there_until_they_have_ended(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s")
+    store(journal, 1, 2, 3)
+    journal.handed(NODE, [1, 2])
+    over(journal, 1)
+    journal.sync()
+    journal.close()
+    journal.sync()
+    book = load(tmp_path / "s")
+    assert set(book.jobs) == {2, 3}
+    assert book.handed == {2: NODE}
+    assert book.returned == {1}, "the program knew its end: a result that a node still has is not wanted"
+    assert (load_id(book.jobs[2]), book.jobs[2].args, book.jobs[2].submitted_at) == ("id2", b"args", 5.0)
+
+
+def test_what_a_recovery_has_written_counts_more(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s")
+    store(journal, 1, 2, 3)
+    journal.handed(NODE, [1, 2, 3])
+    journal.close()
+    other = ProcessId("n2")
+    book = load(tmp_path / "s", JobsReturned([1]), JobsHanded(ProcessId(""), [2, 3]), JobsHanded(other, [3]))
+    assert set(book.jobs) == {2, 3}
+    assert book.handed == {3: other}
+
+
+def test_old_segments_go_when_all_their_jobs_have_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    journal = Journal(folder, segment_size=1000)
+    for number in range(1, 5):
+        store(journal, number, args=bytes(600))
+    assert segments(folder) == ["jobs-000001", "jobs-000002", "jobs-000003"]
+    over(journal, 3, 4)
+    assert segments(folder)[0] == "jobs-000001", "what follows holds marks about older jobs only behind them"
+    assert set(load(folder).jobs) == {1, 2}
+    over(journal, 1, 2)
+    assert segments(folder) == ["jobs-000003"]
+    journal.close()
+    assert load(folder).jobs == {}
+
+
+def test_ids_that_cannot_be_pickled_are_numbers(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s")
+    journal.stored([(Job(1), lambda: 0, b""), (Job(2), 2, b""), (Job(3), (1, "a"), b"")], 0.0)
+    journal.close()
+    assert [load_id(stored) for stored in load(tmp_path / "s").jobs.values()] == [1, 2, (1, "a")]
+
+
+def test_a_torn_segment_ends_what_is_believed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s")
+    store(journal, 1)
+    store(journal, 2)
+    journal.close()
+    path = tmp_path / "s" / "jobs-000001"
+    path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / "s" / "jobs-000002").write_bytes(b"disp")
+    assert set(load(tmp_path / "s").jobs) == {1}
+
+
+def test_a_full_disk_is_said_once_and_what_is_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(tmp_path / "s")
+    store(journal, 1)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        store(journal, 2)
+        over(journal, 1)
+    store(journal, 3)
+    journal.close()
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    assert set(load(tmp_path / "s").jobs) == {1}
+
+
+def test_contents_are_kept_by_name(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s")
+    (tmp_path / "data").write_bytes(b"abc")
+    journal.keep_bytes(b"\x01", b"code")
+    journal.keep_file(b"\x02", tmp_path / "data")
+    digest = journal.keep_hashed(tmp_path / "data")
+    journal.close()
+    names = (b"\x01", b"\x02", bytes.fromhex(digest))
+    assert [content(tmp_path / "s", name).read_bytes() for name in names] == [b"code", b"abc", b"abc"]
+    assert len(os.listdir(tmp_path / "s" / "contents")) == 3
+    with pytest.raises(OSError, match="No such file"):
+        journal.keep_file(b"\x03", tmp_path / "missing")

@@ -1,0 +1,223 @@
+"""`recover_jobs` and `dispy recover` where no node has to be asked: what is in the file, who may have it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import dispy
+from dispy.cli import main
+from dispy.errors import RecoveryError, SettingsError
+from dispy.model import ComputationId, ComputationSpec, Ending, JobDone, JobOptions, JobState, ProcessId
+from dispy.recovery.book import (
+    AnyEntry,
+    Book,
+    ClusterNoted,
+    ComputationStored,
+    JobsHanded,
+    JobStored,
+    NodeNoted,
+    ProgramBegun,
+    ResultKept,
+)
+from dispy.recovery.fetching import Fetched
+from dispy.recovery.file import RecoveryFile, new_path
+from dispy.resuming import FORGETS_AFTER, sort_out
+from dispy.secrets import find_credentials
+
+FUNCTION = ClusterNoted(ComputationId("c"), "f", "function")
+PROGRAM = ClusterNoted(ComputationId("c"), "p", "program")
+
+
+def kept(job: int, result: object, ending: Ending = Ending.FINISHED, *, out: str = "", error: str = "") -> ResultKept:
+    data = pickle.dumps(result) if ending is Ending.FINISHED else b""
+    parts = (data, out.encode(), b"", error.encode())
+    done = JobDone(job, 1, ending, 10.0, 12.0, *map(len, parts))
+    return ResultKept(done, "10.0.0.7", b"".join(parts))
+
+
+def write(path: Path, *entries: AnyEntry) -> Path:
+    key_id = find_credentials(secret="ours").key_id
+    begun = ProgramBegun(b"t" * 32, key_id, "", 9700, "me", "elsewhere", 1, "p.py", 1.0)
+    RecoveryFile.create(path, [begun, *entries]).close()
+    return path
+
+
+class Unknown:
+    """Stands for a class of a program that is gone."""
+
+    def __reduce__(self) -> Any:
+        return (eval, ("Elsewhere()",))
+
+
+def test_what_was_fetched_and_not_returned_is_returned_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "x", FUNCTION, kept(2, "two", out="said"), kept(1, 1), kept(3, None, Ending.RAISED, error="Oh: no")
+    )
+    one, two, three = dispy.recover_jobs(path, secret="ours")
+    assert (one.id, one.result, one.status, one()) == (1, 1, dispy.DispyJob.Finished, 1)
+    assert (two.result, two.stdout, two.stderr, two.ip_addr) == ("two", "said", "", "10.0.0.7")
+    assert (two.start_time, two.end_time, two.submit_time) == (10.0, 12.0, 10.0)
+    assert (three.status, three.exception, three.result) == (dispy.DispyJob.Terminated, "Oh: no", None)
+    assert dispy.recover_jobs(path, secret="ours") == []
+
+
+def test_a_result_that_cannot_be_unpickled_harms_no_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", FUNCTION, kept(1, Unknown()), kept(2, 2))
+    one, two = dispy.recover_jobs(path, secret="ours")
+    assert one.status == dispy.DispyJob.Terminated
+    assert "cannot be unpickled in this program: NameError: name 'Elsewhere'" in one.exception
+    assert two.result == 2
+
+
+def test_the_newest_file_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DISPY_SECRET", "ours")
+    assert dispy.recover_jobs() == []
+    assert "nothing to recover in" in capsys.readouterr().err
+    other = write(new_path(), kept(1, 1))
+    assert [job.result for job in dispy.recover_jobs()] == [1]
+    assert dispy.recover_jobs() == []
+    assert dispy.recover_jobs(other) == []
+
+
+def test_whose_file_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", kept(1, 1))
+    with pytest.raises(RecoveryError, match=r"another secret than the one found here \(argument\)"):
+        dispy.recover_jobs(path, secret="another")
+    in_use, _ = RecoveryFile.open(path)
+    with pytest.raises(RecoveryError, match="is in use"):
+        dispy.recover_jobs(path, secret="ours")
+    in_use.close()
+    with pytest.raises(RecoveryError, match="No such file"):
+        dispy.recover_jobs(tmp_path / "missing", secret="ours")
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "text").chmod(0o600)
+    with pytest.raises(RecoveryError, match="not a recovery file"):
+        dispy.recover_jobs(tmp_path / "text", secret="ours")
+    with pytest.raises(SettingsError, match="timeout"):
+        dispy.recover_jobs(path, timeout=-1, secret="ours")
+    assert len(dispy.recover_jobs(path, secret="ours")) == 1
+
+
+def test_a_node_that_does_not_answer_is_named_and_stays(
+    tmp_path: Path, free_base_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = NodeNoted(ProcessId("n" * 32), "far", (("127.0.0.1", free_base_port),))
+    path = write(tmp_path / "x", node, kept(1, 1))
+    assert [job.result for job in dispy.recover_jobs(path, 0.3, secret="ours")] == [1]
+    said = capsys.readouterr().err
+    assert f"not all is recovered: node far (127.0.0.1:{free_base_port}) does not answer: nothing listens" in said
+    assert "call again for the rest" in said
+    file, book = RecoveryFile.open(path)
+    file.close()
+    assert list(book.nodes) == [node.process]
+    assert not book.is_done
+
+
+def test_the_programs_own_node_that_has_ended_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    node = NodeNoted(ProcessId("n" * 32), "own", (("127.0.0.1", 1),), str(tmp_path / "handle"))
+    assert dispy.recover_jobs(write(tmp_path / "x", node), secret="ours") == []
+    assert "what it held is lost" in capsys.readouterr().err
+
+
+def test_old_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", kept(1, 1))
+    with pytest.warns(DeprecationWarning, match="recover_jobs"):
+        jobs = dispy.fault_recover_jobs(fault_recover_file=path, secret="ours")
+    assert [job.result for job in jobs] == [1]
+
+
+# ---- the command ----
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(main, ["recover", *words, "--secret", "ours"])
+
+
+def test_the_command_prints_functions(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", FUNCTION, kept(1, {"a": 1}, out="said"), kept(2, None, Ending.DIED, error="killed"))
+    done = run(str(path))
+    assert done.exit_code == 1
+    assert done.stdout.startswith("== job 1  (Finished on 10.0.0.7 after 2.00 s)\nsaid\n{'a': 1}\n== job 2")
+    assert "dispy: job 2: Terminated on 10.0.0.7 after 2.00 s\nkilled\n" in done.stderr
+    assert run(str(path)).exit_code == 0
+
+
+def test_the_command_prints_json(tmp_path: Path) -> None:
+    done = run(str(write(tmp_path / "x", FUNCTION, kept(1, {1, 2}), kept(2, [3]))), "--json")
+    one, two = map(json.loads, done.stdout.splitlines())
+    assert (one["result"], two["result"], two["status"]) == ("{1, 2}", [3], "Finished")
+    assert done.exit_code == 0
+
+
+def test_the_command_prints_programs(tmp_path: Path) -> None:
+    done = run(str(write(tmp_path / "x", PROGRAM, kept(1, 3, out="said"))), "--json")
+    assert json.loads(done.stdout)["exit_code"] == 3
+    assert done.exit_code == 1
+    done = run(str(write(tmp_path / "y", PROGRAM, kept(1, 0, out="said"))))
+    assert done.stdout == "== job 1  (exit code 0 on 10.0.0.7 after 2.00 s)\nsaid\n"
+    assert done.exit_code == 0
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    done = run(str(tmp_path / "missing"))
+    assert done.exit_code == 1
+    assert "cannot be opened: No such file" in done.stderr
+
+
+# ---- which durable jobs can still run ----
+
+ONE, TWO = ProcessId("1"), ProcessId("2")
+
+
+def book(*entries: AnyEntry, reentrant: bool = False, options: JobOptions | None = None) -> Book:
+    spec = ComputationSpec(FUNCTION.id, "f", "function")
+    begun = ProgramBegun(b"t" * 32, b"k" * 8, "", 9700, "me", "here", 1, "p.py", 1.0)
+    job = JobStored(1, spec.id, b"", b"args", options)
+    return Book([begun, FUNCTION, ComputationStored(spec, [], reentrant, False, False), job, *entries])
+
+
+NOTED = [NodeNoted(ONE, "one", ()), NodeNoted(TWO, "two", ())]
+HANDED = JobsHanded(ONE, [1])
+
+
+@pytest.mark.parametrize(
+    ("known", "fetched", "age", "what"),
+    [
+        (book(*NOTED), Fetched(), 0.0, "runs"),
+        (book(*NOTED, HANDED), Fetched(), 0.0, "undecided"),
+        (book(NOTED[1], HANDED), Fetched(), 0.0, "abandoned"),
+        (book(NOTED[1], HANDED), Fetched(answered={ONE}), 0.0, "runs"),
+        (book(NOTED[1], HANDED), Fetched(answered={ONE}), FORGETS_AFTER, "abandoned"),
+        (book(NOTED[1], HANDED), Fetched(answered={TWO}), 0.0, "abandoned"),
+        (book(NOTED[1], HANDED), Fetched(not_started={1}), 1e6, "runs"),
+        (book(NOTED[1], HANDED, JobsHanded(ProcessId(""), [1])), Fetched(), 1e6, "runs"),
+        (book(HANDED, reentrant=True), Fetched(), 1e6, "runs"),
+        (book(HANDED, options=JobOptions(retries=1)), Fetched(), 1e6, "runs"),
+        (book(*NOTED, HANDED, reentrant=True), Fetched(), 0.0, "undecided"),
+        (book(kept(1, 1)), Fetched(), 0.0, "has ended"),
+    ],
+)
+def test_a_durable_job_runs_only_if_it_cannot_have_started(
+    known: Book, fetched: Fetched, age: float, what: str
+) -> None:
+    found = sort_out(known, fetched, age, terminate=False)
+    assert [stored.job for stored in found.runnable] == ([1] if what == "runs" else [])
+    assert {job: state for job, (state, _) in found.ended.items()} == (
+        {1: JobState.Abandoned} if what == "abandoned" else {}
+    )
+    assert found.undecided == (what == "undecided")
+
+
+def test_pending_jobs_can_be_ended() -> None:
+    found = sort_out(book(), Fetched(), 0.0, terminate=True)
+    assert not found.runnable
+    assert found.ended[1][0] is JobState.Cancelled
