@@ -22,6 +22,34 @@ README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+WALL_CLOCK = {
+    "cluster.py": "start_time and end_time of a cluster, for people",
+    "job.py": "times of a job, for people",
+    "ledger.py": "times of jobs and nodes, for people",
+    "node/jobside.py": "when a job spoke, for people",
+    "node/service.py": "ages of files; the offset by which the core tells people the time",
+    "node/steering.py": "what the owner reads",
+    "node/upkeep.py": "the hours of service, which are looked at every minute",
+    "node/watch.py": "when a job that was killed had begun, for people",
+    "node/worker.py": "when a job began, for people; how long it ran is measured by the other clock",
+    "node/workers.py": "when a job that was killed had begun, for people",
+    "recovery/file.py": "when a file was written, for people and to choose the newest",
+    "scheduler/service.py": "since when this program runs, for people",
+    "secrets.py": "dates of certificates",
+}
+"""Who reads a clock that may be set at any time, and for what. Nothing that is waited for may hang on it."""
+
+
+def test_deadlines_do_not_hang_on_the_wall_clock() -> None:
+    source = ROOT / "src" / "dispy"
+    readers = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if re.search(r"\btime\.time\b", path.read_text())
+    }
+    assert readers == WALL_CLOCK.keys()
+
+
 def test_public_names_can_be_imported() -> None:
     for name in dispy.__all__:
         assert getattr(dispy, name) is not None

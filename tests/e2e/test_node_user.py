@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import dispy
@@ -168,6 +169,35 @@ def test_the_daemon_ends_jobs_of_the_user(node: Callable[..., Any]) -> None:
             deadline -= 1
         daemon.process.terminate()
         assert daemon.wait() == 0
+    finally:
+        cluster.close(terminate=True)
+        cluster.shutdown()
+
+
+def allow_processes(pid: int, count: str) -> None:
+    """Set how many processes the user may have before this one can make no other; as the user, who may do that."""
+    group = pwd.getpwnam(USER).pw_gid
+    subprocess.run(["prlimit", f"--pid={pid}", f"--nproc={count}:"], user=USER, group=group, check=True)
+
+
+@needs_root
+@pytest.mark.real
+def test_a_user_who_may_have_no_more_processes(node: Callable[..., Any], wait_until: Callable[..., Any]) -> None:
+    """The node says so and tries again; when the user may have more, the job runs."""
+    daemon = node()
+    daemon.wait_for("ready")
+    cluster = dispy.JobCluster(abs)
+    try:
+        wait_until(lambda: cluster.status().nodes, timeout=SOON)
+        below = psutil.Process(daemon.pid).children(recursive=True)
+        [fork_server] = [process for process in below if process.name() == "dispy-fork"]
+        allow_processes(fork_server.pid, "0")
+        job = cluster.submit(-7)
+        daemon.wait_for("no worker could be started: no more processes or threads are allowed")
+        allow_processes(fork_server.pid, "4096")
+        assert job.finish.wait(SOON), cluster.explain(job)
+        assert job.result == 7
+        assert daemon.output.count("no worker could be started") == 1
     finally:
         cluster.close(terminate=True)
         cluster.shutdown()

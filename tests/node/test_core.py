@@ -429,6 +429,34 @@ def test_workers_that_are_born_dead_are_given_up(node: Node) -> None:
     assert effects.sends == [Send(ANNA, msg.ComputationRefused(MAP, reason, "", True)), recalled(1)]
 
 
+def test_without_anything_left_for_workers_jobs_go_back_for_a_while(node: Node) -> None:
+    """Unlike workers that die, this says nothing of the computation: the scheduler may ask again."""
+    node.lease()
+    node.open()
+    node.run(1)
+    cause = "no worker could be started: no memory is left"
+    for worker in range(1, 3):
+        assert node.handle(ev.WorkerDied(worker, 0, cause, exhausted=True)).actions == []
+        assert node.wait(1).actions == [do.ForkWorker(MAP, worker + 1)]
+    effects = node.handle(ev.WorkerDied(3, 0, cause, exhausted=True))
+    assert effects.actions == [do.CleanComputation(MAP, False)]
+    assert effects.sends == [Send(ANNA, msg.ComputationRefused(MAP, cause, "", False)), recalled(1)]
+
+
+def test_without_anything_left_for_another_worker_those_that_are_here_go_on(ready: Node) -> None:
+    computation = ready.core.lease.computations[MAP]  # type: ignore[union-attr]
+    ready.run(1, 2, 3)
+    ready.handle(ev.WorkerDied(1, 1, "killed by SIGKILL"))
+    for worker in range(3, 8):
+        effects = ready.handle(ev.WorkerDied(worker, 0, "nothing is left", exhausted=True))
+        assert not effects.sends
+        assert ready.wait(1).actions == [do.ForkWorker(MAP, worker + 1)]
+    assert computation.exhausted == 5
+    ready.handle(ev.WorkerForked(8, 800))
+    ready.handle(ev.WorkerDied(8, 0, "exit code 1"))
+    assert 2 in computation.workers
+
+
 def test_stalled_worker_gives_back_for_an_idle_one(ready: Node) -> None:
     ready.core.lease.computations[MAP].mean = 0.001  # type: ignore[union-attr]
     ready.run(1, 2, 3, 4, 5, 6)

@@ -115,7 +115,7 @@ def test_output_is_cut_in_its_middle(size: int, limit: int, expected: bytes) -> 
     ("status", "words"),
     [
         (0, "exit code 0"),
-        (3 << 8, "exit code 3"),
+        (3 << 8, "exit code 3; it had used up to 35 MB of memory"),
         (11, "killed by SIGSEGV (segmentation fault); it had used up to 35 MB of memory"),
         (worker.SETUP_FAILED << 8, "setup failed in the worker"),
     ],

@@ -22,6 +22,7 @@ from dispy.node import events as ev
 from dispy.node.settings import NodeSettings
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, NODE_PORT_OFFSET, SUSPECT_TIMEOUT
 from dispy.wire.blobs import BlobExchange, BlobSources
+from dispy.wire.datagrams import RateLimit
 from dispy.wire.discovery import Answerer, DiscoveryRefused, listen_hosts
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
 from dispy.wire.messages import AnyMessage
@@ -30,6 +31,8 @@ logger = logging.getLogger("dispy.node")
 
 INTERFACE_INTERVAL: Final = 5.0
 """Seconds between two looks at the machine's addresses."""
+TELL_INTERVAL: Final = 3600.0
+"""Seconds until the refusal of one peer for one cause is told again."""
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds that the last words of a link may take to leave."""
 
@@ -77,6 +80,7 @@ class Callers:
         """Diallers that reached a process to which there is another link."""
         self._interface_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._told = RateLimit(TELL_INTERVAL)
         self._link_settings = LinkSettings(
             process=process,
             role=Role.NODE,
@@ -322,7 +326,8 @@ class Callers:
             caller.exchange.close(cause)
 
     def _refused(self, address: str, sentence: str) -> None:
-        logger.warning("%s was refused: %s", address, sentence)
+        level = logging.WARNING if self._told.allows((address, sentence), self._loop.time()) else logging.DEBUG
+        logger.log(level, "%s was refused: %s", address, sentence)
 
     def _stranger(self, refused: DiscoveryRefused) -> None:
         command = "`dispy secret show | ssh HOST dispy secret set`"

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 import struct
 from collections import deque
@@ -102,6 +103,15 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found.frombytes(data[: len(data) - len(data) % found.itemsize])
     return found.tolist()
+
+
+def whole_descriptors(ancillary: list[tuple[int, int, bytes]], flags: int) -> list[int]:
+    """As `descriptors`, but none when this process had too few free numbers for all that were sent together."""
+    found = descriptors(ancillary)
+    if flags & socket.MSG_CTRUNC:
+        while found:
+            os.close(found.pop())
+    return found
 
 
 def send_with(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:

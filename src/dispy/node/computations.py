@@ -151,6 +151,8 @@ class ComputationDesk:
             trace = event.stderr.decode("utf-8", "replace")
             reason = "setup failed in a worker: " + trace.strip().rpartition("\n")[2]
             self._refuse(lease, computation, reason, trace, final=True, effects=effects)
+        elif event.exhausted and self._jobs.must_pause(computation):
+            self._refuse(lease, computation, event.cause, "", final=False, effects=effects)
         elif self._jobs.gives_up(computation):
             count = computation.stillborn
             reason = f"{count} workers in a row ended before they could run a job; last: {event.cause}"

@@ -14,7 +14,7 @@ def cause_of_death(status: int, memory: int) -> str:
     if code == SETUP_FAILED:
         return "setup failed in the worker"
     text = exit_words(code)
-    return f"{text}; it had used up to {size_words(memory)} of memory" if code < 0 else text
+    return f"{text}; it had used up to {size_words(memory)} of memory" if code and memory else text
 
 
 def exit_words(code: int | None) -> str:

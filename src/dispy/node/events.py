@@ -185,6 +185,8 @@ class WorkerDied:
     """It ended as it should: asked to, or because a job had left it unfit for another."""
     setup_failed: bool = False
     """It was to run setup by itself, and that failed; stderr has the traceback."""
+    exhausted: bool = False
+    """It never was: the machine has no descriptors, processes or memory left; the cause says which."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -8,6 +8,7 @@ stays behind: the guard (forked before user code), the fork server and each work
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import mmap
@@ -67,7 +68,12 @@ def main(fd: int, state: int) -> NoReturn:
     if state == FRESH:
         linux.become_subreaper()
         guard = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            refusal = {"reason": linux.exhaustion(error) or str(error), "trace": "", "final": False}
+            control.sendall(channel.control_frame(channel.FAILED, refusal))
+            os._exit(1)
         if pid:
             _guard(pid, control)
         linux.die_with_parent(guard)
@@ -158,10 +164,10 @@ class _Server:
 
     def _receive(self) -> bool:
         try:
-            data, ancillary, _, _ = self._control.recvmsg(_BUFFER_SIZE, channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self._control.recvmsg(_BUFFER_SIZE, channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:  # the daemon was gone before it had read everything
             return False
-        self._reader.fds.extend(channel.descriptors(ancillary))
+        self._reader.fds.extend(channel.whole_descriptors(ancillary, flags))
         for kind, info, payload in self._reader.feed(data):
             self._handlers[kind](info, payload)
         return bool(data)
@@ -186,11 +192,11 @@ class _Server:
         try:
             self._load(payload)
         except calls.SetupRefusedError as error:
-            self._send(channel.FAILED, reason=str(error), trace="")
+            self._send(channel.FAILED, reason=str(error), trace="", final=True)
             return
         except BaseException as error:
             reason = f"{self._doing} failed: {type(error).__name__}: {error}"
-            self._send(channel.FAILED, reason=reason, trace=calls.user_trace(error, __file__))
+            self._send(channel.FAILED, reason=reason, trace=calls.user_trace(error, __file__), final=True)
             return
         threads = threading.active_count() - 1
         if self._setup_in == "node" and spec["setup_in"] == "auto" and (threads or _cuda_started()):
@@ -256,11 +262,15 @@ class _Server:
 
     def _on_fork(self, info: dict[str, Any], payload: bytes) -> None:
         number: int = info["worker"]
-        fds = [self._reader.fds.popleft() for _ in range(channel.FORK_FDS)]
+        came = self._reader.fds
+        fds = [came.popleft() for _ in range(min(channel.FORK_FDS, len(came)))]
         try:
+            if len(fds) < channel.FORK_FDS:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             child = self._fork(number, fds)
         except OSError as error:
-            self._send(channel.DIED, worker=number, status=None, memory=0, error=f"no worker could be started: {error}")
+            text = f"no worker could be started: {linux.exhaustion(error) or error}"
+            self._send(channel.DIED, worker=number, status=None, memory=0, error=text)
         else:
             self._children[number] = self._by_pidfd[child.pidfd] = child
             self._poll.register(child.pidfd, select.POLLIN)

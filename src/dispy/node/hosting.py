@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dispy.errors import NodeError, TransferError
@@ -23,6 +25,7 @@ from dispy.node.channel import SENT_FILE
 from dispy.node.effects import JobExtra
 from dispy.node.environments import Environments, own_python
 from dispy.node.initfile import InitFile
+from dispy.node.linux import exhaustion
 from dispy.node.loans import Loans
 from dispy.node.parcels import Parcels
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
@@ -32,6 +35,12 @@ from dispy.node.workdir import Prefix, Workdir, Workdirs
 from dispy.node.workers import ForkServer
 from dispy.secrets import SECRET_VARIABLES
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
+from dispy.wire.datagrams import RateLimit
+
+logger = logging.getLogger("dispy.node")
+
+WARN_INTERVAL: Final = 600.0
+"""Seconds until the same warning is given again."""
 
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """How many threads numerical libraries start: as many as the job has CPUs, else every job would start one for each."""
@@ -61,6 +70,12 @@ class NodePlaces:
     init: InitFile | None
     post: Callable[[ev.Event], None]
     wall: Callable[[], float]
+    warned: RateLimit = field(default_factory=lambda: RateLimit(WARN_INTERVAL))
+
+    def say(self, warning: str) -> None:
+        """Warn the node's owner, unless that was said not long ago: programs try again every few seconds."""
+        if self.warned.allows(warning, time.monotonic()):
+            logger.warning("%s", warning)
 
     def check_size(self, file: FileSpec) -> None:
         """Refuse a file that is larger than the node's owner allows.
@@ -127,7 +142,7 @@ class HostedComputation:
         reason = ""
         try:
             await self._fetch_file(file)
-        except (NodeError, TransferError) as error:
+        except (NodeError, TransferError, OSError) as error:
             reason = str(error)
         self._places.post(ev.FileStored(self.id, file.path, reason))
 
@@ -145,7 +160,7 @@ class HostedComputation:
         loans = await asyncio.shield(self._loans)
         try:
             await loans.lend(files, held)
-        except (NodeError, TransferError) as error:
+        except (NodeError, TransferError, OSError) as error:
             reason = str(error)
             loans.give_back(held)
         except asyncio.CancelledError:
@@ -189,15 +204,22 @@ class HostedComputation:
         try:
             await work
         except SetupFailed as error:
-            post(ev.ComputationFailed(self.id, error.reason, error.trace))
+            self._failed(error.reason, error.trace, final=error.final)
         except NodeError as error:
-            post(ev.ComputationFailed(self.id, str(error)))
+            # what the machine lacks now it may have later
+            cause = error.__cause__
+            self._failed(str(error), final=not (isinstance(cause, OSError) and exhaustion(cause)))
         except TransferError as error:
-            post(ev.ComputationFailed(self.id, str(error), final=False))
+            self._failed(str(error), final=False)
         except OSError as error:
-            post(ev.ComputationFailed(self.id, f"the node cannot prepare it: {error}", final=False))
+            self._failed(f"the node cannot prepare it: {exhaustion(error) or error}", final=False)
         else:
             post(ev.ComputationPrepared(self.id))
+
+    def _failed(self, reason: str, trace: str = "", *, final: bool = True) -> None:
+        if not final:  # of what cannot be otherwise only the program's user is told
+            self._places.say(f"{self.spec.name} is refused for now: {reason}")
+        self._places.post(ev.ComputationFailed(self.id, reason, trace, final))
 
     async def _fetch_and_start(self) -> None:
         places, spec = self._places, self.spec
@@ -359,6 +381,7 @@ class HostedComputation:
                 death.limited,
                 death.expected,
                 death.setup_failed,
+                death.exhausted,
             )
         )
 

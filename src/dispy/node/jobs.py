@@ -28,6 +28,10 @@ from dispy.node.serving import (
 from dispy.node.slots import Escalation, Worker, WorkerState
 from dispy.wire.messages import JobsDone, JobsRecalled
 
+EXHAUSTED_MOST = 3
+"""So many workers in a row must have come to nothing before jobs go elsewhere for a while."""
+EXHAUSTED_INTERVAL = 1.0
+"""Seconds between two attempts to start a worker on a machine that has nothing left for one."""
 STILLBORN_MOST = 5
 """So many workers in a row that ended before they answered anything mean that the computation cannot run."""
 
@@ -216,7 +220,7 @@ class JobDesk:
                     bodies[-1] = b"".join((reply.body[:at], verdict, reply.body[at:]))
         if event.replies:
             worker.answered += len(event.replies)
-            computation.stillborn = 0
+            computation.stillborn = computation.exhausted = 0
             computation.measure(seconds, len(event.replies))
         if done:
             self._tell_done(lease, done, bodies, effects)
@@ -253,7 +257,10 @@ class JobDesk:
             return None
         computation = lease.computations[worker.computation]
         self.feeder.remove(worker, computation)
-        if not (event.running or event.expected or worker.answered or worker.told_to_end):
+        if event.exhausted:
+            computation.exhausted += 1
+            computation.fork_after = now + EXHAUSTED_INTERVAL
+        elif not (event.running or event.expected or worker.answered or worker.told_to_end):
             computation.stillborn += 1
             computation.fork_after = now + 0.1 * computation.stillborn
         running = worker.jobs.pop(event.running, None)
@@ -267,6 +274,10 @@ class JobDesk:
     def gives_up(self, computation: Computation) -> bool:
         """Whether its workers die before they can run anything."""
         return computation.stillborn >= STILLBORN_MOST and not computation.refused
+
+    def must_pause(self, computation: Computation) -> bool:
+        """Whether the machine has had nothing left for a worker for a while, and none is here."""
+        return computation.exhausted >= EXHAUSTED_MOST and not computation.workers and not computation.refused
 
     def forget_workers(self, computation: Computation) -> None:
         """Its processes are gone."""

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import psutil
 
 from dispy import settings
+from dispy.node.leftovers import start_time
 
 MARK: Final = "dispy-answer "
 _LOOK_INTERVAL: Final = 0.1
@@ -62,13 +63,13 @@ class Launched:
         with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):  # no record, or nobody there: no node
             known = json.loads(self.record.read_text())
             process = psutil.Process(known["pid"])
-            if process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE:
+            if start_time(process.pid) == known["began"] and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 
     def remember(self, pid: int) -> None:
         """Write down the node that was started."""
-        self.record.write_text(json.dumps({"pid": pid, "created": psutil.Process(pid).create_time()}))
+        self.record.write_text(json.dumps({"pid": pid, "began": start_time(pid)}))
 
     def last_words(self) -> str:
         """The last line that the node has logged, without time and level."""

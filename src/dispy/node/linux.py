@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 from collections.abc import Container
@@ -20,6 +21,15 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _KEEP_SIZE_AND_PUNCH_HOLE: Final = 1 | 2
 _LINE_BUFFERED: Final = 1
+
+_EXHAUSTIONS: Final = {
+    errno.EMFILE: "no file descriptors are left to this process (`ulimit -n`)",
+    errno.ENFILE: "no file descriptors are left on this machine",
+    errno.EAGAIN: "no more processes or threads are allowed (`ulimit -u`, or the pids of a control group)",
+    errno.ENOMEM: "no memory is left",
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+}
 
 _LOOK_ONLY: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
@@ -145,6 +155,11 @@ def data_size() -> int:
             if line.startswith("VmData:"):
                 return int(line.split()[1]) << 10
     return 0
+
+
+def exhaustion(error: OSError) -> str:
+    """What a machine or process has run out of, by the error that says so; empty for other errors."""
+    return _EXHAUSTIONS.get(error.errno or 0, "")
 
 
 def gib_words(count: float) -> str:

@@ -141,7 +141,7 @@ class Performer:
         name = action.blob.name
         try:
             descriptor = await self._callers.exchange(action.peer).fetch_memfd(action.blob)
-        except (TransferError, NodeError) as error:
+        except (TransferError, NodeError, OSError) as error:
             self._arguments.pop(name, None)
             self._places.post(ev.ArgumentsFailed(name, str(error)))
             return

@@ -16,10 +16,12 @@ from dispy.node.cgroups import Groups
 class SetupFailed(DispyError):
     """A computation could not be loaded, or its setup failed."""
 
-    def __init__(self, reason: str, trace: str = "") -> None:
+    def __init__(self, reason: str, trace: str = "", *, final: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
         self.trace = trace
+        self.final = final
+        """Whether it would fail again; else the machine had not enough of something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class WorkerDeath:
     """It ended as it was asked to, or because a job left it unfit for another: nothing went wrong."""
     setup_failed: bool = False
     """Its own run of setup failed; stderr has the traceback."""
+    exhausted: bool = False
+    """It was never started, as the machine had nothing left for it."""
 
 
 class ForkServerHandler(Protocol):

@@ -10,14 +10,17 @@ import asyncio
 import logging
 import secrets
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
+from dispy.errors import NodeError
 from dispy.model import ProcessId
 from dispy.node import cgroups, litter, vitals
 from dispy.node import effects as do
@@ -41,6 +44,8 @@ from dispy.wire.interfaces import interface_addresses
 
 logger = logging.getLogger("dispy.node")
 
+FILE_THREADS: Final = 4
+"""Threads for work on files, all started with the node: later the machine may allow no more."""
 LOAD_INTERVAL: Final = 5.0
 """Seconds between two looks at the machine's load while somebody holds the node."""
 
@@ -75,6 +80,7 @@ class NodeService:
         """
         vitals.allow_files()
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(started_threads(FILE_THREADS))
         self.ended: asyncio.Future[str] = self._loop.create_future()
         settings = self.settings
         prefix = await asyncio.to_thread(Prefix.claim, settings.prefix, clean=settings.clean)
@@ -184,6 +190,8 @@ class NodeService:
         """Give the core an event and perform what follows; events of these effects come after them."""
         if type(event) is ev.ComputationCleaned:
             self._performer.cleaned(event.computation)
+        elif type(event) is ev.LinkOpened or type(event) is ev.ForkServerDied:
+            self.core.wall_offset = time.time() - self._loop.time()  # the clock may have been set
         inbox = self._inbox
         inbox.events.append(event)
         if inbox.busy or self._closed:
@@ -278,6 +286,25 @@ class NodeService:
     def _give_up(self, reason: str) -> None:
         if not self.ended.done():
             self.ended.set_result(reason)
+
+
+def started_threads(count: int) -> ThreadPoolExecutor:
+    """An executor whose threads run already.
+
+    Raises:
+        NodeError: this machine allows no further threads.
+    """
+    executor = ThreadPoolExecutor(count, thread_name_prefix="dispy-node-files")
+    all_there = threading.Barrier(count + 1)
+    try:
+        for _ in range(count):
+            executor.submit(all_there.wait)
+    except RuntimeError as error:
+        all_there.abort()
+        executor.shutdown(wait=False)
+        raise NodeError(f"a node needs {count} threads, and they cannot be started: {error}") from error
+    all_there.wait()
+    return executor
 
 
 def _trace(cause: object, effects: do.Effects) -> None:

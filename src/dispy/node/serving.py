@@ -145,8 +145,10 @@ class Computation:
     """How often its fork server died."""
     stillborn: int = 0
     """Workers in a row that died before they had answered anything."""
+    exhausted: int = 0
+    """Workers in a row for which the machine had nothing left."""
     fork_after: float | None = None
-    """No fork before this time, after a stillborn worker."""
+    """No fork before this time, after a worker that came to nothing."""
     starved_since: float | None = None
     refused: bool = False
     """It cannot run here: jobs that had not started go back to the scheduler."""
@@ -290,7 +292,7 @@ def clip(output: bytes, limit: int = DEATH_OUTPUT) -> bytes:
 
 def over_time(seconds: float, limit: float) -> str:
     """The verdict on a job that ran too long."""
-    return f"time: {seconds:.1f} s over the limit of {limit:g} s"
+    return f"time: {max(seconds, limit):.1f} s over the limit of {limit:g} s"
 
 
 def last_lines(stderr: bytes) -> str:

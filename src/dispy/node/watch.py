@@ -6,6 +6,7 @@ The watch looks only when there is something to see: at workers that should have
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Final
 
 from dispy.node import limits, linux
 from dispy.node.cgroups import Group
-from dispy.node.channel import MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.channel import CELL_SIZE, MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import size_words
 from dispy.node.outbox import Outbox
 from dispy.node.replies import Reply
@@ -58,13 +59,15 @@ class WorkerRecord:
         "speaks",
     )
 
-    def __init__(self, number: int, sock: socket.socket, outbox: Outbox) -> None:
+    def __init__(
+        self, number: int, sock: socket.socket, outbox: Outbox, outputs: tuple[int, int], cell_map: mmap.mmap
+    ) -> None:
         self.number = number
         self.socket = sock
         self.outbox = outbox
-        self.outputs = (_output_file("stdout"), _output_file("stderr"))
-        self.cell_map = mmap.mmap(-1, 1)
-        self.cell = memoryview(b"")
+        self.outputs = outputs
+        self.cell_map = cell_map
+        self.cell = memoryview(cell_map).cast("Q")
         self.pid = 0
         self.forked_at = 0.0
         self.answered = 0
@@ -94,8 +97,30 @@ class WorkerRecord:
         """Among the replies that were read and not delivered is one that ends no job."""
 
 
-def _output_file(name: str) -> int:
-    return os.memfd_create(f"dispy-{name}", os.MFD_CLOEXEC)
+def open_record(number: int, loop: asyncio.AbstractEventLoop) -> tuple[WorkerRecord, tuple[int, int]]:
+    """What the daemon has of a worker that is to be forked, and the two descriptors that only the worker needs.
+
+    Raises:
+        OSError: the machine has not enough of something; nothing is left open.
+    """
+    with contextlib.ExitStack() as on_error:
+
+        def opened(fd: int) -> int:
+            on_error.callback(os.close, fd)
+            return fd
+
+        ours, theirs = socket.socketpair()
+        on_error.callback(ours.close)
+        on_error.callback(theirs.close)
+        cell = opened(os.memfd_create("dispy-cell", os.MFD_CLOEXEC))
+        os.ftruncate(cell, CELL_SIZE)
+        cell_map = mmap.mmap(cell, CELL_SIZE)
+        on_error.callback(cell_map.close)
+        stdout, stderr = (opened(os.memfd_create(f"dispy-{name}", os.MFD_CLOEXEC)) for name in ("stdout", "stderr"))
+        ours.setblocking(False)
+        on_error.pop_all()
+    record = WorkerRecord(number, ours, Outbox(ours, loop), (stdout, stderr), cell_map)
+    return record, (theirs.detach(), cell)
 
 
 class Watch:
@@ -175,7 +200,7 @@ class Watch:
         limit = worker.memory_limits.get(running)
         if limit is None or worker.limited[0] == running:
             return
-        seconds = time.time() - worker.begun_at
+        seconds = max(0.0, time.time() - worker.begun_at)  # the clock may have been set meanwhile
         verdict = limits.memory_verdict(worker.pid, worker.cell[MEMORY_AT_FORK], limit, worker.group, seconds)
         if verdict and worker.cell[RUNNING] == running:
             worker.limited = (running, verdict)

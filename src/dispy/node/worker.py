@@ -191,6 +191,7 @@ class _Worker:
         """The loop; one turn costs a no-op job about 8 µs, so it looks things up once and calls little."""
         cell, acquire, release = self._cell, self._lock.acquire, self._lock.release
         call, end_job, clock, dup2 = self._call, self.normal.end_job, time.time, os.dup2
+        ticks = time.monotonic  # durations must not jump with a clock that is set
         out, err = self._outputs
         send, pack = self._socket.send, REPLY.pack
         unpack, header = JOB.unpack_from, JOB.size
@@ -199,7 +200,7 @@ class _Worker:
         view = memoryview(buffer)
         fds: list[int] = []
         at = end = 0
-        look_at = clock() + _LOOK_INTERVAL
+        look_at = ticks() + _LOOK_INTERVAL
         while True:
             while end - at < header or (end - at - header) < unpack(buffer, at)[1]:
                 buffer[: end - at] = buffer[at:end]
@@ -225,7 +226,7 @@ class _Worker:
             dup2(out, 1)
             dup2(err, 2)
             result = error = b""
-            started = clock()
+            started, began = clock(), ticks()
             try:
                 if extra:
                     self._prepare(view[at - size : at - size + extra])
@@ -235,7 +236,8 @@ class _Worker:
                 ending, error = self._describe(raised, sequence)
                 if ending == NOT_STARTED:
                     started = 0.0
-            ended = clock() if started else 0.0
+            now = ticks()
+            ended = started + (now - began) if started else 0.0
             output = end_job()
             if output is None:
                 stdout = stderr = b""
@@ -245,8 +247,8 @@ class _Worker:
                 flags = last if output.clean else FLAG_RETIRE
             if extra:
                 self._lift_limit()
-            if ended > look_at:
-                look_at = ended + _LOOK_INTERVAL
+            if now > look_at:
+                look_at = now + _LOOK_INTERVAL
                 if self._has_outgrown():
                     flags = FLAG_RETIRE
             if flags:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import errno
 import json
 import logging
-import mmap
 import os
 import signal
 import socket
@@ -29,15 +29,15 @@ import dispy
 from dispy.node import channel, limits, linux
 from dispy.node.burial import Burial
 from dispy.node.cgroups import ROOM, Group, Groups
-from dispy.node.channel import CANCEL, CELL_SIZE, MEMORY_AT_FORK, PROVISIONAL, REPLY, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.channel import CANCEL, MEMORY_AT_FORK, PROVISIONAL, REPLY, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import cause_of_death, exit_words
 from dispy.node.forkserver import FRESH
 from dispy.node.hygiene import read_output
 from dispy.node.leftovers import MARK
 from dispy.node.outbox import Outbox
 from dispy.node.replies import ForkServerHandler, ForkServerSpec, Reply, SetupFailed, WorkerDeath
-from dispy.node.watch import Watch, WorkerRecord
-from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED, SHUTDOWN_ASKED
+from dispy.node.watch import Watch, WorkerRecord, open_record
+from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED, SHUTDOWN_ASKED, UNSENDABLE
 
 logger = logging.getLogger("dispy.node")
 
@@ -74,6 +74,7 @@ class ForkServer:
         self._ended: asyncio.Future[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._cleanup_trace = ""
+        self._said = ""
         self.pid = 0
         """Process id of the fork server, and of its guard as long as it has not reported."""
         self.shutdown_asked = False
@@ -99,7 +100,8 @@ class ForkServer:
             self._process = self._popen(theirs)
         except OSError as error:
             ours.close()
-            raise SetupFailed(f"{self._spec.python} cannot be started: {error}") from error
+            why = linux.exhaustion(error)
+            raise SetupFailed(f"{self._spec.python} cannot be started: {why or error}", final=not why) from error
         finally:
             theirs.close()
         self.pid = self._process.pid
@@ -204,20 +206,24 @@ class ForkServer:
         """Ask for a worker; `worker_forked` (or `worker_died`) tells. A number is used once."""
         if self._control is None:
             return
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        new = WorkerRecord(worker, ours, Outbox(ours, self._loop))
-        cell = os.memfd_create("dispy-cell", os.MFD_CLOEXEC)
-        os.ftruncate(cell, CELL_SIZE)
-        new.cell_map = mmap.mmap(cell, CELL_SIZE)
-        new.cell = memoryview(new.cell_map).cast("Q")
+        try:
+            new, theirs = open_record(worker, self._loop)
+        except OSError as error:
+            cause = f"no worker could be started: {linux.exhaustion(error) or error}"
+            self._say_once(cause)
+            self._handler.worker_died(worker, WorkerDeath(0, cause, exhausted=True))
+            return
         self._workers[worker] = new
-        self._outbox.send(
-            channel.control_frame(channel.FORK, {"worker": worker}), (theirs.fileno(), cell, *new.outputs)
-        )
-        theirs.close()
-        os.close(cell)
-        self._loop.add_reader(ours, self._on_readable, new)
+        self._outbox.send(channel.control_frame(channel.FORK, {"worker": worker}), (*theirs, *new.outputs))
+        for fd in theirs:
+            os.close(fd)
+        self._loop.add_reader(new.socket, self._on_readable, new)
+
+    def _say_once(self, cause: str) -> None:
+        """The owner of the node reads why workers are missing, once until one can be started again."""
+        if self._said != cause:
+            self._said = cause
+            logger.warning("%s: %s; what runs goes on, and it is tried again", self._spec.name, cause)
 
     def feed(
         self,
@@ -361,6 +367,7 @@ class ForkServer:
                 worker.pid = info["pid"]
                 self._pids.add(worker.pid)
                 worker.forked_at = time.monotonic()
+                self._said = ""
                 self._watch.wake()
                 self._handler.worker_forked(worker.number, worker.pid)
                 self._deliver(worker, worker.early)
@@ -368,7 +375,7 @@ class ForkServer:
             worker = self._workers.get(info["worker"])
             if worker is not None:
                 self._pids.discard(worker.pid)
-                self._on_worker_death(worker, _cause(info), info["status"])
+                self._on_worker_death(worker, _cause(info), info["status"], exhausted=info["status"] is None)
         elif kind == channel.RECALLED:
             worker = self._workers.get(info["worker"])
             if worker is not None:
@@ -384,17 +391,21 @@ class ForkServer:
                 self._loaded.set_result(None)
         elif kind == channel.FAILED:
             if not self._loaded.done():
-                self._loaded.set_exception(SetupFailed(info["reason"], info["trace"]))
+                self._loaded.set_exception(SetupFailed(info["reason"], info["trace"], final=info["final"]))
         elif kind == channel.CLEANED and not self._cleaned.done():
             self.shutdown_asked = info["shutdown"]
             self._cleaned.set_result(info["trace"])
 
-    def _on_worker_death(self, worker: WorkerRecord, cause: str, status: int | None) -> None:
+    def _on_worker_death(
+        self, worker: WorkerRecord, cause: str, status: int | None, *, exhausted: bool = False
+    ) -> None:
         self._drain(worker)
         if worker.number not in self._workers:
             return  # the handler has killed the fork server while it was told of the last answers
         running = worker.cell[RUNNING] if worker.open else 0
-        death = WorkerDeath(running, cause)
+        death = WorkerDeath(running, cause, exhausted=exhausted)
+        if exhausted:
+            self._say_once(cause)
         limit = self._spec.output_limit
         death.stdout = read_output(*self._extent(worker, STDOUT_AT), limit)
         death.stderr = read_output(*self._extent(worker, STDERR_AT), limit)
@@ -474,7 +485,7 @@ class ForkServer:
         """One read; False when nothing more can be there."""
         buffer = self._buffer
         try:
-            size, ancillary, _, _ = worker.socket.recvmsg_into([buffer], channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, flags, _ = worker.socket.recvmsg_into([buffer], channel.ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, ConnectionResetError):
             return False
         if not size:
@@ -484,13 +495,18 @@ class ForkServer:
             data = worker.rest + data
         fds = worker.fds
         if ancillary:
-            fds += channel.descriptors(ancillary)
+            fds += channel.whole_descriptors(ancillary, flags)
         unpack, header = REPLY.unpack_from, REPLY.size
         at, total = 0, len(data)
         while total - at >= header:
             sequence, ending, count, _, result, stdout, stderr, error, started, ended = unpack(data, at)
             if ending >= PROVISIONAL:
                 worker.speaks = True
+            if count > len(fds):
+                at += header if count == 1 else header + result + stdout + stderr + error
+                if ending < PROVISIONAL:
+                    replies.append(_lost_reply(sequence, started, ended))
+                continue
             if count == 1:
                 at += header
                 replies.append(Reply(sequence, ending, started, ended, result, stdout, stderr, error, b"", fds.pop(0)))
@@ -552,13 +568,19 @@ class ForkServer:
         self._deliver(worker, ends)
 
 
+def _lost_reply(sequence: int, started: float, ended: float) -> Reply:
+    """What is told of a job whose large result came when this process had no descriptor left for it."""
+    text = f"its result cannot be taken over by the node: {linux.exhaustion(OSError(errno.EMFILE, ''))}".encode()
+    return Reply(sequence, UNSENDABLE, started, ended, 0, 0, 0, len(text), text)
+
+
 def _kernel_verdict(worker: WorkerRecord, running: int, death: WorkerDeath) -> str:
     """The words for a job that the kernel has ended in its group; nothing if it did not."""
     limit = worker.memory_limits.get(running)
     if limit is None or worker.group is None or not worker.group.has_killed():
         return ""
     at_fork = worker.cell[MEMORY_AT_FORK]
-    return limits.memory_verdict(worker.pid, at_fork, limit, worker.group, time.time() - death.started)
+    return limits.memory_verdict(worker.pid, at_fork, limit, worker.group, max(0.0, time.time() - death.started))
 
 
 def _cause(info: dict[str, Any]) -> str:

@@ -114,7 +114,9 @@ class Listener:
                 connection, address = await loop.sock_accept(sock)
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self.refused["exhausted"] += 1
+                    self._refuse(
+                        "a connection", "exhausted", f"{error.strerror}: nothing is accepted until that has changed"
+                    )
                     await asyncio.sleep(_EXHAUSTED_PAUSE)
                 continue
             self._arrived(connection, address)
