@@ -32,6 +32,7 @@ WALL_CLOCK = {
     "node/upkeep.py": "the hours of service, which are looked at every minute",
     "node/watch.py": "when a job that was killed had begun, for people",
     "node/worker.py": "when a job began, for people; how long it ran is measured by the other clock",
+    "node/spool.py": "when a result was written, which a daemon after a restart can know from that clock only",
     "node/workers.py": "when a job that was killed had begun, for people",
     "recover.py": "how long ago a program was killed, which only that clock knows",
     "scheduler/durable.py": "when a job was submitted, for people",

@@ -91,6 +91,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "DISPY_FORCE_CLEANUP": "1: a node keeps no files of jobs; --force_cleanup",
     "DISPY_KEEP_SIZE": "most that a node keeps of fetched files and the like; --keep_size",
     "DISPY_KEEP_DAYS": "days after which a node removes what was not used; --keep_days",
+    "DISPY_SPOOL_SIZE": "most that results on a node's disk may take; --spool_size",
     "DISPY_USER": "user as whom jobs run on a node that root started; --user",
     "DISPY_INIT": "Python file whose init() and close() frame the life of a node; --init",
     "DISPY_ADMIN_SECRET": "secret that opens admin links to a node, for `dispy admin`; --admin_secret",

@@ -233,8 +233,11 @@ def test_results_that_nobody_fetches_expire(ready: Node) -> None:
     large = BlobRef(b"n" * 32, 100_000, False)
     ready.handle(ev.WorkerAnswered(1, [Answer(2)], {2: large}))
     ready.handle(ev.ComputationCleaned(MAP))
-    assert ready.wait(3601).actions == [do.WithdrawResults([large.name])]
-    assert ready.core.orphans == {}
+    [spool, withdraw, unspool] = ready.wait(3601).actions
+    assert isinstance(spool, do.SpoolBatch)
+    assert withdraw == do.WithdrawResults([large.name])
+    assert unspool == do.UnspoolBatches(spool.lease, [3])
+    assert ready.core.keeper.orphans == {}
 
 
 def test_an_abandoned_lease_ends_after_the_zombie_interval(ready: Node) -> None:
@@ -547,6 +550,8 @@ def test_cancel_of_a_running_job_escalates(ready: Node) -> None:
     message = effects.sends[0].message
     assert isinstance(message, msg.JobsDone)
     assert message.jobs[0].ending == Ending.INTERRUPTED
+    ready.said(msg.AckResults(3))
+    assert ready.wait(2) == Effects()
     assert ready.core.next_deadline() is None
 
 
@@ -554,6 +559,8 @@ def test_cancel_that_comes_too_late_changes_nothing(ready: Node) -> None:
     ready.run(1)
     ready.said(msg.CancelJobs([1]))
     assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).sends == [done(3, 1)]
+    ready.said(msg.AckResults(3))
+    assert ready.wait(2) == Effects()
     assert ready.core.next_deadline() is None
 
 
@@ -632,7 +639,9 @@ def test_orderly_exit_does_not_wait_for_ever_for_acknowledgements(ready: Node) -
     ready.handle(ev.ExitAsked(at_once=False))
     ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
     ready.handle(ev.ComputationCleaned(MAP))
-    assert ready.wait(6).actions == [do.Exit("it was told to end and its jobs are done")]
+    [spool, exit] = ready.wait(6).actions
+    assert isinstance(spool, do.SpoolBatch)
+    assert exit == do.Exit("it was told to end and its jobs are done")
 
 
 def test_exit_now_gives_back_what_had_not_started(ready: Node) -> None:
@@ -794,6 +803,7 @@ class World:
         self.ended: dict[tuple[int, int], int] = {}
         self.acked = 0
         self.exited = False
+        self.disk: set[tuple[bytes, int]] = set()
         self.links: set[ProcessId] = set()
 
     def perform(self, effects: Effects) -> None:
@@ -842,6 +852,15 @@ class World:
                 self.todo.append(ev.ArgumentsFailed(name, "x") if failed else ev.ArgumentsFetched(name, 9))
             case do.HangUp():
                 self.links.discard(action.peer)
+            case do.SpoolBatch():
+                assert (action.lease, action.message.sequence) not in self.disk
+                if self.random.random() < 0.2:
+                    self.todo.append(ev.SpoolFailed(action.lease, [action.message.sequence]))
+                else:
+                    self.disk.add((action.lease, action.message.sequence))
+                    self.todo.append(ev.BatchesSpooled(action.lease, [action.message.sequence]))
+            case do.UnspoolBatches():
+                self.disk -= {(action.lease, number) for number in action.sequences}
             case do.Exit():
                 self.exited = True
 
@@ -897,7 +916,12 @@ class World:
         if peer not in self.links:
             self.links.add(peer)
             self.perform(self.node.handle(ev.LinkOpened(peer)))
-            self.perform(self.node.said(msg.AskLease(token, HOLDER), peer=peer))
+            if self.random.random() < 0.2:
+                token = self.random.choice([b"A", b"B"])
+                claim = msg.ClaimResults(token, terminate=self.random.random() < 0.5)
+                self.perform(self.node.said(claim, peer=peer))
+            else:
+                self.perform(self.node.said(msg.AskLease(token, HOLDER), peer=peer))
             return
         key = self.random.choice([MAP, REDUCE])
         choice = self.random.random()

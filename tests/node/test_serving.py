@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dispy.model import BlobRef, HeldAttempt, JobDone
-from dispy.node.serving import DEATH_OUTPUT, Results, clip, death_text
+from dispy.node.results import Freed, Results
+from dispy.node.serving import DEATH_OUTPUT, clip, death_text
 
 
 def job(number: int, attempt: int = 1, blob: BlobRef | None = None) -> JobDone:
@@ -13,7 +14,7 @@ def job(number: int, attempt: int = 1, blob: BlobRef | None = None) -> JobDone:
 def keep(results: Results, *jobs: JobDone) -> int:
     for each in jobs:
         results.attempts[each.job] = each.attempt
-    return results.add(list(jobs), [])[0].sequence
+    return results.add(list(jobs), [], 0.0).message.sequence
 
 
 def test_results_are_kept_until_acknowledged() -> None:
@@ -22,11 +23,11 @@ def test_results_are_kept_until_acknowledged() -> None:
     assert keep(results, job(1), job(2, blob=large)) == 1
     assert keep(results, job(3)) == 2
     assert list(results.held()) == [HeldAttempt(1, 1), HeldAttempt(2, 1), HeldAttempt(3, 1)]
-    assert results.acknowledge(1) == [large.name]
+    assert results.acknowledge(1).blobs == [large.name]
     assert list(results.held()) == [HeldAttempt(3, 1)]
     assert results.attempts == {3: 1}
-    assert results.acknowledge(1) == []
-    assert results.acknowledge(9) == []
+    assert results.acknowledge(1) == Freed()
+    assert results.acknowledge(9).blobs == []
     assert results.attempts == {}
 
 

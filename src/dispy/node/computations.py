@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dispy.model import ComputationId
 from dispy.node import events as ev
-from dispy.node.effects import CleanComputation, Effects, PrepareComputation, RestartComputation, Send
+from dispy.node.effects import AnswerParcel, CleanComputation, Effects, PrepareComputation, RestartComputation, Send
 from dispy.node.jobs import JobDesk
 from dispy.node.serving import Computation, ComputationState, Lease
 from dispy.wire import messages as msg
@@ -71,6 +71,17 @@ class ComputationDesk:
             jobs = [job.job for job in lease.jobs.values() if job.computation is computation]
             self._jobs.cancel(lease, jobs, now, effects)
         computation.state = ComputationState.CLOSING
+
+    def expire(self, lease: Lease, effects: Effects) -> None:
+        """Nobody came back in time: what has not started is dropped, what runs may end, and nobody takes its files."""
+        lease.grace_at = None
+        lease.expired = True
+        self._jobs.drop_unstarted(lease, effects)
+        effects.actions += [AnswerParcel(parcel, False) for parcel in lease.parcels]
+        lease.parcels.clear()
+        for computation in lease.computations.values():
+            if computation.state is ComputationState.OPENING:
+                computation.state = ComputationState.CLOSING
 
     def clean_empty(self, lease: Lease, effects: Effects) -> None:
         """Clear away what is closing and has no jobs."""

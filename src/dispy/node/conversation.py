@@ -53,7 +53,7 @@ def file_sent(lease: Lease | None, feeder: Feeder, event: ev.FileSent, effects: 
     """Offer what a running job sends."""
     worker = feeder.workers.get(event.worker)
     job = None if worker is None else worker.jobs.get(event.sequence)
-    if lease is None or job is None or job in lease.superseded:
+    if lease is None or job is None or job in lease.superseded or lease.expired:
         effects.actions.append(AnswerParcel(event.parcel, False))
         return
     lease.parcels[event.parcel] = offer = msg.FileOffered(job.job, job.attempt, event.file)

@@ -1,8 +1,8 @@
 """The node's decisions: who holds the node, what is open on it, what the scheduler is told, when it ends.
 
 A plain object: events in, effects out. No I/O, clock, task or log. `dispy.node.service` is its host.
-What becomes of computations is in `dispy.node.computations`, of jobs that end or leave in `dispy.node.jobs`; who gets
-which job is in `dispy.node.feeding`.
+What becomes of computations is in `dispy.node.computations`, of jobs that end or leave in `dispy.node.jobs`, of
+results that wait in `dispy.node.keeping` and `dispy.node.claims`; who gets which job is in `dispy.node.feeding`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ import msgspec
 from dispy.model import ComputationId, HeldAttempt, Holder, JobSpec, NodeInfo, ProcessId
 from dispy.node import conversation
 from dispy.node import events as ev
+from dispy.node.claims import ClaimDesk
 from dispy.node.computations import ComputationDesk
 from dispy.node.effects import (
     Announce,
     Effects,
     Exit,
     HangUp,
+    NoteLease,
     Send,
-    WithdrawResults,
 )
 from dispy.node.jobs import JobDesk
-from dispy.node.serving import ComputationState, Lease, Orphan, Waiter
+from dispy.node.keeping import Keeper
+from dispy.node.serving import ComputationState, Lease, Waiter, lease_name
 from dispy.settings import GRACE_TIMEOUT, ZOMBIE_INTERVAL
 from dispy.wire import messages as msg
 
 EXIT_TIMEOUT = 0.3
-"""Seconds that an immediate exit waits for workers to say which jobs they had not started."""
+"""Seconds that an immediate exit waits for workers to say which jobs they had not started, and for acknowledgements."""
 FAREWELL_TIMEOUT = 5.0
 """Seconds that an orderly exit waits for the scheduler to acknowledge the last results."""
+_JOBS_DONE = "it was told to end and its jobs are done"
+_IS_BACK = "the process that submitted these jobs is back"
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +50,8 @@ class Snapshot:
     given: int
     workers: int
     unacknowledged: int
+    unclaimed: int
+    """Results whose scheduler is gone."""
     done: int
     served: int
 
@@ -54,6 +60,9 @@ class Snapshot:
 class _Exiting:
     at_once: bool
     deadline: float | None = None
+    """When it waits no longer for workers or acknowledgements."""
+    fetch_until: float | None = None
+    """Until then it waits for whoever comes for its results; None: it does not wait."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,23 +75,28 @@ class NodeCore:
     zombie_interval: float = ZOMBIE_INTERVAL
     serve: int | None = None
     """Leases after which the node ends; None: never."""
+    notes_leases: bool = False
+    """Whether NoteLease is asked for."""
     lease: Lease | None = None
     line: list[Waiter] = field(default_factory=list)
     links: set[ProcessId] = field(default_factory=set)
-    orphans: dict[bytes, Orphan] = field(default_factory=dict)
     desk: JobDesk = field(init=False)
     computations: ComputationDesk = field(init=False)
+    keeper: Keeper = field(init=False)
+    claims: ClaimDesk = field(init=False)
     exiting: _Exiting | None = None
     served: int = 0
     """Leases that are over."""
     last_sequence: int = 0
-    """Number of the last batch of results of all leases that are over."""
+    """Number of the last batch of results of all leases that are over, also in daemons before this one."""
     ended: bool = False
     """Exit has been decided; nothing follows."""
 
     def __post_init__(self) -> None:
         self.desk = JobDesk(self.info.cpus, self.info.gpus, oversubscribe=self.info.oversubscribe)
         self.computations = ComputationDesk(self.desk)
+        self.keeper = Keeper(self.zombie_interval)
+        self.claims = ClaimDesk(self.computations, self.keeper)
 
     # ---- the five methods of every core ----
 
@@ -91,6 +105,7 @@ class NodeCore:
         effects = Effects()
         if self.ended:
             return effects
+        self.desk.now = now
         match event:
             case ev.WorkerAnswered():
                 self.desk.worker_answered(self.lease, event, now, effects)
@@ -98,6 +113,8 @@ class NodeCore:
                 self._on_said(event, now, effects)
             case ev.WorkerSpoke():
                 self.desk.worker_spoke(self.lease, event, effects)
+                if self.lease is not None and self.lease.hearer is None:
+                    self.keeper.bound_interim(self.lease, effects)
             case ev.FileSent():
                 conversation.file_sent(self.lease, self.desk.feeder, event, effects)
             case ev.FilesLent():
@@ -132,6 +149,13 @@ class NodeCore:
                 self._on_link_opened(event, now, effects)
             case ev.LinkLost():
                 self._on_link_lost(event, now, effects)
+            case ev.BatchesSpooled():
+                self.keeper.spooled(self.lease, event, now)
+            case ev.SpoolFailed():
+                self.keeper.failed(self.lease, event, now)
+            case ev.SpoolFound():
+                highest = self.keeper.found(event, now, self.wall_offset)
+                self.last_sequence = max(self.last_sequence, highest)
             case ev.LoadSampled():
                 if self.lease is not None and self.lease.peer is not None:
                     effects.sends.append(Send(self.lease.peer, msg.LoadMeasured(event.avail)))
@@ -150,15 +174,15 @@ class NodeCore:
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` is to be called, on the clock of `now`."""
-        times = [orphan.until for orphan in self.orphans.values()]
+        times = [] if (waiting := self.keeper.deadline(self.lease)) is None else [waiting]
         if (lease := self.lease) is not None:
             times += [at for at in (lease.grace_at, lease.zombie_at) if at is not None and not lease.ended]
             feeding = self.desk.feeder.next_deadline(lease.computations.values())
             if feeding is not None and not (self.exiting and self.exiting.at_once):
                 times.append(feeding)
         times += self.desk.deadlines()
-        if self.exiting is not None and self.exiting.deadline is not None:
-            times.append(self.exiting.deadline)
+        if self.exiting is not None:
+            times += [at for at in (self.exiting.deadline, self.exiting.fetch_until) if at is not None]
         return None if self.ended else min(times, default=None)
 
     def handle_timeout(self, now: float) -> Effects:
@@ -166,13 +190,11 @@ class NodeCore:
         effects = Effects()
         if self.ended:
             return effects
-        for token, orphan in list(self.orphans.items()):
-            if now >= orphan.until:
-                self._withdraw(orphan.results.acknowledge(orphan.results.sequence), effects)
-                del self.orphans[token]
+        self.desk.now = now
+        self.keeper.handle_timeout(self.lease, now, effects)
         if (lease := self.lease) is not None:
             if lease.grace_at is not None and now >= lease.grace_at:
-                self._expire(lease, effects)
+                self.computations.expire(lease, effects)
             if lease.zombie_at is not None and now >= lease.zombie_at:
                 lease.zombie_at = None
         self.desk.escalate(now, effects)
@@ -191,6 +213,7 @@ class NodeCore:
             given=sum(len(worker.jobs) for worker in self.desk.feeder.workers.values()),
             workers=len(self.desk.feeder.workers),
             unacknowledged=0 if lease is None else len(lease.results.attempts),
+            unclaimed=sum(len(orphan.results.attempts) for orphan in self.keeper.orphans.values()),
             done=self.desk.done,
             served=self.served,
         )
@@ -203,13 +226,14 @@ class NodeCore:
         """
         lease = self.lease
         self.desk.check(lease)
+        self.keeper.check(lease)
+        self.claims.check(lease, self.links)
         assert len({waiter.token for waiter in self.line}) == len(self.line), "stands in line twice"
         assert all(waiter.peer in self.links for waiter in self.line), "waits without a link"
         if lease is None:
             assert not self.line or self.exiting, "somebody waits for a free node"
             return
         assert lease.peer is None or lease.peer in self.links, "the lease speaks over a link that is gone"
-        assert lease.token not in self.orphans, "results of the lease lie with the orphans"
         assert lease.peer is not None or lease.expired or lease.grace_at is not None or lease.ended
 
     # ---- links and leases ----
@@ -229,33 +253,38 @@ class NodeCore:
         self.links.discard(peer)
         self.line = [waiter for waiter in self.line if waiter.peer != peer]
         lease = self.lease
+        self._drop_claim(peer, now)
         if lease is None or lease.peer != peer:
             return
         lease.peer = None
         lease.recalls.clear()
         lease.grace_at = now + self.grace
         lease.zombie_at = None if goodbye else now + self.zombie_interval
+        self.keeper.hurry(lease.results, now)
         if goodbye:
-            self._expire(lease, effects)
+            self.computations.expire(lease, effects)
 
-    def _expire(self, lease: Lease, effects: Effects) -> None:
-        """Nobody came back in time: what has not started is dropped, what runs may end."""
-        lease.grace_at = None
-        lease.expired = True
-        self.desk.drop_unstarted(lease, effects)
-        for computation in lease.computations.values():
-            if computation.state is ComputationState.OPENING:
-                computation.state = ComputationState.CLOSING
+    def _drop_claim(self, peer: ProcessId, now: float) -> None:
+        self.claims.drop(peer, self.lease)
+        if self.lease is not None and self.lease.hearer is None:
+            self.keeper.hurry(self.lease.results, now)
+
+    def _displace(self, name: bytes, reason: str, now: float, effects: Effects) -> None:
+        """Somebody else has proved this token now: end the link that claimed it."""
+        if (claim := self.claims.claims.get(name)) is not None:
+            self._hang_up(claim.peer, reason, now, effects)
 
     def _on_ask_lease(self, peer: ProcessId, ask: msg.AskLease, now: float, effects: Effects) -> None:
         if self.exiting is not None and (self.lease is None or self.lease.token != ask.token):
             self._hang_up(peer, "the node is ending", now, effects)
             return
         self.line = [each for each in self.line if each.token != ask.token and each.peer != peer]
+        self._drop_claim(peer, now)
         lease = self.lease
         if lease is None:
             self._grant(Waiter(ask.token, ask.holder, peer), now, effects)
         elif lease.token == ask.token and not lease.ended:
+            self._displace(lease.name, _IS_BACK, now, effects)
             lease.peer = peer
             lease.grace_at = lease.zombie_at = None
             lease.expired = False
@@ -268,7 +297,10 @@ class NodeCore:
     def _grant(self, waiter: Waiter, now: float, effects: Effects) -> None:
         holder = msgspec.structs.replace(waiter.holder, since=now + self.wall_offset)
         self.lease = lease = Lease(waiter.token, holder, waiter.peer)
-        orphan = self.orphans.pop(waiter.token, None)
+        if self.notes_leases:
+            effects.actions.append(NoteLease(lease.name))
+        self._displace(lease.name, _IS_BACK, now, effects)
+        orphan = self.keeper.orphans.pop(lease.name, None)
         if orphan is not None:
             lease.results = orphan.results
         # numbers go on from lease to lease: a late acknowledgement must not mean a batch of the next one
@@ -281,26 +313,23 @@ class NodeCore:
         held += lease.results.held()
         ready = [each.id for each in lease.computations.values() if each.state is ComputationState.READY]
         effects.sends.append(Send(lease.peer, msg.LeaseGranted(held, ready)))
-        effects.sends += [Send(lease.peer, message, bodies) for message, bodies in lease.results.batches]
+        effects.sends += [Send(lease.peer, batch.message, batch.bodies) for batch in lease.results.batches]
         effects.sends += [Send(lease.peer, offer) for offer in lease.parcels.values()]
 
     def _on_release(self, peer: ProcessId, now: float, effects: Effects) -> None:
         self.line = [each for each in self.line if each.peer != peer]
+        self._drop_claim(peer, now)
         lease = self.lease
         if lease is None or lease.peer != peer:
             return
         lease.ended = lease.released = True
         for computation in lease.computations.values():
             self.computations.close(lease, computation, terminate=True, now=now, effects=effects)
-        self._withdraw(lease.results.acknowledge(lease.results.sequence), effects)
+        self.keeper.acknowledge(lease.name, lease.results, lease.results.sequence, effects)
 
     def _hang_up(self, peer: ProcessId, reason: str, now: float, effects: Effects) -> None:
         effects.actions.append(HangUp(peer, reason))
         self._drop_link(peer, goodbye=False, now=now, effects=effects)
-
-    def _withdraw(self, names: list[bytes], effects: Effects) -> None:
-        if names:
-            effects.actions.append(WithdrawResults(names))
 
     # ---- what schedulers say ----
 
@@ -315,6 +344,14 @@ class NodeCore:
             self._on_release(peer, now, effects)
             return
         lease = self.lease
+        if isinstance(message, msg.ClaimResults):
+            if lease is not None and lease.peer == peer:
+                self._hang_up(peer, "one link cannot hold a lease and claim results", now, effects)
+            else:
+                self._drop_claim(peer, now)
+                self._displace(lease_name(message.token), "another process claims the same results", now, effects)
+                self.claims.ask(peer, message)
+            return
         if lease is None or lease.peer != peer:
             self._on_stranger(peer, message, effects)
             return
@@ -322,7 +359,7 @@ class NodeCore:
             case msg.RunJobs():
                 self._on_run_jobs(lease, message, event.payload, now, effects)
             case msg.AckResults():
-                self._withdraw(lease.results.acknowledge(message.sequence), effects)
+                self.keeper.acknowledge(lease.name, lease.results, message.sequence, effects)
             case msg.CancelJobs():
                 self.desk.cancel(lease, message.jobs, now, effects)
             case msg.RecallJobs():
@@ -343,6 +380,8 @@ class NodeCore:
             effects.sends.append(Send(peer, _given_back(message.jobs)))
         elif isinstance(message, msg.CloseComputation):
             effects.sends.append(Send(peer, msg.ComputationClosed(message.computation)))
+        elif isinstance(message, msg.AckResults):
+            self.claims.acknowledged(peer, message.sequence, self.lease, effects)
 
     def _on_run_jobs(
         self, lease: Lease, message: msg.RunJobs, payload: bytes | memoryview, now: float, effects: Effects
@@ -395,7 +434,7 @@ class NodeCore:
         lease = self.lease
         if lease is not None and lease.peer is None and not lease.ended:
             lease.zombie_at = None
-            self._expire(lease, effects)
+            self.computations.expire(lease, effects)
 
     # ---- the end of things ----
 
@@ -410,13 +449,15 @@ class NodeCore:
             if lease is not None:
                 self.desk.give_back_all(lease, effects)
             return
-        self.exiting = _Exiting(False)
+        self.exiting = _Exiting(False, fetch_until=now + self.zombie_interval if event.when_fetched else None)
         self.info = msgspec.structs.replace(self.info, cpus=0, closed="it is ending")
         if lease is not None and lease.peer is not None:
             effects.sends.append(Send(lease.peer, msg.NodeDescribed(self.info)))
 
     def _settle(self, now: float, effects: Effects) -> None:
         """Decide from the whole state what follows."""
+        if self.claims.claims:
+            self.claims.settle(self.lease, now, effects)
         if self.exiting is not None:
             self._settle_exit(self.exiting, now, effects)
         lease = self.lease
@@ -440,42 +481,58 @@ class NodeCore:
         self.lease = None
         self.last_sequence = max(self.last_sequence, lease.results.sequence)
         if lease.released:
-            self._withdraw(lease.results.acknowledge(lease.results.sequence), effects)
-        elif lease.results.batches:
-            self.orphans[lease.token] = Orphan(lease.results, now + self.zombie_interval)
+            self.keeper.acknowledge(lease.name, lease.results, lease.results.sequence, effects)
+        else:
+            self.keeper.adopt(lease, now, effects)
         self.served += 1
         if self.exiting is not None:
-            self._exit("it was told to end and its jobs are done", effects)
+            self._settle_exit(self.exiting, now, effects, _JOBS_DONE)
         elif self.served == self.serve:
-            self._exit(f"it has served {self.served} program{'' if self.served == 1 else 's'}", effects)
+            self._exit(f"it has served {self.served} program{'' if self.served == 1 else 's'}", now, effects)
         elif self.line:
             self._grant(self.line.pop(0), now, effects)
         elif self.info.cpus:
             effects.actions.append(Announce())
 
-    def _settle_exit(self, exiting: _Exiting, now: float, effects: Effects) -> None:
+    def _settle_exit(self, exiting: _Exiting, now: float, effects: Effects, reason: str = "it was told to end") -> None:
         lease = self.lease
         late = exiting.deadline is not None and now >= exiting.deadline
+        unheard = lease is not None and lease.hearer is not None and bool(lease.results.batches)
         if exiting.at_once:
             asked = any(worker.recalling for worker in self.desk.feeder.workers.values())
-            if lease is None or late or not asked:
-                self._exit("it was told to end now", effects)
+            if late or not (asked or unheard):
+                self._exit("it was told to end now", now, effects)
             return
-        if lease is None:
-            self._exit("it was told to end", effects)
-            return
+        if exiting.fetch_until is not None and now >= exiting.fetch_until:
+            self._exit("nobody has come for its results", now, effects)
+        elif lease is None:
+            if exiting.fetch_until is None or not self.keeper.orphans:
+                self._exit(reason, now, effects)
+        elif exiting.fetch_until is not None and lease.peer is None:
+            lease.zombie_at = None
+            if not lease.expired:
+                self.computations.expire(lease, effects)
+        else:
+            self._settle_farewell(exiting, lease, now, effects, late=late)
+
+    def _settle_farewell(self, exiting: _Exiting, lease: Lease, now: float, effects: Effects, *, late: bool) -> None:
+        """End as soon as nothing of the lease is here, and its holder has acknowledged that or has had time to."""
         if lease.is_idle:
             for computation in lease.computations.values():
                 self.computations.close(lease, computation, terminate=False, now=now, effects=effects)
         if lease.computations:
             return
-        if not lease.results.batches or lease.peer is None or late:
-            self._exit("it was told to end and its jobs are done", effects)
+        if late and exiting.fetch_until is not None and lease.peer is not None:
+            exiting.deadline = None
+            self._hang_up(lease.peer, "the node is ending", now, effects)
+        elif not lease.results.batches or lease.hearer is None or late:
+            self._exit(_JOBS_DONE, now, effects)
         elif exiting.deadline is None:
             exiting.deadline = now + FAREWELL_TIMEOUT
 
-    def _exit(self, reason: str, effects: Effects) -> None:
+    def _exit(self, reason: str, now: float, effects: Effects) -> None:
         self.ended = True
+        self.keeper.write_all(self.lease, now, effects)
         effects.actions.append(Exit(reason))
 
 

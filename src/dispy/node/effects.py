@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec, ProcessId
-from dispy.wire.messages import AnyMessage
+from dispy.wire.messages import AnyMessage, JobsDone
 
 Arguments = bytes | memoryview | int
 """Arguments of a job: the bytes, or the descriptor of a memfd that holds them."""
@@ -192,6 +192,35 @@ class WithdrawResults:
 
 
 @dataclass(slots=True, frozen=True)
+class SpoolBatch:
+    """Write this batch to the disk, below the name of its lease. Answered by BatchesSpooled or SpoolFailed."""
+
+    lease: bytes
+    message: JobsDone
+    bodies: Sequence[bytes | memoryview]
+
+
+@dataclass(slots=True, frozen=True)
+class UnspoolBatches:
+    """Nobody needs these batches any more: remove them from the disk."""
+
+    lease: bytes
+    sequences: list[int]
+
+
+@dataclass(slots=True, frozen=True)
+class TrustSpool:
+    """Nothing waits for a disk that could not be written: take work again."""
+
+
+@dataclass(slots=True, frozen=True)
+class NoteLease:
+    """The lease with this name has begun; asked only of a node whose address nobody else can know."""
+
+    lease: bytes
+
+
+@dataclass(slots=True, frozen=True)
 class HangUp:
     """End the link to this scheduler with a goodbye."""
 
@@ -229,6 +258,10 @@ Action = (
     | LendFiles
     | ReturnFiles
     | WithdrawResults
+    | SpoolBatch
+    | UnspoolBatches
+    | TrustSpool
+    | NoteLease
     | HangUp
     | Announce
     | Exit

@@ -1,4 +1,7 @@
-"""The node that a program starts for itself: it takes its settings from a socket and ends with the program."""
+"""The node that a program starts for itself: it takes its settings from a socket and ends with the program.
+
+If jobs still run then, or results were not fetched, it stays until they are, or until that has taken too long.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import Final
 
 from dispy import settings
 from dispy.errors import DispyError
-from dispy.node import vitals
+from dispy.node import handles, vitals
 from dispy.node.running import take_signals, until_ended
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
@@ -61,9 +64,7 @@ async def _serve_embedded(tie: socket.socket) -> int:
                 gone = True
             if gone:
                 loop.remove_reader(tie)
-                service.ask_exit(at_once=False)
-                # Nobody else has the key, so nobody can ever fetch what jobs still return.
-                loop.call_later(settings.GRACE_TIMEOUT, lambda: service.ask_exit(at_once=True))
+                service.ask_exit(at_once=False, when_fetched=True)
 
     loop.add_reader(tie, tied)
     try:
@@ -77,20 +78,23 @@ def _embedded_settings(line: bytes) -> NodeSettings:
     # One directory per node: a program may have several, and they come and go.
     prefix = settings.default_prefix().with_name("embedded") / str(os.getpid())
     environments: Path | None = settings.default_prefix().with_name("environments")
+    known_at: Path | None = handles.directory()
     try:
         prefix.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=prefix.parent) as probe:
             probe.write(bytes(4096))
     except OSError:  # no home, or one that cannot be written, or a full disk
         prefix = Path(tempfile.mkdtemp(prefix="dispy-"))
-        environments = None
+        environments = known_at = None
     else:
         remove_abandoned(prefix.parent)
+        handles.remove_abandoned(handles.directory())
     return NodeSettings(
         name=str(given["name"]),
         cpus=vitals.offered_cpus(int(given["cpus"]), oversubscribe=False),
         prefix=prefix,
         environments=environments,
+        handles=known_at,
         credentials=credentials_from_key(bytes.fromhex(given["key"])),
         group=str(given["group"]),
         hosts=("127.0.0.1",),

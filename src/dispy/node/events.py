@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dispy.model import AvailInfo, BlobRef, ComputationId, FileSpec, ProcessId
-from dispy.wire.messages import AnyMessage
+from dispy.wire.messages import AnyMessage, JobsDone
 
 
 class Reply(Protocol):
@@ -215,6 +215,40 @@ class ArgumentsFailed:
 
 
 @dataclass(slots=True, frozen=True)
+class BatchesSpooled:
+    """These batches of a lease are on the disk."""
+
+    lease: bytes
+    """Its name."""
+    sequences: Sequence[int]
+
+
+@dataclass(slots=True, frozen=True)
+class SpoolFailed:
+    """These batches of a lease could not be written; whoever wrote has said why."""
+
+    lease: bytes
+    sequences: Sequence[int]
+
+
+@dataclass(slots=True, frozen=True)
+class SpooledBatch:
+    """A batch as it was found on the disk."""
+
+    message: JobsDone
+    bodies: Sequence[bytes | memoryview]
+    written_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(slots=True, frozen=True)
+class SpoolFound:
+    """What an earlier daemon has left on the disk, by the names of leases, in the order of its numbers."""
+
+    leases: Mapping[bytes, Sequence[SpooledBatch]]
+
+
+@dataclass(slots=True, frozen=True)
 class LoadSampled:
     """The machine was looked at."""
 
@@ -246,6 +280,8 @@ class ExitAsked:
     """The node shall end: after the jobs that are here, or at once."""
 
     at_once: bool
+    when_fetched: bool = False
+    """Not before the results are fetched, or too old."""
 
 
 Event = (
@@ -269,6 +305,9 @@ Event = (
     | WorkerRecalled
     | ArgumentsFetched
     | ArgumentsFailed
+    | BatchesSpooled
+    | SpoolFailed
+    | SpoolFound
     | LoadSampled
     | OfferChanged
     | EndAsked

@@ -26,7 +26,7 @@ from dispy.node.serving import (
     over_time,
 )
 from dispy.node.slots import Escalation, Worker, WorkerState
-from dispy.wire.messages import JobsDone, JobsRecalled
+from dispy.wire.messages import JobsRecalled
 
 EXHAUSTED_MOST = 3
 """So many workers in a row must have come to nothing before jobs go elsewhere for a while."""
@@ -39,12 +39,14 @@ STILLBORN_MOST = 5
 class JobDesk:
     """The jobs of the lease and the workers that run them."""
 
-    __slots__ = ("arguments", "done", "feeder", "timed")
+    __slots__ = ("arguments", "done", "feeder", "now", "timed")
 
     def __init__(self, cpus: int, gpus: int = 0, *, oversubscribe: bool = False) -> None:
         self.feeder = Feeder(cpus, gpus=gpus, oversubscribe=oversubscribe)
         self.timed: dict[HeldJob, float | None] = {}
         """Jobs with a time limit, and when it is over for those that run."""
+        self.now = 0.0
+        """The time of the event that is being handled."""
         self.done = 0
         """Attempts that have ended here, of all leases."""
         self.arguments = ArgumentTable()
@@ -230,7 +232,7 @@ class JobDesk:
         """Pass an interim result on, among the results."""
         worker, reply = self.feeder.workers.get(event.worker), event.reply
         job = None if worker is None else worker.jobs.get(reply.sequence)
-        if lease is None or job is None or job in lease.superseded:
+        if lease is None or job is None or job in lease.superseded or lease.claimer is not None:
             if event.blob is not None:
                 effects.actions.append(WithdrawResults([event.blob.name]))
             return
@@ -516,11 +518,13 @@ class JobDesk:
         self._tell_done(lease, done, [error] * len(done), effects)
 
     def _tell_done(self, lease: Lease, done: list[JobDone], bodies: list[bytes], effects: Effects) -> None:
-        message: JobsDone
-        message, payload = lease.results.add(done, bodies)
+        batch = lease.results.add(done, bodies, self.now)
         self.done += len(done)
-        if lease.peer is not None:
-            effects.sends.append(Send(lease.peer, message, payload))
+        hearer = lease.hearer
+        if hearer is not None:
+            effects.sends.append(Send(hearer, batch.message, bodies))
+        else:
+            lease.results.look_at = self.now
 
     def _tell_recalled(self, lease: Lease, held: list[HeldAttempt], effects: Effects) -> None:
         if lease.peer is not None:

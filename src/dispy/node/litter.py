@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-OWN_NAMES: Final = frozenset({"blobs", "environments", "init", "jobs", "left", "left.tmp", "lock", "own"})
+OWN_NAMES: Final = frozenset({"blobs", "environments", "init", "jobs", "left", "left.tmp", "lock", "own", "spool"})
 """What the node itself keeps at the top of its directory."""
 STAMP: Final = ".used"
 """File in an environment whose time says when it was last used."""

@@ -48,6 +48,8 @@ class Offer:
     idleness: Idleness | None = None
     stopped: bool = False
     """The owner said stop."""
+    spool_trouble: str = ""
+    """Why results cannot be kept on the disk."""
 
     def now(self) -> tuple[int, str]:
         """CPUs offered, and the reason when there are none."""
@@ -57,4 +59,6 @@ class Offer:
             return 0, self.window.text(self.phase)
         if self.idleness is not None and not self.idleness.quiet:
             return 0, "its machine is in use"
+        if self.spool_trouble:
+            return 0, f"it cannot keep results on its disk: {self.spool_trouble}"
         return self.cpus, ""

@@ -94,6 +94,12 @@ _OPTIONS: Final = (
         default=30.0,
         metavar="N",
     ),
+    _option(
+        "spool_size",
+        "Most that results on the disk may take before new work is refused (0: no limit).",
+        default="4g",
+        metavar="SIZE",
+    ),
     _option("user", "Run jobs as this user (the node must be started by root).", metavar="NAME"),
     _option("init", "Python file whose init() runs at the start and close() at the end.", metavar="FILE"),
     click.option(
@@ -138,6 +144,7 @@ def owner_settings(options: Mapping[str, Any]) -> dict[str, Any]:
         "force_cleanup": options["force_cleanup"],
         "keep_size": size("--keep_size", options["keep_size"]) or None,
         "keep_seconds": days * 86400 or None,
+        "spool_size": size("--spool_size", options["spool_size"]) or None,
         "account": find_account(options["user"]) if options["user"] else None,
         "init": _file(options["init"]),
     }

@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from dispy.errors import NodeError
 from dispy.model import ProcessId
-from dispy.node import cgroups, litter, vitals
+from dispy.node import cgroups, handles, litter, vitals
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.callers import Callers
@@ -33,6 +34,7 @@ from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
 from dispy.node.settings import NodeSettings
+from dispy.node.spool import Spool
 from dispy.node.steering import Steering
 from dispy.node.upkeep import Upkeep
 from dispy.node.venvs import VirtualEnvironments
@@ -68,6 +70,7 @@ class NodeService:
         self._load_timer: asyncio.TimerHandle | None = None
         self._checks = flag("DISPY_CHECK")
         self._closed = False
+        self._handles: set[Path] = set()
 
     # ---- life ----
 
@@ -99,8 +102,12 @@ class NodeService:
             grace=settings.msg_timeout,
             zombie_interval=settings.zombie_interval,
             serve=settings.serve,
+            notes_leases=settings.handles is not None,
+            # Never a number of an earlier daemon with this directory: no daemon makes 65536 batches per ms.
+            last_sequence=int(time.time() * 1000) << 16,
         )
         self._sources = BlobSources()
+        self._spool = Spool(prefix.path / "spool", self._sources, self._spool_told, most=settings.spool_size)
         self._places = NodePlaces(
             prefix=prefix,
             workdirs=Workdirs(prefix, None if account is None else (account.uid, account.gid)),
@@ -136,11 +143,16 @@ class NodeService:
         self._performers: dict[type, Callable[[Any], None]] = {
             **self._performer.performers,
             do.WithdrawResults: self._withdraw,
+            do.SpoolBatch: self._spool.write,
+            do.UnspoolBatches: self._spool.remove,
+            do.TrustSpool: self._trust_spool,
+            do.NoteLease: self._note_lease,
             do.HangUp: self.callers.hang_up,
             do.Announce: self._announce,
             do.Exit: self._exit,
         }
         try:
+            await self._load_spool()
             if settings.init is not None:
                 mark = secrets.token_hex(16)
                 prefix.add_mark(mark)
@@ -174,15 +186,21 @@ class NodeService:
         if self._places.init is not None:
             await self._places.init.close()
             self._prefix.forget_mark(self._places.init.mark)
+        await self._spool.close(keep=not self.settings.remove_prefix)
         await self.callers.hang_up_all()
         self._sources.close()
+        for handle in self._handles:
+            handle.unlink(missing_ok=True)
         if self._places.groups is not None:
             await asyncio.to_thread(self._places.groups.close)
         await asyncio.to_thread(self._prefix.release, remove=self.settings.remove_prefix)
 
-    def ask_exit(self, *, at_once: bool) -> None:
-        """Begin to end: after the jobs that are here, or now. `ended` tells when it is done."""
-        self.handle(ev.ExitAsked(at_once))
+    def ask_exit(self, *, at_once: bool, when_fetched: bool = False) -> None:
+        """Begin to end: after the jobs that are here (and when their results are fetched), or now.
+
+        `ended` tells when it is done.
+        """
+        self.handle(ev.ExitAsked(at_once, when_fetched))
 
     # ---- the core and its timer ----
 
@@ -262,6 +280,40 @@ class NodeService:
     def _withdraw(self, action: do.WithdrawResults) -> None:
         for name in action.names:
             self._sources.withdraw(name)
+
+    async def _load_spool(self) -> None:
+        try:
+            leases = await asyncio.to_thread(self._spool.load, self.settings.zombie_interval)
+        except OSError as error:
+            raise NodeError(f"the directory {self._spool.directory} cannot be used: {error.strerror}") from error
+        self._spool.offer()
+        if leases:
+            self.handle(ev.SpoolFound(leases))
+
+    def _spool_told(self, event: ev.Event) -> None:
+        self._tell_spool_trouble()
+        self.handle(event)
+
+    def _trust_spool(self, action: do.TrustSpool) -> None:
+        self._spool.trust(action)
+        self._tell_spool_trouble()
+
+    def _tell_spool_trouble(self) -> None:
+        """New work is refused as long as results could be lost with the daemon."""
+        offer = self.upkeep.offer
+        if offer.spool_trouble != self._spool.trouble:
+            offer.spool_trouble = self._spool.trouble
+            self.upkeep.tell()
+
+    def _note_lease(self, action: do.NoteLease) -> None:
+        directory = self.settings.handles
+        assert directory is not None
+        try:
+            path = handles.write(directory, action.lease, self.settings, self.process, self.callers.port)
+        except OSError as error:
+            logger.warning("no recover_jobs will find this node: %s: %s", directory, error.strerror)
+        else:
+            self._handles.add(path)
 
     def _announce(self, _action: do.Announce) -> None:
         logger.info("free")

@@ -1,12 +1,12 @@
-"""What a node keeps for the scheduler that holds it: the lease, its computations, its jobs, its results.
+"""What a node keeps for the scheduler that holds it: the lease, its computations, its jobs.
 
 Tables with their invariants; what happens to them when is decided in `dispy.node.core`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
@@ -15,16 +15,15 @@ from dispy.model import (
     BlobRef,
     ComputationId,
     ComputationSpec,
-    Ending,
     FileSpec,
     HeldAttempt,
     Holder,
-    JobDone,
     JobOptions,
     ProcessId,
 )
+from dispy.node.results import Results
 from dispy.node.slots import Worker
-from dispy.wire.messages import FileOffered, JobsDone, OpenComputation
+from dispy.wire.messages import FileOffered, OpenComputation
 
 LAST_LINES: Final = 20
 LAST_BYTES: Final = 2048
@@ -196,47 +195,14 @@ class RecallRequest:
 
 
 @dataclass(slots=True, eq=False)
-class Results:
-    """Ended attempts that the scheduler has not acknowledged, in numbered batches."""
-
-    sequence: int = 0
-    batches: deque[tuple[JobsDone, Sequence[bytes | memoryview]]] = field(default_factory=deque)
-    attempts: dict[int, int] = field(default_factory=dict)
-    """Job → its last ended attempt."""
-
-    def add(self, done: list[JobDone], bodies: list[bytes]) -> tuple[JobsDone, Sequence[bytes | memoryview]]:
-        """Keep a batch and return it for sending."""
-        self.sequence += 1
-        batch = (JobsDone(self.sequence, done), bodies)
-        self.batches.append(batch)
-        return batch
-
-    def acknowledge(self, sequence: int) -> list[bytes]:
-        """Forget the batches up to this number; returns the names of their blobs."""
-        names = []
-        while self.batches and self.batches[0][0].sequence <= sequence:
-            for done in self.batches.popleft()[0].jobs:
-                if done.ending != Ending.PROVISIONAL and self.attempts.get(done.job) == done.attempt:
-                    del self.attempts[done.job]
-                if done.blob is not None:
-                    names.append(done.blob.name)
-        return names
-
-    def held(self) -> Iterable[HeldAttempt]:
-        """Every attempt of which the result is here."""
-        for message, _ in self.batches:
-            for done in message.jobs:
-                if done.ending != Ending.PROVISIONAL:
-                    yield HeldAttempt(done.job, done.attempt)
-
-
-@dataclass(slots=True, eq=False)
 class Lease:
     """One scheduler's hold on this node. The token proves it; the peer is the link that speaks for it now."""
 
     token: bytes
     holder: Holder
     peer: ProcessId | None
+    claimer: ProcessId | None = None
+    """The link to which its results go since they were claimed; then it has no peer and takes nothing new."""
     results: Results = field(default_factory=Results)
     computations: dict[ComputationId, Computation] = field(default_factory=dict)
     jobs: dict[int, HeldJob] = field(default_factory=dict)
@@ -259,10 +225,26 @@ class Lease:
     giving_back: bool = False
     """The node ends at once: jobs that had not started go back to the scheduler."""
 
+    name: bytes = field(init=False)
+    """By what it is known on the disk."""
+
+    def __post_init__(self) -> None:
+        self.name = lease_name(self.token)
+
+    @property
+    def hearer(self) -> ProcessId | None:
+        """Whom its results are told, if anybody."""
+        return self.peer if self.peer is not None else self.claimer
+
     @property
     def is_idle(self) -> bool:
         """Whether no attempt of it is here."""
         return not self.jobs and not self.superseded
+
+
+def lease_name(token: bytes) -> bytes:
+    """What a lease is called where its token must not stand."""
+    return hashlib.sha256(token).digest()
 
 
 @dataclass(slots=True, frozen=True)
@@ -272,14 +254,6 @@ class Waiter:
     token: bytes
     holder: Holder
     peer: ProcessId
-
-
-@dataclass(slots=True)
-class Orphan:
-    """Results whose lease is over and whose scheduler may still come for them."""
-
-    results: Results
-    until: float
 
 
 def clip(output: bytes, limit: int = DEATH_OUTPUT) -> bytes:

@@ -60,6 +60,10 @@ class NodeSettings:
     force_cleanup: bool = False
     keep_size: int | None = None
     keep_seconds: float | None = None
+    spool_size: int | None = None
+    """Bytes of results that may wait on the disk; None: no limit."""
+    handles: Path | None = None
+    """Where a file says how this node is reached, for each lease; None: nowhere."""
     account: Account | None = None
     """Who jobs run as; None: as the daemon."""
     init: Path | None = None

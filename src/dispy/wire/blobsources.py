@@ -139,6 +139,23 @@ class BlobSources:
         """Offer an open file that is said to have this content (whoever fetches it checks). The descriptor is ours."""
         self._sources[ref.name] = FileSource(ref, Path("a job's file"), FileIdentity.of(os.fstat(fd)), OpenFile(fd))
 
+    def offer_path(self, path: Path, ref: BlobRef) -> None:
+        """Offer a file that has this content, under this name, instead of where it was offered from before.
+
+        Raises:
+            OSError: it is not there.
+        """
+        source = FileSource(ref, path, FileIdentity.of(path.stat()))
+        self.withdraw(ref.name)
+        self._sources[ref.name] = source
+
+    def open(self, name: bytes) -> int | None:
+        """A descriptor of an offered content, which is the caller's; None where it is not offered from one."""
+        source = self._sources.get(name)
+        if isinstance(source, FileSource):
+            return source.open()
+        return None if source is None or source.fd < 0 else os.dup(source.fd)
+
     def withdraw(self, name: bytes) -> None:
         """Offer it no more and let go of its memory; what is not offered is ignored."""
         source = self._sources.pop(name, None)

@@ -1,0 +1,412 @@
+"""Results on the disk: one file per batch, and one for each large body, until they are acknowledged or too old.
+
+Below `spool/` stands a directory for each lease, named by the SHA-256 of its token. A file has its name only once it
+is whole and on the disk; what cannot be read again is set aside with a line in the log, never a crash. Files are
+written and removed in a thread, one after another, several batches at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from dispy.errors import NodeError
+from dispy.model import BlobRef
+from dispy.node import effects as do
+from dispy.node import events as ev
+from dispy.wire.blobsources import BlobSources
+from dispy.wire.messages import JobsDone
+
+logger = logging.getLogger("dispy.node")
+
+_FORMAT: Final = b"dispy spool "
+_MAGIC: Final = _FORMAT + b"1\n"
+_DIGEST_SIZE: Final = 32
+_SUFFIX: Final = ".batch"
+_ASIDE: Final = ".unreadable"
+_UNFINISHED: Final = ".part"
+_COPY_SIZE: Final = 8 << 20
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that the last writes may take when the node ends."""
+
+
+class _Header(msgspec.Struct, array_like=True, frozen=True):
+    """What stands in front of the bodies of a batch."""
+
+    written_at: float
+    message: JobsDone
+
+
+@dataclass(slots=True, frozen=True)
+class _Body:
+    """A large body, to be copied from a descriptor of ours."""
+
+    ref: BlobRef
+    fd: int
+
+
+@dataclass(slots=True, frozen=True)
+class _Write:
+    action: do.SpoolBatch
+    bodies: list[_Body]
+
+
+@dataclass(slots=True, frozen=True)
+class _Written:
+    """A batch on the disk."""
+
+    jobs: int
+    size: int
+    blobs: tuple[BlobRef, ...]
+
+
+_Key = tuple[bytes, int]
+"""Name of the lease, number of the batch."""
+
+
+class Spool:
+    """The directory `spool` of a node. `load`, then `write` and `remove`, then `close`."""
+
+    def __init__(
+        self, directory: Path, sources: BlobSources, post: Callable[[ev.Event], None], *, most: int | None
+    ) -> None:
+        """`most`: bytes that it may take; None: as the disk has. `post` takes BatchesSpooled and SpoolFailed."""
+        self.directory = directory
+        self._sources = sources
+        self._post = post
+        self._most = most
+        self._size = 0
+        self._index: dict[_Key, _Written] = {}
+        self._work: deque[_Write | do.UnspoolBatches] = deque()
+        self._working: asyncio.Task[None] | None = None
+        self.trouble = ""
+        """Why results cannot be written, for people; empty if they can, as far as is known."""
+
+    # ---- at the start ----
+
+    def load(self, keep_seconds: float) -> dict[bytes, list[ev.SpooledBatch]]:
+        """In a thread: read what an earlier daemon has left, and remove what was written too long ago.
+
+        Raises:
+            OSError: the directory cannot be made or read.
+        """
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory.chmod(0o700)
+        now = time.time()
+        leases: dict[bytes, list[ev.SpooledBatch]] = {}
+        for folder in sorted(self.directory.iterdir()):
+            name = _digest_of(folder.name)
+            if name is None or not folder.is_dir() or folder.is_symlink():
+                logger.warning("%s is no results of jobs; it is left alone", folder)
+                continue
+            found = list(self._load_lease(name, folder, now, keep_seconds))
+            self._remove_strays(name, folder, now, keep_seconds)
+            if found:
+                leases[name] = found
+        if leases:
+            count = sum(len(each.message.jobs) for found in leases.values() for each in found)
+            logger.info("%s of programs that are gone wait to be fetched", _results(count))
+        return leases
+
+    def offer(self) -> None:
+        """Offer the large bodies that were found; on the loop's thread."""
+        for (lease, _), written in self._index.items():
+            for ref in written.blobs:
+                self._sources.offer_path(self._body_path(lease, ref), ref)
+
+    def _load_lease(self, name: bytes, folder: Path, now: float, keep_seconds: float) -> Iterator[ev.SpooledBatch]:
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            try:
+                batch = _read(path)
+                if int(path.name.removesuffix(_SUFFIX)) != batch.message.sequence:
+                    raise ValueError("its name is not its number")
+                blobs = tuple(done.blob for done in batch.message.jobs if done.blob is not None)
+                for ref in blobs:
+                    if (folder / ref.name.hex()).stat().st_size != ref.size:
+                        raise ValueError("a large result beside it is not whole")
+            except _OtherVersionError:
+                logger.warning(
+                    "%s holds results that another version of dispy has written; it is left alone. Start that "
+                    "version with this directory to have them fetched, or dispynode --clean to remove them",
+                    path,
+                )
+                continue
+            except (OSError, ValueError, msgspec.MsgspecError) as error:
+                logger.warning("%s holds results that cannot be read (%s); it is set aside as %s", path, error, _ASIDE)
+                with contextlib.suppress(OSError):  # then it is met again at the next start
+                    path.rename(path.with_name(path.name + _ASIDE))
+                continue
+            if batch.written_at + keep_seconds < now:
+                path.unlink()
+                continue
+            self._note(name, batch.message, path.stat().st_size + sum(ref.size for ref in blobs), blobs)
+            yield batch
+
+    def _remove_strays(self, name: bytes, folder: Path, now: float, keep_seconds: float) -> None:
+        """What belongs to no batch that can be read: unfinished files at once, the rest when it is too old."""
+        wanted = {ref.name.hex() for (lease, _), each in self._index.items() if lease == name for ref in each.blobs}
+        for path in folder.iterdir():
+            is_known = path.name in wanted or (name, _number_of(path)) in self._index
+            if not is_known:
+                with contextlib.suppress(OSError):  # it is met again at the next start
+                    if path.name.endswith(_UNFINISHED) or path.lstat().st_mtime + keep_seconds < now:
+                        path.unlink()
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
+
+    # ---- while the node runs ----
+
+    def write(self, action: do.SpoolBatch) -> None:
+        """Write a batch; BatchesSpooled or SpoolFailed is posted when that is done."""
+        bodies: list[_Body] = []
+        for done in action.message.jobs:
+            if done.blob is not None:
+                fd = self._sources.open(done.blob.name)
+                assert fd is not None  # the body of a result is in a memfd until it is acknowledged
+                bodies.append(_Body(done.blob, fd))
+        self._work.append(_Write(action, bodies))
+        self._begin()
+
+    def trust(self, _action: do.TrustSpool) -> None:
+        """Whatever the trouble was, nothing suffers from it any more."""
+        self.trouble = ""
+
+    def remove(self, action: do.UnspoolBatches) -> None:
+        """Remove batches, after all that was asked before."""
+        self._work.append(action)
+        self._begin()
+
+    async def close(self, *, keep: bool) -> None:
+        """Wait until all is written, and say what waits here if the directory is to be kept."""
+        if self._working is not None:
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await asyncio.shield(self._working)
+            except TimeoutError:
+                logger.warning(
+                    "results cannot be written to %s within %g s and are lost", self.directory, CLOSE_TIMEOUT
+                )
+        if self._index and keep:
+            count = sum(written.jobs for written in self._index.values())
+            logger.info(
+                "%s of programs that are gone wait in %s; they can be fetched when dispynode runs with this directory",
+                *(_results(count), self.directory),
+            )
+
+    def _begin(self) -> None:
+        if self._working is None:
+            self._working = asyncio.get_running_loop().create_task(self._do_all(), name="spool")
+
+    async def _do_all(self) -> None:
+        try:
+            while self._work:
+                group: list[_Write | do.UnspoolBatches] = list(self._work)
+                self._work.clear()
+                done, failed = await asyncio.to_thread(self._do, group)
+                self._tell(done, failed)
+        finally:
+            self._working = None
+
+    def _tell(self, done: list[_Write], failed: list[_Write]) -> None:
+        for each in done:
+            for body in each.bodies:
+                # The copy in memory is not needed any more; the file is gone if all was acknowledged meanwhile.
+                with contextlib.suppress(OSError):
+                    self._sources.offer_path(self._body_path(each.action.lease, body.ref), body.ref)
+        spooled: defaultdict[bytes, list[int]] = defaultdict(list)
+        for each in done:
+            spooled[each.action.lease].append(each.action.message.sequence)
+        for lease, numbers in spooled.items():
+            self._post(ev.BatchesSpooled(lease, numbers))
+        unwritten: defaultdict[bytes, list[int]] = defaultdict(list)
+        for each in failed:
+            unwritten[each.action.lease].append(each.action.message.sequence)
+        for lease, numbers in unwritten.items():
+            self._post(ev.SpoolFailed(lease, numbers))
+
+    # ---- in the thread ----
+
+    def _do(self, group: Sequence[_Write | do.UnspoolBatches]) -> tuple[list[_Write], list[_Write]]:
+        """What could be written of it, and what could not."""
+        done: list[_Write] = []
+        failed: list[_Write] = []
+        touched: set[Path] = set()
+        for work in group:
+            if isinstance(work, do.UnspoolBatches):
+                self._remove(work)
+                continue
+            try:
+                if failed:
+                    raise NodeError(self.trouble)
+                self._write(work)
+                touched.add(self._folder(work.action.lease))
+                done.append(work)
+            except (OSError, NodeError) as error:
+                self._say(_why(error))
+                failed.append(work)
+            finally:
+                for body in work.bodies:
+                    os.close(body.fd)
+        try:
+            for folder in touched:
+                _sync_folder(folder)
+        except FileNotFoundError:
+            logger.debug("a directory of the spool is empty again")
+        except OSError as error:
+            self._say(_why(error))
+            for each in done:
+                self._remove(do.UnspoolBatches(each.action.lease, [each.action.message.sequence]))
+            return [], [*done, *failed]
+        if done and not failed and self.trouble:
+            self.trouble = ""
+            logger.info("results can be written to %s again", self.directory)
+        return done, failed
+
+    def _say(self, trouble: str) -> None:
+        """Once, as long as it lasts."""
+        if not self.trouble:
+            logger.warning(
+                "results are not kept in %s: %s. They stay in memory, and no new work is taken until that has changed",
+                *(self.directory, trouble),
+            )
+        self.trouble = trouble
+
+    def _write(self, work: _Write) -> None:
+        message, lease = work.action.message, work.action.lease
+        header = msgspec.msgpack.encode(_Header(time.time(), message))
+        content = b"".join((len(header).to_bytes(4, "big"), header, *work.action.bodies))
+        data = b"".join((_MAGIC, hashlib.sha256(content).digest(), content))
+        size = len(data) + sum(body.ref.size for body in work.bodies)
+        if self._most is not None and self._size + size > self._most:
+            raise NodeError(
+                f"{self._size / 1e6:,.0f} MB wait there already (--spool_size), which the programs that are gone may "
+                "still fetch"
+            )
+        folder = self._folder(lease)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700)
+            _sync_folder(self.directory)
+        for body in work.bodies:
+            _put(folder, body.ref.name.hex(), _pieces(body))
+        _put(folder, f"{message.sequence:020d}{_SUFFIX}", [data])
+        self._note(lease, message, size, tuple(body.ref for body in work.bodies))
+
+    def _remove(self, action: do.UnspoolBatches) -> None:
+        folder = self._folder(action.lease)
+        for number in action.sequences:
+            written = self._index.pop((action.lease, number), None)
+            if written is None:
+                continue  # it could not be written
+            self._size -= written.size
+            # What cannot be removed now goes when the next daemon starts and it is too old.
+            with contextlib.suppress(OSError):
+                (folder / f"{number:020d}{_SUFFIX}").unlink(missing_ok=True)
+                for ref in written.blobs:
+                    self._body_path(action.lease, ref).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
+
+    def _note(self, lease: bytes, message: JobsDone, size: int, blobs: tuple[BlobRef, ...]) -> None:
+        self._index[lease, message.sequence] = _Written(len(message.jobs), size, blobs)
+        self._size += size
+
+    def _folder(self, lease: bytes) -> Path:
+        return self.directory / lease.hex()
+
+    def _body_path(self, lease: bytes, ref: BlobRef) -> Path:
+        return self._folder(lease) / ref.name.hex()
+
+
+class _OtherVersionError(Exception):
+    """A file of another version."""
+
+
+def _read(path: Path) -> ev.SpooledBatch:
+    data = path.read_bytes()
+    if not data.startswith(_MAGIC):
+        if data.startswith(_FORMAT):
+            raise _OtherVersionError
+        raise ValueError("it does not begin as it must")
+    at = len(_MAGIC) + _DIGEST_SIZE
+    content = memoryview(data)[at:]
+    if hashlib.sha256(content).digest() != data[len(_MAGIC) : at]:
+        raise ValueError("it is not as it was written")
+    size = int.from_bytes(content[:4], "big")
+    header = msgspec.msgpack.decode(content[4 : 4 + size], type=_Header)
+    body = content[4 + size :]
+    small = [done for done in header.message.jobs if done.blob is None]
+    if sum(each.result_size + each.stdout_size + each.stderr_size + each.error_size for each in small) != len(body):
+        raise ValueError("its bodies are not as long as it says")
+    return ev.SpooledBatch(header.message, [body], header.written_at)
+
+
+def _put(folder: Path, name: str, pieces: Iterable[bytes]) -> None:
+    """Make a file that is on the disk as soon as it has its name."""
+    temporary = folder / (name + _UNFINISHED)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        os.fsync(fd)
+        os.rename(temporary, folder / name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _pieces(body: _Body) -> Iterator[bytes]:
+    for at in range(0, body.ref.size, _COPY_SIZE):
+        piece = os.pread(body.fd, min(_COPY_SIZE, body.ref.size - at), at)
+        if not piece:
+            raise NodeError("a large result has become shorter")
+        yield piece
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _digest_of(text: str) -> bytes | None:
+    try:
+        name = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return name if len(name) == _DIGEST_SIZE else None
+
+
+def _number_of(path: Path) -> int:
+    stem = path.name.removesuffix(_SUFFIX)
+    return int(stem) if stem != path.name and stem.isdigit() else 0
+
+
+def _results(count: int) -> str:
+    return "1 result" if count == 1 else f"{count} results"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full"
+        return error.strerror or type(error).__name__
+    return str(error)
