@@ -89,30 +89,6 @@ def test_depends_that_can_never_be_read_to_the_end(tmp_path: Path) -> None:
             dispy.JobCluster(abs, nodes="local", depends=depends)  # type: ignore[arg-type]
 
 
-def test_an_embedded_node_does_not_outlive_its_program(
-    start_daemon: Callable[..., Any], wait_until: Callable[..., Any], tmp_path: Path
-) -> None:
-    """Killed with SIGKILL: a job without an end does not run on where nobody can stop it."""
-    program = (
-        "import dispy\n"
-        "def endless(path):\n"
-        "    import time\n"
-        "    open(path, 'w').close()\n"
-        "    while True:\n"
-        "        time.sleep(1)\n"
-        "cluster = dispy.JobCluster(endless, nodes='local')\n"
-        f"cluster.submit({str(tmp_path / 'running')!r})\n"
-        "cluster.wait()\n"
-    )
-    client = start_daemon(sys.executable, "-c", program)
-    wait_until((tmp_path / "running").exists, timeout=SOON)
-    below = psutil.Process(client.pid).children(recursive=True)
-    assert len(below) >= 4  # node, guard, fork server, worker
-    client.process.kill()
-    _, left = psutil.wait_procs(below, timeout=SOON)
-    assert not left
-
-
 def test_without_a_home(free_base_port: int, tmp_path: Path) -> None:
     """Nothing can be kept anywhere below HOME: jobs run on this machine, and a line says why only there."""
     program = "import dispy\nwith dispy.JobCluster(abs) as cluster:\n    print('result', cluster.submit(-7)())\n"
