@@ -82,7 +82,7 @@ def _check_node(node: SimNode) -> None:
     assert not left.waiting, f"somebody still stands in line for {name}: {left}"
     assert not left.computations, f"{name} still has computations: {left}"
     assert left.workers == 0, f"{name} still has workers: {left}"
-    assert not node.core.orphans, f"{name} still keeps results for somebody who is gone"
+    assert not node.core.keeper.orphans, f"{name} still keeps results for somebody who is gone"
     assert not node.servers, f"{name} still has fork servers"
     assert not node.descriptors, f"{name} still has arguments: {node.descriptors}"
     assert not node.offered, f"{name} still offers results: {node.offered}"
