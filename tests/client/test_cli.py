@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dispy.cli import main, programs
 from dispy.cli.nodes import NodeSeen, Refusal, Survey, _named, _once, _print_json, _print_table
 from dispy.cli.output import JsonOutput, TextOutput, make_output
 from dispy.cli.programs import node_item
+from dispy.errors import SettingsError
 from dispy.job import DispyJob
 from dispy.model import Holder, JobState, NodeInfo, ProcessId
 
@@ -94,6 +96,49 @@ def test_options_of_jobs_are_those_of_submit(monkeypatch: pytest.MonkeyPatch) ->
     }
     assert (all_of_them.reentrant, all_of_them.hosts) == (True, ())
     assert (none.job_options, none.reentrant, none.hosts) == ({}, False, ("eth0", "10.0.0.1"))
+
+
+def test_options_become_parameters_of_the_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[dict[str, Any]] = []
+
+    def refuse(program: str, **parameters: Any) -> None:
+        made.append({"program": program, **parameters})
+        raise SettingsError("far enough")
+
+    monkeypatch.setattr("dispy.cluster.JobCluster", refuse)
+    (tmp_path / "data").touch()
+    words = f"-c -d -f {tmp_path}/data -n a,b:9801 --local -i eth0 --reentrant -s x --certfile c --keyfile k --cafile a"
+    assert run(*words.split(), "--group", "lab", "--insecure", "-p", "9900", "true").exit_code == 2
+    assert run("true").exit_code == 2
+    assert made == [
+        {
+            "program": "true",
+            "nodes": ["local", "a", ("b", 9801)],
+            "depends": [f"{tmp_path}/data"],
+            "host": ("eth0",),
+            "reentrant": True,
+            "cleanup": False,
+            "loglevel": logging.DEBUG,
+            "secret": "x",
+            "secret_file": None,
+            "certfile": "c",
+            "keyfile": "k",
+            "cafile": "a",
+            "group": "lab",
+            "dispy_port": 9900,
+            "insecure": True,
+        },
+        {
+            "program": "true",
+            "depends": [],
+            "cleanup": True,
+            **dict.fromkeys(("nodes", "host", "loglevel", "secret", "secret_file", "certfile", "keyfile", "cafile")),
+            "group": None,
+            "dispy_port": None,
+            "insecure": False,
+            "reentrant": False,
+        },
+    ]
 
 
 @pytest.mark.parametrize(

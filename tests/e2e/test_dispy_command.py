@@ -57,6 +57,14 @@ def test_several_jobs_are_grouped_and_a_failure_shows_in_the_exit_code(report: s
     assert "dispy: job 2 (two 3): exit code 3 on 127.0.0.1" in done.stderr
 
 
+def test_a_job_is_ended_after_its_time(tmp_path: Path) -> None:
+    done = dispy(
+        "--local", "--timeout", "0.2", "--job-cpus", "all", "--retries", "1", "-a", "60", "sleep", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "over the limit of 0.2 s" in done.stderr
+
+
 def test_json(report: str, tmp_path: Path) -> None:
     done = dispy("--local", "--json", "-f", "data.txt", "-a", "one", "-a", "two 3", report, cwd=tmp_path)
     assert done.returncode == 1
