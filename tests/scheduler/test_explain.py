@@ -128,6 +128,17 @@ def test_a_job_waits_behind_others_of_any_wish(scheduler: Any) -> None:
     assert "behind" not in scheduler.core.explain(3)
 
 
+def test_what_no_known_node_can_run_is_told_while_others_run(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.submit(1)
+    submit(scheduler, 2, JobOptions(gpus=1))
+    assert scheduler.core.why_waiting() == (
+        "1 job waits for 1 CPU and 1 GPU: no node that is known can run it (node n1 (10.0.0.1) has no GPUs, not 1)."
+    )
+    scheduler.handle(ev.CancelAsked([2]))
+    assert scheduler.core.why_waiting() is None
+
+
 def test_a_pinned_job_whose_node_is_paused_or_gone(scheduler: Any) -> None:
     scheduler.ready()
     scheduler.handle(ev.NodeSteered(MAP, N1, Steering.PAUSE))

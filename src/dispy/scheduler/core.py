@@ -14,7 +14,7 @@ from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
 from dispy.scheduler import events, flow, membership, steering
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
-from dispy.scheduler.explain import Standing, explain_cluster, explain_job, standings
+from dispy.scheduler.explain import Standing, explain_cluster, explain_job, explain_stranded, standings
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.nodes import NodeRecord
@@ -199,9 +199,16 @@ class SchedulerCore:
         return explain_cluster(self._tables, cluster)
 
     def why_waiting(self) -> str | None:
-        """Why clusters have jobs waiting although nothing of theirs runs; None when there is no such cluster."""
-        stuck = (cluster for cluster in self._tables.clusters.values() if cluster.waiting == cluster.jobs > 0)
-        sentences = [explain_cluster(self._tables, cluster.id) for cluster in stuck]
+        """Why jobs wait that will not get their turn: nothing of their cluster runs, or no known node can run them.
+
+        None when there are no such jobs.
+        """
+        sentences = []
+        for cluster in self._tables.clusters.values():
+            if cluster.waiting == cluster.jobs > 0:
+                sentences.append(explain_cluster(self._tables, cluster.id))
+            elif cluster.special:
+                sentences += explain_stranded(self._tables, cluster)
         return " ".join(dict.fromkeys(sentences)) or None
 
     def snapshot(self) -> Snapshot:

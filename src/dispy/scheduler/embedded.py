@@ -72,7 +72,10 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
         NodeError: it did not start; the sentence has its own last words.
     """
     key = secrets.token_bytes(32)
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise NodeError(f"no node could be started on this machine: {error}") from error
     try:
         process = _spawn(theirs)
     except OSError as error:

@@ -72,6 +72,16 @@ def explain_cluster(tables: Tables, id: ComputationId) -> str:
     return " ".join(_explain_queue(tables, cluster, queue) for queue in cluster.queues if queue.waiting)
 
 
+def explain_stranded(tables: Tables, cluster: ClusterRecord) -> list[str]:
+    """Why jobs of a cluster wait that no known node can run, whatever else of it runs."""
+    stranded = []
+    for queue in cluster.special.values():
+        shares = list(candidates(cluster, queue.shape))
+        if queue.waiting and shares and all(why_unfit(share, queue.shape) for share in shares):
+            stranded.append(_explain_queue(tables, cluster, queue))
+    return stranded
+
+
 def _explain_queue(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
     jobs = "1 job waits" if queue.waiting == 1 else f"{queue.waiting} jobs wait"
     return f"{jobs}{_for_what(queue.shape)}: {_why_shape_waits(tables, cluster, queue.shape)}."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Final
 
@@ -26,6 +27,8 @@ LISTEN_AFTER: Final = 1.0
 """Seconds until nodes can join this program: short programs do not pay for a certificate."""
 EMBEDDED_LIVES: Final = 3
 """Starts of a node on this machine that is killed again and again."""
+_COUNT: Final = re.compile(r"\b\d+ jobs? waits?\b")
+"""That more or fewer jobs wait is no other reason."""
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at whether anything moves."""
 
@@ -36,7 +39,7 @@ class NodeSearch:
     Args:
         links: what dials and listens.
         owners: the open clusters, at any time.
-        why_waiting: why nothing runs although jobs wait; None when something runs or nothing waits.
+        why_waiting: why jobs wait that will not get their turn; None when there are none.
         on_forsaken: hears of clusters for which no node can come, and why.
     """
 
@@ -193,9 +196,10 @@ class NodeSearch:
         self._stuck_for = 0.0 if sentence is None else self._stuck_for + LOOK_INTERVAL
         if self._stuck_for >= EXPLAIN_AFTER:
             text = f"{sentence} {self.account()}".strip()
-            if text != self._said:
+            reason = _COUNT.sub("", text)
+            if reason != self._said:
                 logger.warning("%s", text)
-            self._said = text
+            self._said = reason
         self._looking = any(True for _ in self._owners())
         if self._looking:
             self._later(LOOK_INTERVAL, self._look)
