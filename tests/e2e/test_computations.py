@@ -203,6 +203,31 @@ def test_an_unknown_place_for_setup_is_refused() -> None:
         dispy.JobCluster(who_prepared, nodes="local", setup_in="cellar")
 
 
+# ---- the directory ----
+
+
+def test_a_directory_that_a_job_removes_is_made_again_with_its_files(
+    local: Callable[..., dispy.JobCluster], tmp_path: Path
+) -> None:
+    def read(remove: bool) -> tuple[str, str]:
+        import shutil
+        from pathlib import Path
+
+        here = Path.cwd()
+        content = (here / "data.txt").read_text()
+        if remove:
+            shutil.rmtree(here)
+        return str(here), content
+
+    data = tmp_path / "data.txt"
+    data.write_text("some data")
+    cluster = local(read, depends=[str(data)])
+    removing = ended(cluster.submit(True))
+    assert removing.result is not None, removing.exception
+    assert "the directory of the computation is gone" in removing.stderr
+    assert {ended(cluster.submit(False)).result for _ in range(10)} == {removing.result}
+
+
 # ---- requirements ----
 
 

@@ -31,6 +31,7 @@ class Recorder:
         self.deaths: list[WorkerDeath] = []
         self.recalled: list[tuple[int, int]] = []
         self.server_death = ""
+        self.directories_gone = 0
         self._changed = asyncio.Event()
 
     def worker_forked(self, worker: int, pid: int) -> None:
@@ -52,6 +53,9 @@ class Recorder:
     def jobs_recalled(self, worker: int, first: int, before: int) -> None:
         self.recalled.append((first, before))
         self._changed.set()
+
+    def directory_gone(self) -> None:
+        self.directories_gone += 1
 
     def fork_server_died(self, cause: str) -> None:
         self.server_death = cause

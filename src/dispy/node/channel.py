@@ -80,6 +80,8 @@ STDERR_AT: Final = 6
 MEMORY_AT_FORK: Final = 7
 """Private bytes of the worker at its start. Written by the worker."""
 
+FLAG_DIRECTORY_GONE: Final = 2
+"""Beside FLAG_RETIRE: the directory of the computation was gone after this job."""
 LOW_FD: Final = 500
 """Descriptors of ours stay at or above this number, out of the reach of user code that closes low ones."""
 

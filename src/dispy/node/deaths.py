@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from dispy.node.worker import SETUP_FAILED
+from dispy.node.worker import DESCRIPTORS_GONE, SETUP_FAILED
 
 
 def cause_of_death(status: int, memory: int) -> str:
@@ -13,6 +13,8 @@ def cause_of_death(status: int, memory: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code == SETUP_FAILED:
         return "setup failed in the worker"
+    if code == DESCRIPTORS_GONE:
+        return "it has closed descriptors that are not its own, and what it returned could not be handed over"
     text = exit_words(code)
     return f"{text}; it had used up to {size_words(memory)} of memory" if code and memory else text
 

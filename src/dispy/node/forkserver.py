@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from dispy import namespace
-from dispy.node import calls, channel, jobside, linux, worker
+from dispy.node import calls, channel, jobside, linux, tripwires, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, CLAIMED, DROP_BEFORE, DROP_FIRST, LOW_FD, RUNNING
 
 FRESH: Final = -1
@@ -79,6 +79,7 @@ def main(fd: int, state: int) -> NoReturn:
         linux.die_with_parent(guard)
         linux.become_subreaper()
     linux.name_process("dispy-fork")
+    tripwires.install()
     server = _Server(control, console)
     if state != FRESH:
         server.load_again(state)
@@ -282,6 +283,8 @@ class _Server:
     def _fork(self, number: int, fds: list[int]) -> _Child:
         cell = memoryview(mmap.mmap(fds[1], CELL_SIZE)).cast("Q")
         lock = SemLock(_SEMAPHORE, 1, 1, f"/dispy-{os.getpid()}-{number}-{time.monotonic_ns()}", True)
+        with contextlib.suppress(OSError):  # a job may have removed the directory, and the daemon made it again
+            os.chdir(self._spec["cwd"])
         # Python's own SIGINT handler would raise inside the hooks of os.fork.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

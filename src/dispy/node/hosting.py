@@ -107,6 +107,8 @@ class HostedComputation:
         self._lending: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._lent: dict[tuple[int, int], list[str]] = {}
         """Paths that stand in the directory for an attempt."""
+        self._restoring: list[ev.WorkerDied] | None = None
+        """While files are put back into a directory that a job has removed: ends of workers that are told then."""
         self._cleaning: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
 
@@ -369,21 +371,54 @@ class HostedComputation:
 
     def worker_died(self, worker: int, death: WorkerDeath) -> None:
         """A worker is gone."""
-        self._places.post(
-            ev.WorkerDied(
-                worker,
-                death.running,
-                death.cause,
-                death.stdout,
-                death.stderr,
-                death.started,
-                self._places.wall(),
-                death.limited,
-                death.expected,
-                death.setup_failed,
-                death.exhausted,
-            )
+        event = ev.WorkerDied(
+            worker,
+            death.running,
+            death.cause,
+            death.stdout,
+            death.stderr,
+            death.started,
+            self._places.wall(),
+            death.limited,
+            death.expected,
+            death.setup_failed,
+            death.exhausted,
         )
+        if self._restoring is None:
+            self._places.post(event)
+        else:
+            self._restoring.append(event)
+
+    def directory_gone(self) -> None:
+        """A job has removed the directory: make it again, with its files, before another worker is asked for."""
+        workdir, name = self._workdir, self.spec.name
+        if workdir is None or self.server is None or self._restoring is not None:
+            return
+        try:
+            if not self._places.workdirs.make_again(workdir):
+                return
+        except NodeError as error:
+            logger.warning("a job of %s has removed its directory: %s", name, error)
+            return
+        logger.warning("a job of %s has removed or moved the directory %s; it is made again", name, workdir.path)
+        self.server.retire_all()  # they are still in the one that is gone
+        self._restoring = []
+        task = asyncio.get_running_loop().create_task(self._restore_files(), name="restore files")
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def _restore_files(self) -> None:
+        try:
+            for file in self.spec.files:
+                await self._fetch_file(file)
+        except (NodeError, TransferError) as error:
+            logger.warning("a file of %s that a job has removed cannot be restored: %s", self.spec.name, error)
+        self._tell_held_back()
+
+    def _tell_held_back(self) -> None:
+        events, self._restoring = self._restoring or (), None
+        for event in events:
+            self._places.post(event)
 
     def jobs_recalled(self, worker: int, first: int, before: int) -> None:
         """A worker gave jobs back."""
@@ -395,6 +430,7 @@ class HostedComputation:
             self._places.prefix.forget_process(self.server.pid)
             self._places.prefix.forget_mark(self.server.mark)
             self.server = None
+        self._tell_held_back()
         self._places.post(ev.ForkServerDied(self.id, cause))
 
 

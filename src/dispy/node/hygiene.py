@@ -14,11 +14,12 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from dispy import namespace
-from dispy.node import linux
+from dispy.node import linux, tripwires
 from dispy.node.channel import LOW_FD, STDERR_AT, STDOUT_AT
 
 _KEPT_OUTPUT: Final = 1 << 20
@@ -38,6 +39,9 @@ _WATCHED_SIGNALS: Final = tuple(
 )
 
 
+_REMOVED: Final = b"dispy: the directory of the computation is gone after this job; the next ones get a new one\n"
+
+
 class Output(NamedTuple):
     """What a job left besides its result."""
 
@@ -50,13 +54,17 @@ class Output(NamedTuple):
 class NormalState:
     """The state of this process that jobs are to find, and the outputs that they write to."""
 
-    def __init__(self, outputs: tuple[int, int], cell: memoryview, limit: int) -> None:
+    def __init__(self, outputs: tuple[int, int], cell: memoryview, limit: int, others: tuple[int, ...] = ()) -> None:
+        """`others` are descriptors beside the outputs that jobs must not close."""
         self._outputs = outputs
+        self._others = others
         self._cell = cell
         self._limit = limit
         self._pid = os.getpid()
         self._given_back = [0, 0]
         self._directory = -1
+        self.directory_gone = False
+        """A job has removed the directory."""
 
     def redirect(self) -> None:
         """Let standard output and error, of Python and of C, go to the outputs; there is no standard input."""
@@ -86,11 +94,18 @@ class NormalState:
         environ: Any = os.environ
         self._environment: dict[bytes, bytes] = dict(environ._data)
         self._children = set(linux.children())
+        self._path = list(sys.path)
+        self._modules = dict(sys.modules)
+        self._process = tripwires.process_state()
+        tripwires.touched.clear()
+        tripwires.keep((self._directory, *self._outputs, *self._others))
+        self._place = os.fsencode(os.path.realpath(f"/proc/self/fd/{self._directory}"))
         self.end_job = self._make_end_job()
 
     def close(self) -> None:
         """Let go of the directory."""
         if self._directory >= 0:
+            tripwires.keep_none()
             os.close(self._directory)
 
     def _make_end_job(self) -> Callable[[], Output | None]:
@@ -111,11 +126,17 @@ class NormalState:
         (out, err), cell, lseek = self._outputs, self._cell, os.lseek
 
         brought = namespace.brought_by_job
+        touched = tripwires.touched
+        path, places = sys.path, self._path
+        modules, main, module_count = sys.modules, sys.modules[namespace.MAIN], len(sys.modules)
 
         def end_job() -> Output | None:
+            nonlocal module_count
             clean = True
             if getpid() != pid:
                 os._exit(0)  # a child that the job forked has come back from the function
+            if touched and not self.is_intact():
+                clean = False
             if sys.stdout is not stdout or sys.stderr is not stderr or stdout.closed or stderr.closed:
                 clean = self._restore_streams()
             else:
@@ -134,7 +155,10 @@ class NormalState:
             alarm(0)  # which ends timers set by `setitimer` too
             if sigmask(block, ()) != mask:
                 sigmask(_signal.SIG_SETMASK, mask)
-            fchdir(directory)
+            try:
+                fchdir(directory)
+            except OSError:  # it is not who it was
+                clean = False
             umask(normal_umask)
             if environ._data != environment or os.environ is not environ:
                 os.environ = environ  # noqa: B003 - the object that jobs are to find
@@ -143,14 +167,55 @@ class NormalState:
                 sys.argv = argv
                 argv[:] = arguments
             sys.stdin = stdin
+            if sys.path is not path or path != places:
+                sys.path = path
+                path[:] = places
             if brought:
                 namespace.forget_job()
+            if len(modules) < module_count or modules.get(namespace.MAIN) is not main or sys.modules is not modules:
+                clean = False
+            module_count = len(modules)
+            if threading._trace_hook or threading._profile_hook:  # type: ignore[attr-defined]
+                threading._trace_hook = threading._profile_hook = None  # type: ignore[attr-defined]
             stdout_end, stderr_end = lseek(out, 0, 2), lseek(err, 0, 2)
             if stdout_end == cell[STDOUT_AT] and stderr_end == cell[STDERR_AT]:
                 return None if clean else Output(b"", b"", False)
             return Output(self._take(STDOUT_AT, stdout_end), self._take(STDERR_AT, stderr_end), clean)
 
         return end_job
+
+    def is_intact(self) -> bool:
+        """Look at all that jobs seldom change; False when this process is not fit for another one."""
+        tripwires.touched.clear()
+        intact = True
+        try:
+            now, then = os.stat(self._place), os.fstat(self._directory)
+            gone = (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino)
+        except FileNotFoundError:
+            gone = True
+        except OSError:  # it is not who it was, and may not look
+            intact = gone = False
+        if gone:
+            if not self.directory_gone:
+                with contextlib.suppress(OSError):  # the job has closed it
+                    os.write(self._outputs[1], _REMOVED)
+            self.directory_gone = True
+            intact = False
+        state = tripwires.process_state()
+        if state != self._process:
+            tripwires.restore_limits(self._process.limits)
+            intact = False
+        return intact
+
+    def rescue(self) -> Output:
+        """What can still be had of a job's output where it has spoiled its process so far that `end_job` fails."""
+        found = []
+        for word, fd in zip((STDOUT_AT, STDERR_AT), self._outputs, strict=True):
+            try:
+                found.append(self._take(word, os.lseek(fd, 0, 2)))
+            except OSError:
+                found.append(b"")
+        return Output(found[0], found[1], False)
 
     def _take(self, word: int, end: int) -> bytes:
         """What a job wrote. Offsets only grow: the daemon may be punching out what it read a moment ago."""

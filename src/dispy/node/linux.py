@@ -132,6 +132,15 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def private_memory(pid: int | str = "self") -> int:
     """Bytes of a process (this one) that it shares with no file and no memfd (an upper bound after a fork)."""
     with open(f"/proc/{pid}/statm", encoding="ascii") as file:

@@ -124,5 +124,8 @@ class ForkServerHandler(Protocol):
     def jobs_recalled(self, worker: int, first: int, before: int) -> None:
         """The jobs first <= sequence < before have not started and will not."""
 
+    def directory_gone(self) -> None:
+        """A job has removed the directory; told before the job's answer is."""
+
     def fork_server_died(self, cause: str) -> None:
         """It is gone, with everything below it; `worker_died` was called for each worker before."""

@@ -236,6 +236,8 @@ class Workdir:
     path: Path
     fresh: bool
     """Made for it alone; else it is a `dest_path` that other computations may use as well."""
+    inode: int = 0
+    """Tells whether it is still the one that was made."""
     placed: dict[str, bytes] = field(default_factory=dict)
     """Path → name of the content."""
 
@@ -265,20 +267,34 @@ class Workdirs:
         else:
             word = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.name).strip(".")[:40] or "jobs"
             path = base / "jobs" / f"{word}-{re.sub(r'[^A-Za-z0-9]', '_', spec.id)[:12]}"
-            parts = path.relative_to(base).parts
         existed = path.is_dir()
+        self._make(path)
+        self._users[path] = self._users.get(path, 0) + 1
+        if not existed or not spec.dest_path:
+            self._prefix.add_directory(path)
+        return Workdir(path, fresh=not spec.dest_path, inode=path.stat().st_ino)
+
+    def make_again(self, workdir: Workdir) -> bool:
+        """Make a directory that a job has removed, without its files; False if it is there, the same as ever.
+
+        Raises:
+            NodeError: it cannot be made.
+        """
+        if workdir.path.is_dir() and workdir.path.stat().st_ino == workdir.inode:
+            return False
+        self._make(workdir.path)
+        workdir.inode = workdir.path.stat().st_ino
+        return True
+
+    def _make(self, path: Path) -> None:
         try:
-            root = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = os.open(self._prefix.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.close(beneath.descend(root, parts, owner=self._owner))
+                os.close(beneath.descend(root, path.relative_to(self._prefix.path).parts, owner=self._owner))
             finally:
                 os.close(root)
         except OSError as error:
             raise NodeError(_why(f"the directory {path} cannot be made", error)) from error
-        self._users[path] = self._users.get(path, 0) + 1
-        if not existed or not spec.dest_path:
-            self._prefix.add_directory(path)
-        return Workdir(path, fresh=not spec.dest_path)
 
     def place(self, workdir: Workdir, file: FileSpec, source: Path) -> None:
         """Copy a received file to its name in the directory. To be called in a thread.

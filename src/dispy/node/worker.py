@@ -8,6 +8,7 @@ Standard library and cloudpickle only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import json
 import mmap
@@ -23,13 +24,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from dispy import namespace
-from dispy.node import calls, jobside, linux
+from dispy.node import calls, jobside, linux, tripwires
 from dispy.node.channel import (
     ANCILLARY,
     CANCEL,
     CLAIMED,
     DROP_BEFORE,
     DROP_FIRST,
+    FLAG_DIRECTORY_GONE,
     FLAG_RETIRE,
     INLINE,
     JOB,
@@ -39,7 +41,7 @@ from dispy.node.channel import (
     descriptors,
     send_with,
 )
-from dispy.node.hygiene import NormalState
+from dispy.node.hygiene import NormalState, Output
 from dispy.node.linux import gib_words
 
 FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, LIMITED, UNSENDABLE = range(7)
@@ -50,6 +52,8 @@ CLEANUP_FAILED: Final = 121
 """Exit codes of a worker whose setup or cleanup failed (only where these run in workers); its stderr says how."""
 SHUTDOWN_ASKED: Final = 122
 """Exit code of a worker whose cleanup has called `dispynode_shutdown()`."""
+DESCRIPTORS_GONE: Final = 123
+"""Exit code of a worker whose job has closed what it speaks through."""
 _BUFFER_SIZE: Final = 256 << 10
 _LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at how far this process has grown."""
@@ -100,7 +104,12 @@ def run(post: Post) -> int:
             os.write(2, _encoded(calls.user_trace(error, __file__)))
             return SETUP_FAILED
         worker.normal.note()
-    worker.serve()
+    try:
+        worker.serve()
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return DESCRIPTORS_GONE
     if post.setup_args is not None and post.computation is not None:
         trace, asked = calls.run_cleanup(post.computation, post.setup_args, may_end_node=post.may_end_node)
         if trace:
@@ -123,6 +132,7 @@ class _Worker:
         self._omitted = post.computation.omitted if post.computation is not None else {}
         self._growth_limit = post.growth_limit
         self._memory_limit = 0
+        self._data_limit = (0, 0)
         self._interrupted = 0
         self._interrupted_at = 0.0
         if post.computation is None:
@@ -131,7 +141,8 @@ class _Worker:
             self._call = calls.function_call(post.cell, post.computation.compute)
         self.speaker = jobside.Speaker(post.socket, post.cell)
         self._own_frames = {type(self).serve.__code__, *jobside.WHOLE_FRAMES}
-        self.normal = NormalState(post.outputs, post.cell, max(post.output_limit, 2))
+        own = (post.socket.fileno(), post.console)
+        self.normal = NormalState(post.outputs, post.cell, max(post.output_limit, 2), own)
         self._become_worker()
 
     def _become_worker(self) -> None:
@@ -196,6 +207,8 @@ class _Worker:
         send, pack = self._socket.send, REPLY.pack
         unpack, header = JOB.unpack_from, JOB.size
         last = FLAG_RETIRE if self._single else 0
+        gettrace, getprofile = sys.gettrace, sys.getprofile
+        failure: BaseException | None = None
         buffer = bytearray(_BUFFER_SIZE)
         view = memoryview(buffer)
         fds: list[int] = []
@@ -233,30 +246,53 @@ class _Worker:
                 result = call(sequence, view[at - size + extra : at] if fd < 0 else _mapped(fd))
                 ending = FINISHED
             except BaseException as raised:
-                ending, error = self._describe(raised, sequence)
+                failure = raised
+            try:
+                hooked = gettrace() is not None or getprofile() is not None
+                if hooked:
+                    sys.settrace(None)
+                    sys.setprofile(None)
+            except BaseException:  # what the job left has raised, and with that Python lets go of it
+                hooked = True
+                sys.settrace(None)
+                sys.setprofile(None)
+            if failure is not None:
+                ending, error = self._describe(failure, sequence)
+                failure = None
                 if ending == NOT_STARTED:
                     started = 0.0
             now = ticks()
             ended = started + (now - began) if started else 0.0
-            output = end_job()
+            if extra:
+                self._lift_limit()
+            try:
+                output = end_job()
+            except Exception:
+                output = self.normal.rescue()
+            if hooked:
+                output = Output(b"", b"", False) if output is None else output._replace(clean=False)
             if output is None:
                 stdout = stderr = b""
                 flags = last
             else:
                 stdout, stderr = output.stdout, output.stderr
                 flags = last if output.clean else FLAG_RETIRE
-            if extra:
-                self._lift_limit()
             if now > look_at:
                 look_at = now + _LOOK_INTERVAL
-                if self._has_outgrown():
+                if not self.normal.is_intact():
+                    flags, output = FLAG_RETIRE, Output(stdout, stderr, False)
+                elif self._has_outgrown():
                     flags = FLAG_RETIRE
+            if self.normal.directory_gone:
+                flags |= FLAG_DIRECTORY_GONE
             if flags:
                 self.speaker.silence()  # a thread that the job left must not speak into what follows
             body = result if output is None and not error else b"".join((result, stdout, stderr, error))
             sizes = len(result), len(stdout), len(stderr), len(error)
             if len(body) > INLINE:
-                self._send_memfd(pack(sequence, ending, 1, flags, *sizes, started, ended), body)
+                times = started, ended
+                apart, inline = (pack(sequence, ending, carried, flags, *sizes, *times) for carried in (1, 0))
+                self._send_large(apart, inline, body)
                 body = result = b""
             else:
                 frame = pack(sequence, ending, 0, flags, *sizes, started, ended) + body
@@ -276,24 +312,30 @@ class _Worker:
         limit = wanted.get("memory", 0)
         if limit:
             self._memory_limit = limit
-            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            self._data_limit = _, hard = resource.getrlimit(resource.RLIMIT_DATA)
             most = linux.data_size() + _ROOM_FACTOR * limit + _ROOM
             if hard == resource.RLIM_INFINITY or most < hard:
-                resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+                tripwires.set_limit(resource.RLIMIT_DATA, (most, hard))
 
     def _lift_limit(self) -> None:
         if self._memory_limit:
             self._memory_limit = 0
-            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+            with contextlib.suppress(ValueError, OSError):  # the job has lowered it for good, which is found next
+                tripwires.set_limit(resource.RLIMIT_DATA, self._data_limit)
 
     def _has_outgrown(self) -> bool:
         """Whether so much was left behind by jobs that another process is better."""
         return bool(self._growth_limit) and linux.private_memory() > self._cell[MEMORY_AT_FORK] + self._growth_limit
 
-    def _send_memfd(self, header: bytes, body: bytes) -> None:
-        fd = linux.memory_file("dispy-result", body)
-        send_with(self._socket, header, [fd])
+    def _send_large(self, apart: bytes, inline: bytes, body: bytes) -> None:
+        """Send a body by descriptor, or behind its header if no descriptor can be had."""
+        try:
+            fd = linux.memory_file("dispy-result", body)
+        except OSError:  # the job has lowered a limit for good
+            self._socket.sendall(inline)
+            self._socket.sendall(body)
+            return
+        send_with(self._socket, apart, [fd])
         os.close(fd)
 
     def _describe(self, raised: BaseException, sequence: int) -> tuple[int, bytes]:

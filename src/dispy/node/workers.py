@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +30,16 @@ import dispy
 from dispy.node import channel, limits, linux
 from dispy.node.burial import Burial
 from dispy.node.cgroups import ROOM, Group, Groups
-from dispy.node.channel import CANCEL, MEMORY_AT_FORK, PROVISIONAL, REPLY, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.channel import (
+    CANCEL,
+    FLAG_RETIRE,
+    MEMORY_AT_FORK,
+    PROVISIONAL,
+    REPLY,
+    RUNNING,
+    STDERR_AT,
+    STDOUT_AT,
+)
 from dispy.node.deaths import cause_of_death, exit_words
 from dispy.node.forkserver import FRESH
 from dispy.node.hygiene import read_output
@@ -46,6 +56,8 @@ _BOOT: Final = (
     "del sys.path[: len(sys.argv) - 3]; sys.path += sys.argv[3:]; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 """Our own folders come first while we import from them, and last when user code is loaded."""
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds within which a fork server answers what takes it milliseconds; one that does not is ended."""
 _END_TIMEOUT: Final = 5.0
 _TAIL_SIZE: Final = 64 << 10
 _BUFFER_SIZE: Final = 1 << 20
@@ -72,6 +84,11 @@ class ForkServer:
         self._pids: set[int] = set()
         self._watch = Watch(self._workers, spec.output_limit, self.signal)
         self._ended: asyncio.Future[None] | None = None
+        self._unanswered: deque[float] = deque()
+        """When it was asked what it has not answered yet; it answers in order."""
+        self._patience: asyncio.TimerHandle | None = None
+        self._verdict = ""
+        """Why it was ended; empty: it ended by itself."""
         self._emptied: asyncio.Future[None] | None = None
         self._cleanup_trace = ""
         self._said = ""
@@ -165,8 +182,7 @@ class ForkServer:
             return ""
         if self.setup_in == "worker" and self._workers:
             self._emptied = self._loop.create_future()
-            for number in self._workers:
-                self.retire(number)
+            self.retire_all()
             await self._emptied
             return self._cleanup_trace
         self._outbox.send(channel.control_frame(channel.CLEANUP, {}))
@@ -181,6 +197,8 @@ class ForkServer:
         self._control.close()  # the guard and the fork server see it and end all
         self._control = None
         self._watch.stop()
+        if self._patience is not None:
+            self._patience.cancel()
         for worker in list(self._workers.values()):
             self._forget(worker)
         for future in (self._loaded, self._cleaned, self._emptied):
@@ -217,6 +235,7 @@ class ForkServer:
         self._outbox.send(channel.control_frame(channel.FORK, {"worker": worker}), (*theirs, *new.outputs))
         for fd in theirs:
             os.close(fd)
+        self._expect_answer()
         self._loop.add_reader(new.socket, self._on_readable, new)
 
     def _say_once(self, cause: str) -> None:
@@ -290,6 +309,7 @@ class ForkServer:
     def recall(self, worker: int, before: int) -> None:
         """Take back the jobs below `before` that have not started; `jobs_recalled` names them (perhaps none)."""
         self._ask(channel.RECALL, worker=worker, before=before)
+        self._expect_answer()
 
     def cancel(self, worker: int, sequence: int) -> None:
         """Interrupt a job when it runs, or keep it from starting; nothing happens if it has been answered."""
@@ -325,9 +345,35 @@ class ForkServer:
             to.expected = True
             to.socket.shutdown(socket.SHUT_WR)
 
+    def retire_all(self) -> None:
+        """Let every worker end after the jobs that it has."""
+        for number in self._workers:
+            self.retire(number)
+
     def _ask(self, kind: int, **info: object) -> None:
         if self._control is not None:
             self._outbox.send(channel.control_frame(kind, info))
+
+    def _expect_answer(self) -> None:
+        if self._control is None:
+            return
+        self._unanswered.append(self._loop.time())
+        if self._patience is None:
+            self._patience = self._loop.call_later(ANSWER_TIMEOUT, self._look_for_answer)
+
+    def _look_for_answer(self) -> None:
+        """A job can stop its fork server (SIGSTOP) or spoil it; a node that waited for it would hang."""
+        self._patience = None
+        if not self._unanswered:
+            return
+        left = self._unanswered[0] + ANSWER_TIMEOUT - self._loop.time()
+        if left > 0:
+            self._patience = self._loop.call_later(left, self._look_for_answer)
+            return
+        stopped = "it was stopped (SIGSTOP) and" if linux.is_stopped(self.pid) else "it"
+        self._verdict = f"{stopped} answered nothing for {ANSWER_TIMEOUT:g} s"
+        with contextlib.suppress(ProcessLookupError):  # its guard tells its end
+            os.kill(self.pid, signal.SIGKILL)
 
     def tail(self, worker: int, sequence: int) -> tuple[bytes, bytes]:
         """The last of what a job has written so far, if it is running: stdout, stderr."""
@@ -361,6 +407,8 @@ class ForkServer:
             self._on_report(kind, info)
 
     def _on_report(self, kind: int, info: dict[str, Any]) -> None:
+        if self._unanswered and (kind in (channel.FORKED, channel.RECALLED) or _tells_no_fork(kind, info)):
+            self._unanswered.popleft()
         if kind == channel.FORKED:
             worker = self._workers.get(info["worker"])
             if worker is not None:
@@ -435,7 +483,7 @@ class ForkServer:
         assert process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_TIMEOUT)
-        cause = f"the computation's fork server ended: {exit_words(process.returncode)}"
+        cause = f"the computation's fork server ended: {self._verdict or exit_words(process.returncode)}"
         for worker in list(self._workers.values()):
             self._on_worker_death(worker, cause, None)
         if self._control is None:
@@ -498,10 +546,13 @@ class ForkServer:
             fds += channel.whole_descriptors(ancillary, flags)
         unpack, header = REPLY.unpack_from, REPLY.size
         at, total = 0, len(data)
+        gone = False
         while total - at >= header:
-            sequence, ending, count, _, result, stdout, stderr, error, started, ended = unpack(data, at)
+            sequence, ending, count, marks, result, stdout, stderr, error, started, ended = unpack(data, at)
             if ending >= PROVISIONAL:
                 worker.speaks = True
+            if marks > FLAG_RETIRE:
+                gone = True
             if count > len(fds):
                 at += header if count == 1 else header + result + stdout + stderr + error
                 if ending < PROVISIONAL:
@@ -520,6 +571,8 @@ class ForkServer:
                 replies[-1].fd, replies[-1].answer = fds.pop(0), fds.pop(0)
             at = end
         worker.rest = bytes(data[at:])
+        if gone:
+            self._handler.directory_gone()
         return True
 
     def _uncancel(self, worker: WorkerRecord, first: int, before: int) -> None:
@@ -581,6 +634,11 @@ def _kernel_verdict(worker: WorkerRecord, running: int, death: WorkerDeath) -> s
         return ""
     at_fork = worker.cell[MEMORY_AT_FORK]
     return limits.memory_verdict(worker.pid, at_fork, limit, worker.group, max(0.0, time.time() - death.started))
+
+
+def _tells_no_fork(kind: int, info: dict[str, Any]) -> bool:
+    """Whether a report says that a worker which was asked for could not be started."""
+    return kind == channel.DIED and info["status"] is None
 
 
 def _cause(info: dict[str, Any]) -> str:
