@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from dispy.errors import NodeError
+from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef
 from dispy.node import effects as do
 from dispy.node import events as ev
@@ -170,13 +170,19 @@ class Spool:
 
     def write(self, action: do.SpoolBatch) -> None:
         """Write a batch; BatchesSpooled or SpoolFailed is posted when that is done."""
-        bodies: list[_Body] = []
-        for done in action.message.jobs:
-            if done.blob is not None:
-                fd = self._sources.open(done.blob.name)
-                assert fd is not None  # the body of a result is in a memfd until it is acknowledged
-                bodies.append(_Body(done.blob, fd))
-        self._work.append(_Write(action, bodies))
+        work = _Write(action, [])
+        try:
+            for done in action.message.jobs:
+                if done.blob is not None:
+                    fd = self._sources.open(done.blob.name)
+                    assert fd is not None  # the body of a result is in a memfd until it is acknowledged
+                    work.bodies.append(_Body(done.blob, fd))
+        except (OSError, TransferError) as error:  # no descriptor is left
+            _close(work)
+            self._say(_why(error))
+            asyncio.get_running_loop().call_soon(self._tell, [], [work])
+            return
+        self._work.append(work)
         self._begin()
 
     def trust(self, _action: do.TrustSpool) -> None:
@@ -214,7 +220,16 @@ class Spool:
             while self._work:
                 group: list[_Write | do.UnspoolBatches] = list(self._work)
                 self._work.clear()
-                done, failed = await asyncio.to_thread(self._do, group)
+                try:
+                    done, failed = await asyncio.to_thread(self._do, group)
+                except RuntimeError as error:  # no thread can be started
+                    failed = [work for work in group if isinstance(work, _Write)]
+                    for work in failed:
+                        _close(work)
+                    self._say(str(error))
+                    self._work.extendleft(work for work in reversed(group) if isinstance(work, do.UnspoolBatches))
+                    self._tell([], failed)
+                    return  # what is to be removed is tried again with the next work
                 self._tell(done, failed)
         finally:
             self._working = None
@@ -257,13 +272,11 @@ class Spool:
                 self._say(_why(error))
                 failed.append(work)
             finally:
-                for body in work.bodies:
-                    os.close(body.fd)
+                _close(work)
         try:
             for folder in touched:
-                _sync_folder(folder)
-        except FileNotFoundError:
-            logger.debug("a directory of the spool is empty again")
+                if folder.is_dir():  # else all of it has been removed again
+                    _sync_folder(folder)
         except OSError as error:
             self._say(_why(error))
             for each in done:
@@ -369,6 +382,11 @@ def _put(folder: Path, name: str, pieces: Iterable[bytes]) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def _close(work: _Write) -> None:
+    for body in work.bodies:
+        os.close(body.fd)
 
 
 def _pieces(body: _Body) -> Iterator[bytes]:
