@@ -144,10 +144,15 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self.modules |= submodules
                 slots["_cloudpickle_submodules"] = []
                 slots["__globals__"] = {}
-            elif self._has_home(value.__globals__):
+            elif self._needs_home(reduced[2][1]["__globals__"]) and self._has_home(value.__globals__):
                 reduced[1][1][namespace.HOME] = True
                 reduced[2][1]["__globals__"] = {}
         return reduced
+
+    @staticmethod
+    def _needs_home(named: dict[str, Any]) -> bool:
+        """Whether code uses more of its module than other modules: only then the nodes have to be able to import it."""
+        return not all(isinstance(value, types.ModuleType) for value in named.values())
 
     def _has_home(self, names: dict[str, Any]) -> bool:
         """Whether these globals are those of a module that is imported over there."""

@@ -292,6 +292,35 @@ def test_functions_made_in_own_modules_use_the_globals_of_these(run_client: Any)
     assert out.strip() == "[(12, 1), (23, 2)]"
 
 
+def test_a_function_that_uses_nothing_of_its_module_does_not_import_it_there(run_client: Any) -> None:
+    (run_client.folder / "making.py").write_text(
+        textwrap.dedent(
+            """
+            import os, math
+            if "CLIENT" not in os.environ:
+                raise ImportError("not everything is there")
+            def rounding():
+                def compute(value):
+                    return math.floor(value)
+                return compute
+            """
+        )
+    )
+    out = run_client(
+        """
+        import os
+        os.environ["CLIENT"] = "1"
+        import making
+        compute = making.rounding()
+        del os.environ["CLIENT"]
+        """,
+        """\
+        print(_ship(compute, (1.5,)))
+        """,
+    )
+    assert out.strip() == "[1]"
+
+
 def test_depends_of_every_kind(run_client: Any) -> None:
     folder = run_client.folder
     (folder / "data").mkdir()
