@@ -122,18 +122,21 @@ def _recover(
     fetched = _in_loop(_fetch(file, book, credentials, timeout, terminate))
     sorted_out = sort_out(book, fetched, time.time() - written_at, terminate=terminate)
     ended = sorted_out.ended
-    if sorted_out.runnable:
+    if sorted_out.runnable and time.monotonic() < until:
         file.append(as_free(sorted_out.runnable, book))
         ended |= _in_loop(resume(portal(), file, book, credentials, sorted_out.runnable, until))
     jobs = [_job_of(kept, book) for kept in book.results.values()]
     jobs += [_job_that_ended(book.jobs[job], book, *how) for job, how in ended.items() if not book.has_result(job)]
     pending = len(book.jobs.keys() - book.results.keys() - ended.keys())
     returned = JobsReturned(sorted({*book.results, *ended}))
-    file.append([returned])
-    file.sync()
-    book.add(returned)
-    if not fetched.waiting and not pending:
-        file.finish(book)
+    try:
+        file.append([returned])
+        file.sync()
+        book.add(returned)
+        if not fetched.waiting and not pending:
+            file.finish(book)
+    except OSError as error:  # the results are here, and worth more than the mark
+        logger.error("%s cannot be written (%s): a later call may return these jobs again", file.path, error.strerror)
     for sentence in fetched.waiting:
         logger.warning("not all is recovered: %s", sentence)
     if fetched.waiting or pending:

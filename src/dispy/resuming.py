@@ -123,8 +123,9 @@ class _Keeper:
         try:
             self._file.append(entries)
         except OSError as error:
+            if self.problem is None:
+                logger.error("%s cannot be written (%s): do not end this program now", self._file.path, error.strerror)
             self.problem = error
-            return
         for entry in entries:
             self._book.add(entry)
 
@@ -243,7 +244,6 @@ async def resume(
     Results are in the book and its file.
 
     Raises:
-        OSError: the file cannot be written.
         RecoveryError: a content that nodes need is not beside the file.
         SettingsError: an interface of DISPY_INTERFACES is not there.
     """
@@ -276,8 +276,6 @@ async def resume(
             logger.info("the time is over; %d jobs wait", sum(len(owner.pending) for owner in owners))
     finally:
         await service.stop("the recovery is over")
-    if keeper.problem is not None:
-        raise keeper.problem
     return keeper.ended
 
 

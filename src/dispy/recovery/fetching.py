@@ -312,6 +312,12 @@ class Fetching:
         claim = wanted.claim
         if claim is not None and claim.link is not None:
             return f"node {claim.name} ({claim.address}): {len(claim.left)} results are to come"
+        silent = self._claims.get(wanted.noted.process)
+        if silent is not None and silent.link is not None:
+            return (
+                f"node {silent.name} ({silent.address}) does not tell what it holds: the program is still connected to "
+                "it, or a job is just being taken back"
+            )
         where = ", ".join(f"{host}:{port}" for host, port in wanted.noted.places)
         return f"node {wanted.noted.name} ({where}) does not answer: {wanted.said or 'nothing heard yet'}"
 
