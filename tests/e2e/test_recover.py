@@ -1,0 +1,174 @@
+"""A program is killed; another one gets its results, each once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dispy
+from dispy.errors import RecoveryError
+
+PROGRAM = """
+import json, os, sys, time
+import dispy
+
+def work(marks, number):
+    import pathlib, time
+    here = pathlib.Path(marks)
+    with open(here / f"ran-{number}", "a") as ran:
+        ran.write("x")
+    while number and not (here / "gate").exists() and not (here / f"gate-{number}").exists():
+        time.sleep(0.01)
+    print("this is", number)
+    (here / f"done-{number}").touch()
+    return number * number
+
+marks, options = sys.argv[1], json.loads(sys.argv[2])
+cluster = dispy.JobCluster(work, **options)
+jobs = [cluster.submit_job_id(f"id{n}", marks, n) for n in range(5)]
+assert jobs[0]() == 0
+print("in the midst of it", flush=True)
+time.sleep(600)
+"""
+SECOND = """
+import dispy
+
+cluster = dispy.JobCluster(len, nodes=["127.0.0.1"])
+[own] = cluster.service.recorder.paths
+print("two files:", len(list(own.parent.iterdir())), flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def program(start_daemon: Callable[..., Any], tmp_path: Path, free_base_port: int) -> Callable[..., Any]:
+    """`program(running, nodes=…)`: one that has a result, so many jobs running and the rest in its queue."""
+
+    def start(wait_until: Callable[..., Any], running: int, **options: Any) -> Any:
+        script = tmp_path / "program.py"
+        script.write_text(PROGRAM)
+        options = {"nodes": ["127.0.0.1"], **options}
+        process = start_daemon(
+            sys.executable, str(script), str(tmp_path), json.dumps(options), env={"DISPY_PORT": str(free_base_port)}
+        )
+        process.wait_for("in the midst of it", timeout=60)
+        wait_until(lambda: len(list(tmp_path.glob("ran-*"))) == running + 1, timeout=60)
+        return process
+
+    return start
+
+
+def recover(**arguments: Any) -> list[Any]:
+    """What `recover_jobs` with these arguments returns."""
+    jobs = dispy.recover_jobs(**arguments)
+    return [[job.id, job.status.name, job.result, job.stdout, job.exception] for job in jobs]
+
+
+def without_first(jobs: list[Any]) -> list[Any]:
+    """The program had the first result, but the node may not have heard that before it was killed."""
+    return [job for job in jobs if job[0] != 1]
+
+
+def kill(process: Any) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def files(environment: Path) -> list[Path]:
+    return sorted((environment / ".local/state/dispy/recover").glob("*.recover"))
+
+
+def finished(*numbers: int, ids: bool = False) -> list[Any]:
+    return [[f"id{n}" if ids else n + 1, "Finished", n * n, f"this is {n}\n", None] for n in numbers]
+
+
+def test_results_come_once_and_wait_for_those_who_are_late(
+    dispynode: Callable[..., Any],
+    program: Callable[..., Any],
+    tmp_path: Path,
+    environment: Path,
+    wait_until: Callable[..., Any],
+) -> None:
+    dispynode("--cpus", "2")
+    kill(program(wait_until, 2))
+    (tmp_path / "gate-1").touch()
+    wait_until((tmp_path / "done-1").exists)
+    first = without_first(recover(timeout=2))
+    assert first in ([], finished(1)), "the other job still runs"
+    (tmp_path / "gate").touch()
+    assert [*first, *without_first(recover())] == finished(1, 2)
+    assert recover() == []
+    [path] = files(environment)
+    assert recover(recover_file=str(path)) == []
+    assert not (tmp_path / "ran-3").exists()
+
+
+def test_another_machine_that_has_the_file_and_the_secret(
+    dispynode: Callable[..., Any],
+    program: Callable[..., Any],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_until: Callable[..., Any],
+) -> None:
+    """Where pending jobs are ended, too."""
+    dispynode("--cpus", "2")
+    kill(program(wait_until, 2, recover_file=str(tmp_path / "here.recover")))
+    assert files(environment) == []
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy2(tmp_path / "here.recover", elsewhere / "there")
+    monkeypatch.setenv("DISPY_SECRET", (environment / ".config/dispy/secret").read_text().strip())
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(elsewhere))
+    ended = without_first(recover(recover_file=str(elsewhere / "there"), terminate_pending=True))
+    assert [job[:2] for job in ended] == [[2, "Terminated"], [3, "Terminated"]]
+    assert all("KeyboardInterrupt" in job[-1] for job in ended)
+    assert recover(recover_file=str(elsewhere / "there")) == []
+
+
+def test_durable_jobs_go_on(
+    dispynode: Callable[..., Any],
+    program: Callable[..., Any],
+    tmp_path: Path,
+    environment: Path,
+    wait_until: Callable[..., Any],
+) -> None:
+    dispynode("--cpus", "1")
+    kill(program(wait_until, 1, durable=True))
+    (tmp_path / "program.py").unlink()
+    [path] = files(environment)
+    assert recover(timeout=0.5) == []
+    (tmp_path / "gate").touch()
+    assert recover() == finished(1, 2, 3, 4, ids=True)
+    assert recover() == []
+    assert {mark.name: mark.read_text() for mark in tmp_path.glob("ran-*")} == {f"ran-{n}": "x" for n in range(5)}
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_two_programs_have_two_files_while_they_run(
+    dispynode: Callable[..., Any],
+    program: Callable[..., Any],
+    start_daemon: Callable[..., Any],
+    tmp_path: Path,
+    environment: Path,
+    free_base_port: int,
+    wait_until: Callable[..., Any],
+) -> None:
+    dispynode("--cpus", "1")
+    program(wait_until, 1)
+    [path] = files(environment)
+    second = start_daemon(sys.executable, "-c", SECOND, env={"DISPY_PORT": str(free_base_port)})
+    second.wait_for("two files: 2")
+    assert second.wait() == 0, second.output
+    assert files(environment) == [path]
+    with pytest.raises(RecoveryError, match=r"in use: the program that writes it still runs \(program\.py"):
+        dispy.recover_jobs(path)
