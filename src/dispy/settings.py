@@ -206,6 +206,11 @@ def default_prefix() -> Path:
     return Path(platformdirs.user_cache_dir("dispy", appauthor=False)) / "node"
 
 
+def handles_dir() -> Path:
+    """Where nodes that programs start for themselves say how to reach them."""
+    return default_prefix().with_name("handles")
+
+
 def embedded_handle(token: bytes) -> Path:
-    """Where the node that a program starts for itself says how to reach it, for whoever has the token of its lease."""
-    return default_prefix().with_name("handles") / f"{hashlib.sha256(token).hexdigest()}.json"
+    """Where such a node says it for whoever has the token of its lease."""
+    return handles_dir() / f"{hashlib.sha256(token).hexdigest()}.json"

@@ -24,7 +24,7 @@ VERSION: Final = 1
 
 def directory() -> Path:
     """Where they are."""
-    return settings.default_prefix().with_name("handles")
+    return settings.handles_dir()
 
 
 def write(folder: Path, lease: bytes, node: NodeSettings, process: ProcessId, port: int) -> Path:
