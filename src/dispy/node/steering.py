@@ -74,7 +74,7 @@ class Steering:
             queued=seen.queued,
             given=seen.given,
             workers=seen.workers,
-            unacknowledged=seen.unacknowledged,
+            unacknowledged=seen.unacknowledged + seen.unclaimed,
             done=seen.done,
             served=seen.served,
             avail=_avail(self.settings.prefix),
