@@ -27,6 +27,9 @@ class Chances:
     kills: int = 1
     """Nodes that are killed."""
     program_kills: int = 0
+    recoveries: float = 0.6
+    """Of programs that are killed: somebody comes for their results."""
+    full_disks: int = 0
     exits: int = 1
     power: float = 0.3
     """Of those that are killed: with their whole machine, so that nobody hears of it."""
@@ -68,6 +71,7 @@ def chances_of(random: Random) -> Chances:
         stops=random.choice([0, 0, 1, 3]),
         kills=random.choice([0, 1, 3]),
         program_kills=random.choice([0, 0, 1, 2]),
+        full_disks=random.choice([0, 0, 2]),
         worker_death=random.choice([0.0, 0.03, 0.3]),
         stillborn=random.choice([0.0, 0.02, 0.3]),
         fork_server_deaths=random.choice([0, 1, 5]),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, REDIAL_FIRST, REDIAL_MOST, SUSPECT_TIMEOUT
 from simulator.clock import Action, Process
+from simulator.disk import Disk
 
 if TYPE_CHECKING:
     from simulator.node import SimNode
@@ -36,6 +37,7 @@ class Machine:
     name: str
     cpus: int
     reliable: bool = False
+    disk: Disk = field(default_factory=Disk)
     is_up: bool = True
     """Without power it does not even refuse connections."""
     node: SimNode | None = None

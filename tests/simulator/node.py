@@ -12,6 +12,7 @@ from dispy.node import events as node_events
 from dispy.node.core import NodeCore
 from dispy.wire import messages
 from simulator.clock import Process
+from simulator.disk import Writer
 from simulator.network import TO_NODE, TO_PROGRAM, Link, Machine
 from simulator.workers import WALL, SimServer
 
@@ -47,13 +48,18 @@ class SimNode(Process):
         """Descriptor → the task whose arguments it holds."""
         self.descriptors: dict[bytes, int | None] = {}
         """Arguments that are here, or (None) being fetched."""
-        self.offered: set[bytes] = set()
+        self.writer = Writer(self)
+        self.offered = machine.disk.blobs()
         """Results that can be fetched."""
+        self.answered: set[int] = set()
+        """Tasks whose end the daemon has heard of."""
         self.lent: set[tuple[ComputationId, int, int]] = set()
         """Attempts whose files are here, or being fetched."""
         self.parcels: set[int] = set()
         """Files that jobs send and of which they have not heard."""
         self._numbers = count(3)
+        if machine.disk.leases:
+            self.handle(machine.disk.found())
 
     def parcel_number(self) -> int:
         number = next(self._numbers)
@@ -172,6 +178,8 @@ class SimNode(Process):
                 self.parcels.discard(parcel)
             case do.WithdrawResults(names):
                 self.offered.difference_update(names)
+            case do.SpoolBatch() | do.UnspoolBatches():
+                self.writer.ask(action)
             case do.HangUp(peer):
                 self._hang_up(peer)
             case do.Exit():
@@ -241,6 +249,8 @@ class SimNode(Process):
 
     def end(self, *, goodbye: bool, power: bool = False) -> None:
         """The daemon's process ends, and all below it."""
+        if goodbye:
+            self.writer.close()
         super().die()
         for server in self.servers.values():
             server.kill()

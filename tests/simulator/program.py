@@ -106,11 +106,14 @@ class SimProgram(DiallingProcess):
     def __init__(self, world: World, number: int) -> None:
         super().__init__(world, number)
         self.process = ProcessId(f"{number:032x}")
-        self.core = SchedulerCore(holder=Holder("anna", "host", number, "prog.py"), token=bytes([number]) * 32)
+        self.token = bytes([number]) * 32
+        self.core = SchedulerCore(holder=Holder("anna", "host", number, "prog.py"), token=self.token)
         self.reached: dict[ProcessId, _Reached] = {}
         self.machines: dict[str, ProcessId] = {}
         """Machine → the node that was last reached there."""
         self.jobs: dict[int, Told] = {}
+        self.delivered: set[int] = set()
+        """Jobs of which a node has told the end: they are no business of a successor."""
         self.clusters: dict[ComputationId, bool] = {}
         """Whether their jobs are reentrant."""
         self.closing: set[ComputationId] = set()
@@ -224,6 +227,7 @@ class SimProgram(DiallingProcess):
         if reached is None or reached.link is not link:
             return
         if isinstance(message, messages.JobsDone):
+            self.delivered.update(done.job for done in message.jobs)
             reached.intake.arrived(message, b"".join(bodies))
         elif isinstance(message, messages.FileOffered):
             taken = messages.FileTaken(message.file.blob.name, "", message.job, message.file.path)

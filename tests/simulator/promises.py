@@ -7,8 +7,11 @@ from dispy.scheduler import events
 from simulator.network import TO_NODE, TO_PROGRAM
 from simulator.node import SimNode
 from simulator.program import SimProgram, Told
+from simulator.recoverer import SimRecoverer
 from simulator.world import World
 
+FETCH = 30.0
+"""Virtual seconds in which a successor has everything: longer than any job."""
 REST = 150.0
 """Virtual seconds after the last cluster has ended: longer than anything is kept for somebody who is gone."""
 
@@ -16,12 +19,13 @@ REST = 150.0
 def finish(world: World) -> None:
     """No more trouble, a node that works for all, all clusters closed: now everything must come to an end."""
     world.trouble = False
-    for process in [*world.nodes, *world.programs]:
+    for process in [*world.nodes, *world.programs, *world.recoverers]:
         process.doom(0)
         process.go_on()
     for machine in world.machines:
         for path in machine.paths.values():
             path.open([TO_NODE, TO_PROGRAM])
+        machine.disk.is_full = False
     world.add_machine(3, reliable=True)
     for program in world.living:
         for cluster in program.clusters:
@@ -31,6 +35,11 @@ def finish(world: World) -> None:
             if cluster not in program.closing:
                 world.close(program, cluster, terminate=False)
     world.run(lambda: all(program.ended_clusters == program.clusters.keys() for program in world.living))
+    world.pass_time(FETCH)
+    for recoverer in world.recoverers:
+        if recoverer.alive:
+            _check_recovered(world, recoverer)
+            recoverer.leave()
     world.pass_time(REST)
     check_promises(world)
 
@@ -66,6 +75,22 @@ def _check_job(job: int, told: Told) -> None:
     assert (ended.cause is None) == (ended.state is JobState.Finished), f"job {job} ended without a cause"
 
 
+def _check_recovered(world: World, recoverer: SimRecoverer) -> None:
+    """What ended on nodes that live, and was not told to the program, has been told to its successor."""
+    program, results = recoverer.file.program, recoverer.file.results
+    for node in world.nodes:
+        if not node.alive:
+            continue
+        assert node.process in recoverer.answered, f"{node.info.name} has not answered a claim"
+        for serial in node.answered:
+            task = world.tasks[serial]
+            job = task.record.job
+            if task.program is program and not task.again and job not in program.delivered:
+                assert job in results, f"the result of job {job} of program {program.number} was not recovered"
+    for job, done in results.items():
+        assert done.job == job
+
+
 def _check_program(program: SimProgram) -> None:
     program.core.check()
     view = program.core.snapshot()
@@ -82,7 +107,9 @@ def _check_node(node: SimNode) -> None:
     assert not left.waiting, f"somebody still stands in line for {name}: {left}"
     assert not left.computations, f"{name} still has computations: {left}"
     assert left.workers == 0, f"{name} still has workers: {left}"
-    assert not node.core.keeper.orphans, f"{name} still keeps results for somebody who is gone"
+    assert not left.unclaimed, f"{name} still keeps results for somebody who is gone"
+    assert not node.core.claims.claims, f"somebody still claims results of {name}"
+    assert not node.machine.disk.leases, f"{name} still has results on its disk: {node.machine.disk.leases}"
     assert not node.servers, f"{name} still has fork servers"
     assert not node.descriptors, f"{name} still has arguments: {node.descriptors}"
     assert not node.offered, f"{name} still offers results: {node.offered}"

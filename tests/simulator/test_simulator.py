@@ -16,6 +16,7 @@ from simulator.chances import CALM
 from simulator.network import TO_NODE, TO_PROGRAM, Machine
 from simulator.program import SimProgram
 from simulator.promises import finish
+from simulator.recoverer import RecoveryFile
 from simulator.trouble import run_seed
 from simulator.world import World
 
@@ -151,6 +152,45 @@ def test_a_program_that_was_stopped_finds_everything_as_it_was(calm: Calm) -> No
     calm.run_all()
     assert calm.states() == [JobState.Finished] * 2
     assert calm.starts() == [1, 1]
+    finish(calm.world)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the node lives", "the node is started again"])
+def test_results_of_a_killed_program_reach_its_successor_once(calm: Calm, restarted: bool) -> None:
+    calm.submit(calm.open(), [1.0, 3.0])
+    calm.world.pass_time(0.5)
+    calm.program.end(power=False)
+    calm.world.pass_time(6.0)
+    if restarted:
+        for machine, node in zip(calm.machines, list(calm.world.nodes), strict=True):
+            node.end(goodbye=False)
+            calm.world.start_node(machine)
+    file = RecoveryFile(calm.program)
+    first = calm.world.add_recoverer(file)
+    calm.world.pass_time(3.0)
+    assert sorted(file.results) == [1, 2]
+    first.leave()
+    again = RecoveryFile(calm.program)
+    second = calm.world.add_recoverer(again)
+    calm.world.pass_time(3.0)
+    assert len(second.answered) == 2
+    assert not again.results
+    second.leave()
+    finish(calm.world)
+
+
+def test_a_successor_that_is_killed_before_it_acknowledges_is_no_loss(calm: Calm) -> None:
+    calm.submit(calm.open(), [0.5, 0.5])
+    calm.world.pass_time(0.3)
+    calm.program.end(power=False)
+    calm.world.pass_time(3.0)
+    file = RecoveryFile(calm.program)
+    calm.world.add_recoverer(file).doom(1)
+    calm.world.pass_time(3.0)
+    assert not file.results
+    calm.world.add_recoverer(file)
+    calm.world.pass_time(3.0)
+    assert sorted(file.results) == [1, 2]
     finish(calm.world)
 
 

@@ -12,6 +12,7 @@ from simulator.network import TO_NODE, TO_PROGRAM, Link, Path
 from simulator.node import SimNode
 from simulator.program import SimProgram
 from simulator.promises import finish
+from simulator.recoverer import RecoveryFile
 from simulator.world import World
 
 DURATIONS = (0.0, 0.00002, 0.0005, 0.004, 0.05, 0.5, 3.0, 20.0)
@@ -44,6 +45,7 @@ def run_seed(seed: int, *, verbose: bool = False, chances: Chances | None = None
     sometime(chances.stops, trouble.stop)
     sometime(chances.kills, trouble.kill_node)
     sometime(chances.program_kills, trouble.kill_program)
+    sometime(chances.full_disks, trouble.fill_disk)
     sometime(chances.exits, trouble.exit_node)
     sometime(chances.fork_server_deaths, trouble.kill_fork_server)
     sometime(chances.reallocations, trouble.reallocate)
@@ -61,6 +63,8 @@ class Trouble:
     def __init__(self, world: World) -> None:
         self.world = world
         self.random = world.random
+        self._recovered: list[SimProgram] = []
+        """Programs with a recovery file in use: only one process may have it."""
 
     # What there is.
 
@@ -165,11 +169,30 @@ class Trouble:
         power = self.random.random() < self.world.chances.power
         if self.random.random() < 0.5:
             self._later(5.0, self.new_program)
+        if self.random.random() < self.world.chances.recoveries and program not in self._recovered:
+            self._recovered.append(program)
+            file, terminate = RecoveryFile(program), self.random.random() < 0.2
+            self._later(5.0, lambda: self._recover(file, terminate))
         if self.random.random() < 0.5:
             program.doom(self.random.randint(1, 12))
             return
         self.world.log(f"program {program.number} is killed{' with its machine' if power else ''}")
         program.end(power=power)
+
+    def _recover(self, file: RecoveryFile, terminate: bool) -> None:
+        if file.program.alive:
+            return
+        recoverer = self.world.add_recoverer(file, terminate=terminate)
+        if self.world.happens(0.3):
+            recoverer.doom(self.random.randint(1, 6))
+            self._later(10.0, lambda: None if recoverer.alive else self._recover(file, terminate))
+
+    def fill_disk(self) -> None:
+        """Nothing can be written on a machine for a while."""
+        if self.world.machines:
+            disk = self.random.choice(self.world.machines).disk
+            disk.is_full = True
+            self._later(10.0, lambda: setattr(disk, "is_full", False))
 
     def exit_node(self) -> None:
         if node := self._node():

@@ -110,16 +110,23 @@ class SimWorker:
         reply.result_size, reply.body = LARGE, b""
         return blob
 
-    def _say(self, event: node_events.Event) -> None:
+    def _say(self, event: node_events.Event, ended: int = 0) -> None:
         self._told = max(self._told, self.world.clock.now + self.world.random.random() * 0.001)
-        self.world.clock.at(self._told, lambda: self.node.handle(event))
+
+        def arrive() -> None:
+            self.node.handle(event)
+            if ended and self.node.alive:
+                self.node.answered.add(ended)
+
+        self.world.clock.at(self._told, arrive)
 
     def _end(self, ending: Ending) -> None:
         if not self.alive:
             return
         reply = Reply(self.running, int(ending), self.started + WALL, self.world.clock.now + WALL)
         blob = self._blob(reply, b"r")
-        self._say(node_events.WorkerAnswered(self.number, [reply], {} if blob is None else {self.running: blob}))
+        answered = node_events.WorkerAnswered(self.number, [reply], {} if blob is None else {self.running: blob})
+        self._say(answered, self.job)
         self.running = 0
         self.version += 1
         if self.server.is_isolated or self.world.happens(0.02):

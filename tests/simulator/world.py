@@ -23,6 +23,7 @@ from simulator.clock import Clock
 from simulator.network import Machine
 from simulator.node import MEMORY, TAGS, SimNode
 from simulator.program import SimProgram, Told
+from simulator.recoverer import RecoveryFile, SimRecoverer
 from simulator.workers import LARGE
 
 LONGEST = 3600.0
@@ -53,6 +54,7 @@ class World:
         """Whether things may still go wrong."""
         self.check_every = self.random.choice([1, 7, 20, 20])
         self.programs: list[SimProgram] = []
+        self.recoverers: list[SimRecoverer] = []
         self.machines: list[Machine] = []
         self.nodes: list[SimNode] = []
         """All that ever were."""
@@ -96,17 +98,26 @@ class World:
     # What there is.
 
     def add_program(self) -> SimProgram:
-        program = SimProgram(self, len(self.programs) + 1)
+        program = SimProgram(self, len(self.programs) + len(self.recoverers) + 1)
         self.programs.append(program)
         for machine in self.machines:
             program.learn(machine)
         return program
 
+    def add_recoverer(self, file: RecoveryFile, *, terminate: bool = False) -> SimRecoverer:
+        """Somebody comes for the results of a program that is gone."""
+        number = len(self.programs) + len(self.recoverers) + 1
+        recoverer = SimRecoverer(self, number, file, terminate=terminate)
+        self.recoverers.append(recoverer)
+        for machine in self.machines:
+            recoverer.learn(machine)
+        return recoverer
+
     def add_machine(self, cpus: int, *, reliable: bool = False) -> Machine:
         machine = Machine(f"n{len(self.machines) + 1}", cpus, reliable)
         self.machines.append(machine)
         self.start_node(machine)
-        for program in self.programs:
+        for program in [*self.programs, *self.recoverers]:
             if program.alive:
                 program.learn(machine)
         return machine
