@@ -401,6 +401,15 @@ def test_newer_attempt_replaces_an_older_one(ready: Node) -> None:
     assert effects.actions == [do.FeedWorker(MAP, 1, [(3, memoryview(b"y"))])]
 
 
+def test_large_results_that_nobody_is_told_of_are_let_go(ready: Node) -> None:
+    ready.run(1)
+    ready.said(msg.RunJobs(MAP, [JobSpec(1, 2, 1)]), b"y")
+    large = BlobRef(b"n" * 32, 100_000)
+    withdrawn = do.WithdrawResults([large.name])
+    assert withdrawn in ready.handle(ev.WorkerAnswered(1, [Answer(2)], {2: large})).actions, "an old attempt"
+    assert ready.handle(ev.WorkerAnswered(7, [Answer(2)], {2: large})).actions == [withdrawn], "an unknown worker"
+
+
 def test_dead_worker_ends_its_job_and_is_replaced(ready: Node) -> None:
     ready.run(1, 2, 3)
     death = ev.WorkerDied(1, 2, "killed by SIGSEGV", b"out", b"a\nb\n", 60.0, 61.0)

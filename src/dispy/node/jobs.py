@@ -7,9 +7,9 @@ Every way in which an attempt leaves the node goes through here, exactly once. T
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from dispy.model import Ending, HeldAttempt, JobDone, JobOptions, JobSpec
+from dispy.model import BlobRef, Ending, HeldAttempt, JobDone, JobOptions, JobSpec
 from dispy.node import events as ev
 from dispy.node.arguments import ArgumentTable
 from dispy.node.effects import CancelInWorker, Effects, LendFiles, ReturnFiles, Send, SignalWorker, WithdrawResults
@@ -173,6 +173,7 @@ class JobDesk:
         """Turn replies into results for the scheduler."""
         worker = self.feeder.workers.get(event.worker)
         if worker is None or lease is None:
+            _withdraw(event.blobs, [], effects)
             return
         worker.progress_at = now
         computation = lease.computations[worker.computation]
@@ -224,6 +225,8 @@ class JobDesk:
             worker.answered += len(event.replies)
             computation.stillborn = computation.exhausted = 0
             computation.measure(seconds, len(event.replies))
+        if blobs:
+            _withdraw(blobs, done, effects)
         if done:
             self._tell_done(lease, done, bodies, effects)
         self._after_progress(worker, now, effects)
@@ -569,3 +572,11 @@ class JobDesk:
         held = set() if lease is None else {*lease.jobs.values(), *lease.superseded}
         assert set(seen) == held, "a job is lost or left over"
         self.arguments.check(held)
+
+
+def _withdraw(blobs: Mapping[int, BlobRef], done: list[JobDone], effects: Effects) -> None:
+    """Of the large bodies of replies, let go of those that nobody is told of."""
+    told = {each.blob.name for each in done if each.blob is not None}
+    gone = [ref.name for ref in blobs.values() if ref.name not in told]
+    if gone:
+        effects.actions.append(WithdrawResults(gone))
