@@ -1,4 +1,4 @@
-"""Asks the tests about each mutant, in a process of its own: those by value that come past the spoilt line, then seeds
+"""Asks the tests about each mutant, in a process of its own: those by value that call the spoilt function, then seeds
 of the simulator.
 
 It is a plugin of pytest that takes the place of the usual run: the tests are collected once, and each child process
@@ -14,8 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
 
 import hypothesis
 import pytest
@@ -38,7 +37,7 @@ class Verdicts:
     by_time: list[Mutant] = field(default_factory=list)
     survivors: list[Mutant] = field(default_factory=list)
     never_run: list[Mutant] = field(default_factory=list)
-    """Survivors on lines that no test by value comes past."""
+    """Survivors in functions that no test by value calls."""
 
     @property
     def total(self) -> int:
@@ -56,8 +55,8 @@ class MutationRun:
     def __init__(self, mutants: Sequence[Mutant], seeds: range, processes: int, *, is_loud: bool) -> None:
         self.mutants, self.seeds, self.processes, self.is_loud = mutants, seeds, processes, is_loud
         self.verdicts = Verdicts()
-        self._tests: defaultdict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
-        """Line → tests that come past it."""
+        self._tests: defaultdict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
+        """File and function → tests that call it."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -72,15 +71,11 @@ class MutationRun:
         return True
 
     def _trace(self, items: list[pytest.Item]) -> None:
-        """Run every test once and note which lines of the cores it comes past."""
-        paths = {mutant.path for mutant in self.mutants}
-        seen: set[tuple[str, int]] = set()
+        """Run every test once and note which functions of the cores it calls."""
+        seen: set[CodeType] = set()
 
-        def trace(frame: FrameType, event: str, _: Any) -> Any:
-            if frame.f_code.co_filename not in paths:
-                return None
-            seen.add((frame.f_code.co_filename, frame.f_lineno))
-            return trace
+        def trace(frame: FrameType, _event: str, _argument: object) -> None:
+            seen.add(frame.f_code)
 
         seconds: dict[pytest.Item, float] = {}
         for item in items:
@@ -95,14 +90,14 @@ class MutationRun:
             if failed:
                 pytest.exit(f"{item.nodeid} fails without any mutation:\n{failed[0].longreprtext}", 1)
             seconds[item] = time.process_time() - began
-            for place in seen:
-                self._tests[place].append(item)
+            for code in seen:
+                self._tests[code.co_filename, code.co_qualname].append(item)
         for tests in self._tests.values():
             tests.sort(key=seconds.__getitem__)
 
     def _tests_of(self, mutant: Mutant) -> list[pytest.Item]:
         """The tests to ask, the quickest first."""
-        return self._tests[mutant.path, mutant.line]
+        return self._tests[mutant.path, mutant.function]
 
     def _fork(self, mutant: Mutant) -> int:
         sys.stdout.flush()
