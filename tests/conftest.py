@@ -162,6 +162,16 @@ def wait_until() -> Callable[..., Any]:
 @pytest.fixture
 def free_base_port() -> int:
     """A base port with which base and base+1 are free, for TCP and UDP; parallel test runs have ranges of their own."""
+    return _find_base_port()
+
+
+@pytest.fixture
+def free_base_ports() -> list[int]:
+    """Four of them."""
+    return [_find_base_port() for _ in range(4)]
+
+
+def _find_base_port() -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(100):
         base = 20000 + worker % 4 * 3000 + secrets.randbelow(1500) * 2
