@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from dispy import failpoints
 from dispy.errors import SecretError
 
 SYSTEM_SECRET: Final = Path("/etc/dispy/secret")
@@ -120,6 +121,7 @@ def create(path: Path, text: str) -> bool:
     try:
         temporary = _write_temporary(path, text)
         try:
+            failpoints.hit("secret.before-link")
             os.link(temporary, path)
         except FileExistsError:
             return False
@@ -144,6 +146,7 @@ def replace(path: Path, text: str) -> None:
     try:
         temporary = _write_temporary(path, text)
         try:
+            failpoints.hit("secret.before-rename")
             os.replace(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)

@@ -66,10 +66,7 @@ def test_a_node_tells_how_it_is_and_obeys(node: Any, tmp_path: Path, wait_until:
         assert admin("127.0.0.1", "release").exit_code == 1
         assert "its owner has stopped it" in admin("127.0.0.1", "stop").output
         assert json.loads(admin("127.0.0.1", "--json", "status").output)["status"]["info"]["cpus"] == 0
-        (used,) = cluster.status().nodes
-        wait_until(lambda: (used.avail_cpus, used.cpus) == (0, 0))
         assert admin("127.0.0.1", "start").output == "127.0.0.1: 1 CPU offered\n"
-        wait_until(lambda: (used.avail_cpus, used.cpus) == (1, 1))
         refused = admin("127.0.0.1", "cpus", "99999")
         assert (refused.exit_code, "--oversubscribe" in refused.output) == (1, True)
         assert admin("127.0.0.1", "cpus", "1").exit_code == 0

@@ -20,6 +20,7 @@ from typing import Final
 import cloudpickle
 
 import dispy
+from dispy import failpoints
 from dispy.node import litter
 from dispy.node.account import Account
 from dispy.node.replies import SetupFailed
@@ -66,6 +67,7 @@ class VirtualEnvironments:
                     place.mkdir(mode=0o700)
                     os.chown(place, self._account.uid, self._account.gid)
                 await self._build(python, requirements, place)
+                failpoints.hit("environment.before-done")
                 litter.touch(place / _DONE)
         return str(executable)
 

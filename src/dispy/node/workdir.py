@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dispy import failpoints
 from dispy.errors import NodeError, TransferError
 from dispy.model import ComputationSpec, FileSpec
 from dispy.node import leftovers
@@ -156,7 +157,9 @@ class Prefix:
         # A disk that is full must not stop the node: what is not written down is missed only after a kill -9.
         with contextlib.suppress(OSError):
             fresh.write_text(text)
+            failpoints.hit("left.before-rename")
             fresh.replace(self.path / "left")
+            failpoints.hit("left.after-rename")
 
     def _end_leftovers(self) -> None:
         try:
@@ -376,6 +379,7 @@ def _write(folder: int, name: str, file: FileSpec, source: Path, owner: tuple[in
         os.fchmod(target, stat.S_IMODE(file.mode) & 0o777)
         if file.mtime > 0:
             os.utime(target, (file.mtime, file.mtime))
+        failpoints.hit("placed.before-rename")
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(OSError):

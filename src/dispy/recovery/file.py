@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from dispy import settings
+from dispy import failpoints, settings
 from dispy.errors import RecoveryError
 from dispy.recovery.book import MAGIC, AllReturned, AnyEntry, Book, decode, encode
 
@@ -55,7 +55,9 @@ class RecoveryFile:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _write_all(fd, data)
             os.fsync(fd)
+            failpoints.hit("recovery.before-rename")
             os.replace(temporary, path)
+            failpoints.hit("recovery.after-rename")
         except BaseException:
             os.close(fd)
             temporary.unlink(missing_ok=True)
@@ -97,18 +99,22 @@ class RecoveryFile:
         with self._lock:
             if self._fd < 0:
                 return
+            failpoints.hit("recovery.before-append")
             try:
                 _write_all(self._fd, data)
             except OSError:
                 os.ftruncate(self._fd, self._size)
                 raise
             self._size += len(data)
+        failpoints.hit("recovery.after-append")
 
     def sync(self) -> None:
         """Let what was appended survive the death of the machine as well. Raises OSError."""
         with self._lock:
             if self._fd >= 0:
+                failpoints.hit("recovery.before-sync")
                 os.fsync(self._fd)
+                failpoints.hit("recovery.after-sync")
 
     @property
     def size(self) -> int:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from dispy import failpoints
 from dispy.errors import TransferError
 from dispy.model import FileSpec
 from dispy.wire.blobstore import DescriptorSink
@@ -64,6 +65,7 @@ class BeneathSink(DescriptorSink):
         os.fchmod(self.fd, stat.S_IMODE(self._file.mode) & 0o777)
         if self._file.mtime > 0:
             os.utime(self.fd, (self._file.mtime, self._file.mtime))
+        failpoints.hit("file.before-rename")
         os.rename(self._temporary, self._parts[-1], src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._temporary = ""
         self.discard()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
+from dispy import failpoints
 from dispy.errors import TransferError
 from dispy.model import BlobRef
 
@@ -148,7 +149,9 @@ class FileSink(DescriptorSink):
         """See `Sink`."""
         self.open()
         self.check()
+        failpoints.hit("blobstore.before-rename")
         os.replace(self._temporary, self._path)
+        failpoints.hit("blobstore.after-rename")
         super().discard()
         return self._path
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
+from dispy import failpoints
 from dispy.errors import ConnectFailed, LocalProtocolError
 from dispy.model import ProcessId, Role
 from dispy.secrets import Credentials
@@ -173,6 +174,8 @@ class Link(asyncio.BufferedProtocol):
         if not self.is_open:
             return
         assert self._session is not None
+        if failpoints.ARMED:
+            failpoints.hit(f"send.{type(message).__name__}")
         self._session.send(message, payload)
         if not self._flush_asked:
             self._flush_asked = True
@@ -183,10 +186,17 @@ class Link(asyncio.BufferedProtocol):
         if not self.is_open:
             return
         assert self._session is not None
+        if failpoints.ARMED:
+            messages = list(messages)
+            for message, _ in messages:
+                failpoints.hit(f"send.{type(message).__name__}")
         for message, payload in messages:
             self._session.send(message, payload)
         if not self._flush_asked:
             self.flush()
+        if failpoints.ARMED:
+            for message, _ in messages:
+                failpoints.hit(f"sent.{type(message).__name__}")
 
     def flush(self) -> None:
         """Write now what is queued.
