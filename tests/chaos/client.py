@@ -18,6 +18,7 @@ from random import Random
 from typing import Any, Final
 
 import dispy
+from dispy.recovery.file import unfinished
 
 WINDOW: Final = 60
 """Jobs pending at most in the cluster whose jobs may run again."""
@@ -30,6 +31,8 @@ ENDS: Final = {
     dispy.DispyJob.Cancelled,
     dispy.DispyJob.Abandoned,
 }
+RECOVERY, LAST_RECOVERY = 3.0, 60.0
+"""Seconds for results of programs that were killed, before the jobs and after them, when all nodes can be reached."""
 EXPLAIN_AFTER: Final = 30.0
 LARGE: Final = 100_000
 """Bytes of arguments and results that travel as blobs."""
@@ -181,11 +184,38 @@ FAULTS: Final = ("may have started", "SIGKILL")
 """What the end of a job says that was killed, or whose node was lost."""
 
 
+def recover(folder: Path, seconds: float) -> list[str]:
+    """Write down what nodes have for programs that were killed, as far as they had not; what was wrong."""
+    log, wrong = Log(folder / "results"), []
+    known = {tuple(line.split()[:2]) for line in (folder / "results").read_text().splitlines()}
+    until = time.monotonic() + seconds
+    for file, _ in list(unfinished()):
+        recovered = dispy.recover_jobs(file, timeout=max(0.1, until - time.monotonic()))
+        for job in recovered:
+            if job.status != dispy.DispyJob.Finished:
+                continue  # killed with its worker; the jobs that may run again do so
+            if isinstance(job.result, str):
+                words = ("once", job.result, "finished")
+            else:
+                number = (job.result[0] - 1) // 3
+                words = ("again", str(number), str(job.result[0]))
+                if job.result != (3 * number + 1, ballast_of(number)[::-1]):
+                    wrong.append(f"job {number} was recovered with a wrong result")
+            if words[:2] not in known:  # else it was killed after it had written and before it had acknowledged
+                known.add(words[:2])
+                log.write(*words)
+        twice = {job.id for job in recovered} & {job.id for job in dispy.recover_jobs(file, timeout=0.1)}
+        wrong += [f"the job with the id {each} was recovered twice" for each in twice]
+    return wrong
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     (folder / "results").touch()
     (folder / "one").write_text("1")
-    wrong = Program(folder, [int(port) for port in sys.argv[2:]]).run()
+    wrong = recover(folder, RECOVERY)
+    wrong += Program(folder, [int(port) for port in sys.argv[2:]]).run()
+    wrong += recover(folder, LAST_RECOVERY)
     print("wrong:" if wrong else "all is right", *wrong[:10], sep="\n", flush=True)
     sys.exit(bool(wrong))
 
