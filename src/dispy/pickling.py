@@ -7,6 +7,7 @@ name are records beside them. A global that cannot be pickled is left out, with 
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import io
@@ -145,9 +146,25 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
                 slots["_cloudpickle_submodules"] = []
                 slots["__globals__"] = {}
             elif self._needs_home(reduced[2][1]["__globals__"]) and self._has_home(value.__globals__):
+                slots = reduced[2][1]
                 reduced[1][1][namespace.HOME] = True
-                reduced[2][1]["__globals__"] = {}
+                slots["__globals__"] = {namespace.HOME: self._copies(slots["__globals__"])}
         return reduced
+
+    def _copies(self, named: dict[str, Any]) -> bytes:
+        """Globals for where the module cannot be imported, without what is large or cannot be pickled."""
+        kept = {}
+        for name, value in named.items():
+            with contextlib.suppress(Exception):  # whoever misses it is told its name
+                _CodePickler(_Bounded(_EXTRA_SIZE), self._shipped).dump(value)
+                kept[name] = value
+        file = io.BytesIO()
+        pickler = _CodePickler(file, self._shipped)
+        pickler.dump(kept)
+        self.names.update(pickler.names)
+        self.modules |= pickler.modules
+        self.files |= pickler.files
+        return file.getvalue()
 
     @staticmethod
     def _needs_home(named: dict[str, Any]) -> bool:
