@@ -52,6 +52,9 @@ def descriptors(pid: int) -> set[int]:
 def allow_no_more(pid: int) -> tuple[int, int]:
     """Let a process open nothing further; returns the limits that it had."""
     used = descriptors(pid)
+    for _ in range(10):  # without those that are open for a moment only
+        time.sleep(0.01)
+        used &= descriptors(pid)
     first_free = next(number for number in range(100_000) if number not in used)
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, before[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -897,3 +898,20 @@ def test_an_interpreter_that_does_not_exist(tmp_path: Path) -> None:
             await ForkServer(spec, None).start()  # type: ignore[arg-type]
 
     asyncio.run(main())
+
+
+def test_a_fork_server_that_may_have_too_few_descriptors_says_so_for_now(tmp_path: Path) -> None:
+    """The limit may be lowered while a node runs, and raised again: nothing is wrong with the computation."""
+
+    async def scenario() -> None:
+        server = ForkServer(ForkServerSpec(sys.executable, tmp_path, dict(os.environ), "program", "x"), None)  # type: ignore[arg-type]
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+        try:
+            with pytest.raises(SetupFailed, match=r"descriptors from 500 on cannot be had here") as caught:
+                await server.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert not caught.value.final
+
+    asyncio.run(scenario())

@@ -62,18 +62,20 @@ def main(fd: int, state: int) -> NoReturn:
         fd: inherited stream socket: the control channel.
         state: FRESH, or a descriptor with the LOAD message of a fork server that found itself unfit to fork.
     """
-    control = socket.socket(fileno=_raise(fd))
+    try:
+        control = socket.socket(fileno=_raise(fd))
+        console = _raise(2)
+    except OSError as error:
+        why = f"file descriptors from {LOW_FD} on cannot be had here (`ulimit -n`): {error}"
+        _refuse(socket.socket(fileno=fd), why)
     os.close(fd)
-    console = _raise(2)
     if state == FRESH:
         linux.become_subreaper()
         guard = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
-            refusal = {"reason": linux.exhaustion(error) or str(error), "trace": "", "final": False}
-            control.sendall(channel.control_frame(channel.FAILED, refusal))
-            os._exit(1)
+            _refuse(control, linux.exhaustion(error) or str(error))
         if pid:
             _guard(pid, control)
         linux.die_with_parent(guard)
@@ -84,6 +86,12 @@ def main(fd: int, state: int) -> NoReturn:
     if state != FRESH:
         server.load_again(state)
     server.serve()
+
+
+def _refuse(control: socket.socket, why: str) -> NoReturn:
+    """Tell the daemon what this machine lacks now, and end."""
+    control.sendall(channel.control_frame(channel.FAILED, {"reason": why, "trace": "", "final": False}))
+    os._exit(1)
 
 
 def _raise(fd: int) -> int:
