@@ -249,7 +249,7 @@ async def resume(
     """
     keeper = _Keeper(file, book)
     service = SchedulerService(
-        portal, _settings(book, credentials), token=book.program.token, recorder=_FileRecorder(file, book)
+        portal, _settings(book, credentials), going_on=book.program, recorder=_FileRecorder(file, book)
     )
     by_cluster: dict[ComputationId, list[JobStored]] = {}
     for stored in jobs:

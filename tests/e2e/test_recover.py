@@ -20,8 +20,9 @@ PROGRAM = """
 import json, os, sys, time
 import dispy
 
-def work(marks, number):
+def work(marks, number, data):
     import pathlib, time
+    assert open("common.txt").read() == "common"
     here = pathlib.Path(marks)
     with open(here / f"ran-{number}", "a") as ran:
         ran.write("x")
@@ -29,11 +30,11 @@ def work(marks, number):
         time.sleep(0.01)
     print("this is", number)
     (here / f"done-{number}").touch()
-    return number * number
+    return number * number + len(data)
 
 marks, options = sys.argv[1], json.loads(sys.argv[2])
-cluster = dispy.JobCluster(work, **options)
-jobs = [cluster.submit_job_id(f"id{n}", marks, n) for n in range(5)]
+cluster = dispy.JobCluster(work, depends=[marks + "/common.txt"], **options)
+jobs = [cluster.submit_job_id(f"id{n}", marks, n, bytes(n // 3 * 100_000)) for n in range(5)]
 assert jobs[0]() == 0
 print("in the midst of it", flush=True)
 time.sleep(600)
@@ -55,6 +56,7 @@ def program(start_daemon: Callable[..., Any], tmp_path: Path, free_base_port: in
     def start(wait_until: Callable[..., Any], running: int, **options: Any) -> Any:
         script = tmp_path / "program.py"
         script.write_text(PROGRAM)
+        (tmp_path / "common.txt").write_text("common")
         options = {"nodes": ["127.0.0.1"], **options}
         process = start_daemon(
             sys.executable, str(script), str(tmp_path), json.dumps(options), env={"DISPY_PORT": str(free_base_port)}
@@ -87,7 +89,7 @@ def files(environment: Path) -> list[Path]:
 
 
 def finished(*numbers: int, ids: bool = False) -> list[Any]:
-    return [[f"id{n}" if ids else n + 1, "Finished", n * n, f"this is {n}\n", None] for n in numbers]
+    return [[f"id{n}" if ids else n + 1, "Finished", n * n + n // 3 * 100_000, f"this is {n}\n", None] for n in numbers]
 
 
 def test_results_come_once_and_wait_for_those_who_are_late(
@@ -144,7 +146,8 @@ def test_durable_jobs_go_on(
 ) -> None:
     dispynode("--cpus", "1")
     kill(program(wait_until, 1, durable=True))
-    (tmp_path / "program.py").unlink()
+    for name in ("program.py", "common.txt"):
+        (tmp_path / name).unlink()
     [path] = files(environment)
     assert recover(timeout=0.5) == []
     (tmp_path / "gate").touch()

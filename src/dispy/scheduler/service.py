@@ -93,16 +93,25 @@ class SchedulerService:
     """One scheduler in this process."""
 
     def __init__(
-        self, portal: Portal, settings: ServiceSettings, *, token: bytes | None = None, recorder: Recorder | None = None
+        self,
+        portal: Portal,
+        settings: ServiceSettings,
+        *,
+        going_on: ProgramBegun | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """Make a scheduler; `token` and `recorder` are given where one goes on with what another had begun."""
+        """Make a scheduler; with `going_on` it continues what another program had begun, under its token."""
         self.portal = portal
         self.settings = settings
         self.process = ProcessId(secrets.token_hex(16))
         self.owners: dict[ComputationId, ClusterOwner] = {}
         link_settings = _link_settings(self.process, settings)
-        holder, self._token = _holder(settings.ext_host), token or secrets.token_bytes(32)
+        holder, self._token = (
+            _holder(settings.ext_host),
+            secrets.token_bytes(32) if going_on is None else going_on.token,
+        )
         self.core = SchedulerCore(holder=holder, token=self._token, grace=link_settings.grace_timeout)
+        self._going_on = going_on
         self.recorder = recorder or Recorder(_begun(holder, self._token, settings))
         self.conversation = Conversation(
             lambda node: self.links.nodes.get(node),
@@ -397,6 +406,9 @@ class SchedulerService:
                 owner.node_refused(view, refused)
             return
         where = view.info.name if view is not None else refused.node
+        if self._going_on is not None and refused.holder is not None and refused.holder.pid == self._going_on.pid:
+            logger.debug("node %s is just letting go of what that program had there", where)
+            return
         since = refused.holder.since if refused.holder is not None else 0.0
         text = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}" if since else ""
         logger.warning("node %s cannot be used now: %s%s", where, refused.reason, text)
