@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -241,9 +242,11 @@ def test_a_node_that_gets_the_right_secret_is_used(
 def start_and_wait(folder: str, number: int) -> tuple[int, int]:
     import os
     import pathlib
+    import sys
     import time
 
     starts = pathlib.Path(folder, f"{number}.{os.getpid()}")
+    print("last words", file=sys.stderr)
     starts.touch()
     while not pathlib.Path(folder, "gate").exists():
         time.sleep(0.02)
@@ -279,7 +282,11 @@ def test_a_process_of_a_node_is_killed(
     {"guard": guard, "fork server": fork_server, "worker": workers[0]}[victim].kill()
     wait_until(lambda: sum(job.status == dispy.DispyJob.Terminated for job in jobs) == lost)
     assert all("SIGKILL" in str(job.exception) for job in jobs if job.status == dispy.DispyJob.Terminated)
-    if victim != "worker":
+    if victim == "worker":
+        [dead] = [job for job in jobs if job.status == dispy.DispyJob.Terminated]
+        assert re.search(r"SIGKILL \(killed\); it had used up to [\d.]+ [MG]B of memory", str(dead.exception))
+        assert "last words" in str(dead.exception)
+    else:
         psutil.wait_procs(before, timeout=SOON)
         assert not any(process.is_running() for process in before)
     (tmp_path / "gate").touch()
