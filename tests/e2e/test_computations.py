@@ -18,7 +18,7 @@ import pytest
 import dispy
 from dispy.errors import SettingsError
 
-SOON = 30.0
+SOON = 90.0
 
 
 @pytest.fixture
