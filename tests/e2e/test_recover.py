@@ -75,8 +75,8 @@ def recover(**arguments: Any) -> list[Any]:
 
 
 def without_first(jobs: list[Any]) -> list[Any]:
-    """The program had the first result, but the node may not have heard that before it was killed."""
-    return [job for job in jobs if job[0] != 1]
+    """The program had the first result, but may have been killed before it had written or told that."""
+    return [job for job in jobs if job[0] not in (1, "id0")]
 
 
 def kill(process: Any) -> None:
@@ -149,9 +149,9 @@ def test_durable_jobs_go_on(
     for name in ("program.py", "common.txt"):
         (tmp_path / name).unlink()
     [path] = files(environment)
-    assert recover(timeout=0.5) == []
+    assert without_first(recover(timeout=0.5)) == []
     (tmp_path / "gate").touch()
-    assert recover() == finished(1, 2, 3, 4, ids=True)
+    assert without_first(recover()) == finished(1, 2, 3, 4, ids=True)
     assert recover() == []
     assert {mark.name: mark.read_text() for mark in tmp_path.glob("ran-*")} == {f"ran-{n}": "x" for n in range(5)}
     assert os.listdir(path.parent) == [path.name]
