@@ -105,8 +105,11 @@ def test_v2_goes_before_v1_and_is_limited(machine: Machine) -> None:
     assert not group.has_killed(), "that was the job before"
     group.lift()
     assert (group.path / "memory.max").read_text().startswith("max")
+    (group.path / "cgroup.kill").write_text("")
     groups.remove(group)
     assert group.path.exists(), "its worker is still dying"
+    assert (group.path / "cgroup.kill").read_text() == "1"
+    (group.path / "cgroup.kill").unlink()
     (group.path / "cgroup.procs").write_text("")
     groups.close()
     assert not (at / OURS).exists()

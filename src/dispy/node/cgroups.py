@@ -117,7 +117,8 @@ class Groups:
         return group
 
     def remove(self, group: Group) -> None:
-        """Its worker is gone, or about to be."""
+        """Its worker is gone, or about to be, with whatever else is in it."""
+        _end(group.path)
         self._emptying.add(group.path)
         self._sweep()
 
@@ -227,7 +228,15 @@ def _remove_left(parent: Path) -> None:
     for path in parent.glob(f"{_NAME}-*-*"):
         _, pid, began = path.name.split("-", 2)
         if pid.isdecimal() and began.isdecimal() and start_time(int(pid)) != int(began):
+            for each in path.glob("worker-*"):
+                _end(each)
             _removed(path, path.glob("worker-*"))
+
+
+def _end(path: Path) -> None:
+    """Let the kernel kill all that is in a group at once, where it can (v2 since Linux 5.14)."""
+    with contextlib.suppress(OSError):
+        _write(path / "cgroup.kill", "1")
 
 
 def _removed(path: Path, below: Iterable[Path] = ()) -> bool:
