@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
-from dispy.node.litter import LEAST_AGE, Entry, stamp, surplus, tidy
+from dispy.node.litter import LEAST_AGE, Entry, is_due, stamp, surplus, tidy, tidy_environments
 
 DAY = 86400.0
 NOW = 1000 * DAY
@@ -70,3 +71,24 @@ def test_an_environment_is_one_entry_with_a_stamp(tmp_path: Path) -> None:
 
 def test_a_directory_without_anything_is_tidy(tmp_path: Path) -> None:
     assert tidy(tmp_path / "nowhere", [], NOW, keep_size=0, keep_seconds=0.1) == []
+
+
+def test_environments_that_nodes_share_are_tidied_too(tmp_path: Path) -> None:
+    root = tmp_path / "environments"
+    used, stamped = make(root / "one/bin/python", 40), make(root / "two/bin/python", 40)
+    unused, log = make(root / "three/bin/python", 40), make(root / "three.log", 40)
+    stamp(root, str(stamped))
+    os.utime(root / "two/.used", (NOW - DAY, NOW - DAY))
+    for name in ("one", "two", "three"):
+        os.utime(root / name, (NOW - 40 * DAY, NOW - 40 * DAY))
+    gone = tidy_environments(root, [used], NOW, keep_size=None, keep_seconds=30 * DAY)
+    assert [each.path.name for each in gone] == ["three"]
+    assert [each.exists() for each in (used, stamped, unused, log)] == [True, True, False, False]
+
+
+def test_what_nodes_share_is_looked_through_once_a_day(tmp_path: Path) -> None:
+    now = time.time()
+    assert not is_due(tmp_path / "nowhere", now)
+    assert is_due(tmp_path, now)
+    assert not is_due(tmp_path, now + 3600)
+    assert is_due(tmp_path, now + 2 * DAY)

@@ -27,6 +27,9 @@ from dispy.secrets import credentials_from_key
 logger = logging.getLogger("dispy.node")
 
 _LINE_LIMIT: Final = 64 << 10
+KEEP_SIZE: Final = 10 << 30
+KEEP_SECONDS: Final = 30 * 86400.0
+"""Bounds of what embedded nodes keep in common: the defaults of `dispynode`."""
 
 
 def run_embedded(fd: int) -> int:
@@ -94,6 +97,8 @@ def _embedded_settings(line: bytes) -> NodeSettings:
         cpus=vitals.offered_cpus(int(given["cpus"]), oversubscribe=False),
         prefix=prefix,
         environments=environments,
+        keep_size=KEEP_SIZE,
+        keep_seconds=KEEP_SECONDS,
         handles=known_at,
         credentials=credentials_from_key(bytes.fromhex(given["key"])),
         group=str(given["group"]),

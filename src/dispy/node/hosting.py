@@ -278,7 +278,7 @@ class HostedComputation:
             self,
         )
         prefix = self._places.prefix
-        litter.stamp(prefix.path / "environments", self._python)
+        litter.stamp(self._places.venvs.root, self._python)
         prefix.add_mark(server.mark)
         try:
             if spec.kind == "function":

@@ -18,8 +18,10 @@ OWN_NAMES: Final = frozenset({"blobs", "environments", "init", "jobs", "left", "
 """What the node itself keeps at the top of its directory."""
 STAMP: Final = ".used"
 """File in an environment whose time says when it was last used."""
-LEAST_AGE: Final = 600.0
-"""Seconds for which an entry stays in any case: it may be about to be used."""
+LEAST_AGE: Final = 7200.0
+"""Seconds for which an entry stays in any case: it may be about to be used, and what nodes use they stamp hourly."""
+_TIDIED: Final = ".tidied"
+_SHARED_INTERVAL: Final = 86400.0
 _ENVIRONMENT_SUFFIXES: Final = ("", ".txt", ".log")
 
 
@@ -52,7 +54,31 @@ def tidy(
     prefix: Path, in_use: Collection[Path], now: float, *, keep_size: int | None, keep_seconds: float | None
 ) -> list[Entry]:
     """Remove what is surplus below a node's directory; returns what was removed. `in_use` are entries that stay."""
-    entries = [entry for entry in _entries(prefix) if not _is_used(entry.path, in_use)]
+    return _remove_surplus(_entries(prefix), in_use, now, keep_size, keep_seconds)
+
+
+def tidy_environments(
+    environments: Path, in_use: Collection[Path], now: float, *, keep_size: int | None, keep_seconds: float | None
+) -> list[Entry]:
+    """The same for a directory of environments that nodes share; those that other nodes use have a fresh stamp."""
+    entries = (_measure(path) for path in _inside(environments) if path.is_dir() and not path.is_symlink())
+    return _remove_surplus(entries, in_use, now, keep_size, keep_seconds)
+
+
+def is_due(environments: Path, now: float) -> bool:
+    """Whether a day has passed since nodes that share it looked through this directory; notes that one does now."""
+    mark = environments / _TIDIED
+    if not environments.is_dir() or (mark.exists() and 0 <= now - mark.stat().st_mtime < _SHARED_INTERVAL):
+        return False
+    with contextlib.suppress(OSError):  # a full disk: then it is looked through once more
+        touch(mark)
+    return True
+
+
+def _remove_surplus(
+    found: Iterable[Entry], in_use: Collection[Path], now: float, keep_size: int | None, keep_seconds: float | None
+) -> list[Entry]:
+    entries = [entry for entry in found if not _is_used(entry.path, in_use)]
     gone = surplus(entries, now, keep_size=keep_size, keep_seconds=keep_seconds)
     for entry in gone:
         for suffix in _ENVIRONMENT_SUFFIXES if entry.path.parent.name == "environments" else ("",):

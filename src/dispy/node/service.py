@@ -326,8 +326,17 @@ class NodeService:
     def _tidy(self) -> None:
         """In a thread: keep what the node leaves lying about within bounds."""
         node, prefix = self.settings, self._prefix
-        in_use = [*prefix.open_directories, *self._performer.interpreters()]
+        environments = node.environments or prefix.path / "environments"
+        interpreters = self._performer.interpreters()
+        for python in interpreters:
+            litter.stamp(environments, str(python))
+        in_use = [*prefix.open_directories, *interpreters]
         gone = litter.tidy(prefix.path, in_use, time.time(), keep_size=node.keep_size, keep_seconds=node.keep_seconds)
+        # Programs that end soon after their start shall not look through it each time.
+        if node.environments is not None and litter.is_due(environments, time.time()):
+            gone += litter.tidy_environments(
+                environments, in_use, time.time(), keep_size=node.keep_size, keep_seconds=node.keep_seconds
+            )
         if gone:
             size = sum(entry.size for entry in gone) / 1e6
             logger.info("removed %d files and directories that were not used (%.0f MB)", len(gone), size)

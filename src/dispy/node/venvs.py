@@ -1,7 +1,8 @@
 """Virtual environments with the packages that computations require: built once, kept for the next ones.
 
-Each is a directory named by what is in it. A lock lets one computation (of any node of this user) build it while others
-wait; one that was not finished is built afresh. dispy itself is never installed there: see `own_folder`.
+Each is a directory named by what is in it. A lock lets one computation (of any node of this user) build it while
+others wait; one that was not finished, or whose interpreter has gone, is built afresh. dispy itself is never installed
+there: see `own_folder`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class VirtualEnvironments:
     """
 
     def __init__(self, root: Path, own: Path, env: dict[str, str], account: Account | None = None) -> None:
-        self._root = root
+        self.root = root
         self._account = account
         if account is not None:
             env = account.environment(env)
@@ -58,10 +59,10 @@ class VirtualEnvironments:
             SetupFailed: it cannot be built; the trace has the last lines of what pip or uv said.
         """
         key = _key(python, requirements)
-        place = self._root / key
+        place = self.root / key
         executable = place / "bin/python"
         async with self._locked(key):
-            if not (place / _DONE).exists():
+            if not ((place / _DONE).exists() and os.access(executable, os.X_OK)):
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
                 if self._account is not None:
                     place.mkdir(mode=0o700)
@@ -88,8 +89,8 @@ class VirtualEnvironments:
 
     @contextlib.asynccontextmanager
     async def _locked(self, key: str) -> AsyncIterator[None]:
-        self._root.mkdir(mode=self._mode, parents=True, exist_ok=True)
-        lock = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.root.mkdir(mode=self._mode, parents=True, exist_ok=True)
+        lock = os.open(self.root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
                 try:
@@ -102,7 +103,7 @@ class VirtualEnvironments:
             os.close(lock)
 
     async def _build(self, python: str, requirements: Sequence[str], place: Path) -> None:
-        listed = self._root / f"{place.name}.txt"
+        listed = self.root / f"{place.name}.txt"
         listed.write_text("".join(f"{line}\n" for line in requirements))
         uv = shutil.which("uv", path=self._env.get("PATH"))
         executable = str(place / "bin/python")
@@ -116,7 +117,7 @@ class VirtualEnvironments:
                 [python, "-m", "venv", str(place)],
                 [executable, "-m", "pip", "install", "--requirement", str(listed)],
             ]
-        with await asyncio.to_thread(open, self._root / f"{place.name}.log", "w+b") as log:
+        with await asyncio.to_thread(open, self.root / f"{place.name}.log", "w+b") as log:
             for command in commands:
                 code = await self._run(command, log.fileno())
                 if code:
