@@ -147,7 +147,9 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
                 slots["__globals__"] = {}
             elif self._needs_home(reduced[2][1]["__globals__"]) and self._has_home(value.__globals__):
                 slots = reduced[2][1]
-                reduced[1][1][namespace.HOME] = True
+                # A dictionary of its own: what functions of one module share may have been written already.
+                code, shared, *rest = reduced[1]
+                reduced = (reduced[0], (code, {**shared, namespace.HOME: True}, *rest), *reduced[2:])
                 slots["__globals__"] = {namespace.HOME: self._copies(slots["__globals__"])}
         return reduced
 
