@@ -26,7 +26,6 @@ NODE_POINTS: Final = (
     "send.ComputationReady",
     "send.JobsDone",
     "sent.JobsDone",
-    "sent.JobsDone:20",
     "send.Chunk",
 )
 CLIENT_POINTS: Final = (
@@ -35,14 +34,20 @@ CLIENT_POINTS: Final = (
     "recovery.after-rename",
     "recovery.before-append",
     "recovery.after-append:3",
+    "recovery.before-sync",
+    "recovery.after-sync",
     "send.AskLease",
-    "sent.AskLease",
     "send.OpenComputation",
     "send.Chunk",
     "send.RunJobs",
     "sent.RunJobs:3",
     "send.AckResults",
-    "sent.AckResults:5",
+)
+SPOOL_POINTS: Final = (
+    "spool.before-rename",
+    "spool.after-rename",
+    "spool.before-unlink",
+    "spool.after-unlink",
 )
 LAST_CLIENT_POINT: Final = "send.CloseComputation"
 """At the end of a program."""
@@ -108,12 +113,45 @@ def test_a_client_dies_wherever_it_persists_or_sends(
     for point in CLIENT_POINTS:
         monkeypatch.setenv("DISPY_SECRET", "" if point.startswith("secret") else "shared")
         assert start_client(point, [free_base_ports[1] + 1]).wait(30) == KILLED, point
-    results = tmp_path / "results"
-    before = results.stat().st_size
     last = start_client(LAST_CLIENT_POINT, [free_base_ports[1] + 1])
-    wait_until(lambda: results.stat().st_size > before, timeout=30)
+    wait_until(lambda: f"once {last.pid}-" in (tmp_path / "results").read_text(), timeout=30)
     (tmp_path / "stop").touch()
     assert last.wait(30) == KILLED, LAST_CLIENT_POINT
     assert start_client("", [free_base_ports[1] + 1]).wait(30) == 0
     check_results(tmp_path)
     assert "Traceback" not in node.output
+
+
+def test_a_node_dies_while_it_keeps_results_on_its_disk(
+    dispynode: Callable[..., Any],
+    free_base_ports: list[int],
+    tmp_path: Path,
+    start_client: Callable[[str, list[int]], Any],
+    wait_until: Callable[..., Any],
+) -> None:
+    """First its program is killed, then it, at each step of keeping results and of letting go of them."""
+    base = free_base_ports[1]
+    results = tmp_path / "results"
+    results.touch()
+
+    def start_node(point: str) -> Any:
+        options = ("--cpus", "2", "--msg_timeout", GRACE)
+        return dispynode(*options, name="keeper", base_port=base, env={"DISPY_FAILPOINT": point})
+
+    for point in SPOOL_POINTS:
+        node, client, before = start_node(point), start_client("", [base + 1]), results.stat().st_size
+        wait_until(lambda node=node, before=before: node.process.poll() or results.stat().st_size > before, timeout=30)
+        client.process.kill()
+        client.wait()
+        if "unlink" in point and node.process.poll() is None:
+            recovering = start_client("", [base + 1])
+            assert node.wait(30) == KILLED, point
+            recovering.process.kill()
+            recovering.wait()
+        assert node.wait(30) == KILLED, point
+    start_node("")
+    last, before = start_client("", [base + 1]), results.stat().st_size
+    wait_until(lambda: results.stat().st_size > before, timeout=30)
+    (tmp_path / "stop").touch()
+    assert last.wait(60) == 0, last.output
+    check_results(tmp_path)

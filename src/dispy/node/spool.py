@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from dispy import failpoints
 from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef
 from dispy.node import effects as do
@@ -325,7 +326,9 @@ class Spool:
             self._size -= written.size
             # What cannot be removed now goes when the next daemon starts and it is too old.
             with contextlib.suppress(OSError):
+                failpoints.hit("spool.before-unlink")
                 (folder / f"{number:020d}{_SUFFIX}").unlink(missing_ok=True)
+                failpoints.hit("spool.after-unlink")
                 for ref in written.blobs:
                     self._body_path(action.lease, ref).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
@@ -375,7 +378,9 @@ def _put(folder: Path, name: str, pieces: Iterable[bytes]) -> None:
             while rest:
                 rest = rest[os.write(fd, rest) :]
         os.fsync(fd)
+        failpoints.hit("spool.before-rename")
         os.rename(temporary, folder / name)
+        failpoints.hit("spool.after-rename")
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
