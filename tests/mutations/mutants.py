@@ -33,7 +33,8 @@ class Mutant:
     source: str
     """The line that is spoilt."""
     path: str
-    code: CodeType
+    place: int
+    """Which of the places in the function."""
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line} {self.function}: {self.kind}: {self.source}"
@@ -48,7 +49,12 @@ class Mutant:
         elif isinstance(found, classmethod | staticmethod):
             found = found.__func__
         assert isinstance(found, FunctionType)
-        found.__code__ = self.code
+        found.__code__ = self._spoilt()
+
+    def _spoilt(self) -> CodeType:
+        tree = ast.parse(Path(self.path).read_text())
+        _Spoil(self.place).visit_body(dict(_functions(tree, ""))[self.function])
+        return _code(compile(ast.fix_missing_locations(tree), self.path, "exec"), self.function)
 
 
 def mutants_of(module: str) -> Iterator[Mutant]:
@@ -58,14 +64,8 @@ def mutants_of(module: str) -> Iterator[Mutant]:
     text = Path(imported.__file__).read_text()
     tree, lines = ast.parse(text), text.splitlines()
     for qualified, function in _functions(tree, ""):
-        places = list(_places(function))
-        for number, (line, kind) in enumerate(places):
-            spoilt = copy.deepcopy(tree)
-            target = dict(_functions(spoilt, ""))[qualified]
-            _Spoil(number).visit_body(target)
-            ast.fix_missing_locations(spoilt)
-            code = _code(compile(spoilt, imported.__file__, "exec"), qualified)
-            yield Mutant(module, qualified, line, kind, lines[line - 1].strip(), imported.__file__, code)
+        for place, (line, kind) in enumerate(_places(function)):
+            yield Mutant(module, qualified, line, kind, lines[line - 1].strip(), imported.__file__, place)
 
 
 def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -25,6 +25,8 @@ from simulator.trouble import run_seed
 
 CPU_LIMIT = 30
 """Seconds after which a spoilt program is taken for one that does not end; the tests take a second."""
+TRACED_MOST = 0.05
+"""Seconds of a test; of longer ones it is not noted what they call."""
 SURVIVED, CAUGHT_BY_TEST, CAUGHT_BY_SEED = 0, 10, 11
 
 
@@ -57,6 +59,8 @@ class MutationRun:
         self.verdicts = Verdicts()
         self._tests: defaultdict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
         """File and function → tests that call it."""
+        self._slow: list[pytest.Item] = []
+        """Tests that are asked about every mutant, after the others."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -79,25 +83,32 @@ class MutationRun:
 
         seconds: dict[pytest.Item, float] = {}
         for item in items:
-            seen.clear()
             began = time.process_time()
+            self._run_unspoilt(item)
+            seconds[item] = time.process_time() - began
+            if seconds[item] > TRACED_MOST:
+                self._slow.append(item)
+                continue
+            seen.clear()
             sys.settrace(trace)
             try:
-                reports = runtestprotocol(item, log=False, nextitem=None)
+                self._run_unspoilt(item)
             finally:
                 sys.settrace(None)
-            failed = [report for report in reports if report.failed]
-            if failed:
-                pytest.exit(f"{item.nodeid} fails without any mutation:\n{failed[0].longreprtext}", 1)
-            seconds[item] = time.process_time() - began
             for code in seen:
                 self._tests[code.co_filename, code.co_qualname].append(item)
+        self._slow.sort(key=seconds.__getitem__)
         for tests in self._tests.values():
             tests.sort(key=seconds.__getitem__)
 
+    def _run_unspoilt(self, item: pytest.Item) -> None:
+        failed = [report for report in runtestprotocol(item, log=False, nextitem=None) if report.failed]
+        if failed:
+            pytest.exit(f"{item.nodeid} fails without any mutation:\n{failed[0].longreprtext}", 1)
+
     def _tests_of(self, mutant: Mutant) -> list[pytest.Item]:
         """The tests to ask, the quickest first."""
-        return self._tests[mutant.path, mutant.function]
+        return [*self._tests[mutant.path, mutant.function], *self._slow]
 
     def _fork(self, mutant: Mutant) -> int:
         sys.stdout.flush()
@@ -140,7 +151,7 @@ class MutationRun:
             self.verdicts.by_seed.append(mutant)
         else:
             self.verdicts.survivors.append(mutant)
-            if not self._tests_of(mutant):
+            if not self._tests[mutant.path, mutant.function]:
                 self.verdicts.never_run.append(mutant)
             if self.is_loud:
                 print(f"survives: {mutant}", flush=True)

@@ -191,3 +191,14 @@ def test_duration_follows_what_is_measured() -> None:
     assert owner.depth == 1
     owner.measure(0.0, 100_000_000)
     assert 1000 < owner.depth <= 2001
+
+
+def test_rooms_keep_few_entries_of_shares_whose_load_falls_again_and_again() -> None:
+    of = cluster()
+    idle, busy = share(of, "a", 1), share(of, "b", 1, flight=1)
+    of.rooms.offer(busy, 5.0)
+    for step in range(1000):
+        of.rooms.offer(idle, 1000.0 - step)
+    assert len(of.rooms) == 2
+    assert len(of.rooms._heap) < 100
+    assert of.rooms.best() == (idle, 1), "putting them in order again has lost one"
