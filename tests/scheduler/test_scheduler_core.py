@@ -350,6 +350,21 @@ def test_a_job_that_did_not_start_waits_again_with_a_new_attempt(busy: Scheduler
     assert busy.jobs[1].attempt == 2
 
 
+def test_a_result_counts_only_from_the_node_that_has_the_job(busy: Scheduler) -> None:
+    busy.join(N2)
+    busy.handle(ev.NodeAllocated(MAP, N2, 0))
+    assert busy.done(N2, 1) == Effects()
+    assert busy.core.counters.dropped == 1
+    assert busy.said(N2, msg.JobsRecalled([HeldAttempt(1, 1)])) == Effects()
+    assert busy.core.jobs_at(N1, MAP) == [busy.jobs[1]]
+    assert busy.core.jobs_at(N2, MAP) == busy.core.jobs_at(N1, REDUCE) == busy.core.jobs_at(N3, MAP) == []
+
+
+def test_owners_are_not_asked_again_about_a_node_that_has_not_grown(busy: Scheduler) -> None:
+    assert busy.said(N1, msg.NodeDescribed(info(N1))) == Effects()
+    assert busy.said(N1, msg.NodeDescribed(info(N1, 2))).notices[0] == AskAllocation(MAP, N1, info(N1, 2), "10.0.0.1")
+
+
 def test_results_of_ended_jobs_and_old_attempts_are_dropped(busy: Scheduler) -> None:
     busy.done(N1, 1)
     again = ev.NodeSaid(N1, msg.JobsDone(2, [result(1), result(2, 7), result(99)]), [b"", b"", b""])

@@ -224,6 +224,13 @@ def test_failed_attempts_are_tried_again(wishes: Wishes) -> None:
     assert [(one.state, one.cause) for one in ended.jobs] == [(JobState.Terminated, "killed")]
 
 
+def test_attempts_that_failed_are_counted(wishes: Wishes) -> None:
+    wishes.node(N1, 1)
+    wishes.wish(1, retries=1)
+    wishes.done(N1, 1, ending=Ending.RAISED)
+    assert (wishes.core.counters.requeued, wishes.core.counters.retried) == (0, 1)
+
+
 @pytest.mark.parametrize("ending", [Ending.RAISED, Ending.INTERRUPTED])
 def test_cancelled_jobs_are_not_tried_again(wishes: Wishes, ending: Ending) -> None:
     wishes.node(N1, 1)
@@ -239,6 +246,7 @@ def test_retries_make_a_job_reentrant(wishes: Wishes) -> None:
     wishes.wish(1, retries=1)
     wishes.node(N2, 1)
     assert sends_of(wishes.handle(ev.NodeLost(N1, "gone"))) == [(N2, [1])]
+    assert (wishes.core.counters.requeued, wishes.core.counters.retried) == (1, 0)
     (_, ended) = wishes.handle(ev.NodeLost(N2, "gone")).notices[::-1]
     assert isinstance(ended, JobsEnded)
     assert ended.jobs[0].state is JobState.Abandoned, "the one retry was used"
