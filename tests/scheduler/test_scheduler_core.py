@@ -511,6 +511,15 @@ def test_lease_that_was_lost_in_a_break(busy: Scheduler) -> None:
     assert busy.said(N1, msg.LeaseGranted([], [])) == Effects(said(N1, msg.OpenComputation(spec())))
 
 
+def test_a_node_is_lost_with_jobs_that_waited_there(busy: Scheduler) -> None:
+    busy.done(N1, 1, seconds=0.0001)
+    busy.submit(4, 5, 6)
+    assert busy.core.snapshot().nodes[0].in_flight == 5
+    busy.handle(ev.NodeLost(N1, "silence"))
+    busy.ready(N2)
+    assert busy.core.snapshot().nodes[0].in_flight == 0
+
+
 def test_lost_node_that_comes_back_is_new_and_its_old_attempts_end(busy: Scheduler) -> None:
     busy.handle(ev.NodeLost(N1, "silence"))
     assert busy.join().notices == [AskAllocation(MAP, N1, info(N1), "10.0.0.1")]

@@ -137,6 +137,24 @@ def test_renewed_node_whose_owner_declines_is_released(busy: Any) -> None:
     )
 
 
+def test_renewal_that_is_overtaken_is_an_end(busy: Any) -> None:
+    steer(busy, Steering.RENEW)
+    busy.handle(ev.NodeAllocated(MAP, N1, 0))
+    busy.done(N1, 1)
+    (closed,) = busy.said(N1, msg.ComputationClosed(MAP)).notices
+    assert isinstance(closed, NodeClosed)
+    assert not closed.renewing, "its owner does not want it any more"
+
+
+def test_renewal_at_the_end_of_a_cluster_is_an_end(busy: Any) -> None:
+    steer(busy, Steering.RENEW)
+    busy.handle(ev.ClusterClosing(MAP, terminate=True))
+    busy.done(N1, 1)
+    closed = busy.said(N1, msg.ComputationClosed(MAP)).notices[0]
+    assert isinstance(closed, NodeClosed)
+    assert not closed.renewing
+
+
 def test_node_that_is_being_closed_can_be_used_again(busy: Any) -> None:
     steer(busy, Steering.CLOSE)
     assert steer(busy, Steering.USE) == Effects()

@@ -295,3 +295,23 @@ def test_an_open_cluster_keeps_nodes_that_can_run_none_of_its_jobs(wishes: Wishe
     wishes.node(N2, 1)
     wishes.wish(1, node=N2)
     assert wishes.wish(2, node=N2).sends == []
+
+
+def test_a_closing_cluster_gives_back_nodes_that_lack_what_its_jobs_ask_for(wishes: Wishes) -> None:
+    wishes.node(N1, 1)
+    wishes.node(N2, 1, tags=("a",))
+    wishes.wish(1, tags=("a",))
+    wishes.wish(2, tags=("a",))
+    assert wishes.handle(ev.ClusterClosing(MAP)).sends == [Send(N1, msg.CloseComputation(MAP, False))]
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_jobs_with_wishes_wait_for_a_node_that_refused_and_is_asked_again(final: bool) -> None:
+    wishes = Wishes()
+    wishes.open(open_ended=False)
+    wishes.node(N1, 1)
+    wishes.said(N1, msg.ComputationRefused(MAP, "the disk is full", "", final))
+    if final:
+        wishes.handle(ev.NodeSteered(MAP, N1, ev.Steering.USE))
+    assert wishes.wish(1, memory=0, tags=()).notices == []
+    assert wishes.wish(2, cpus=0).notices == []
