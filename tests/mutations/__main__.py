@@ -13,7 +13,14 @@ TESTS = Path(__file__).resolve().parent.parent
 SCHEDULER = "core flow membership steering placement policy tables nodes clusters jobs intake"
 NODE = "core computations jobs feeding serving slots arguments conversation claims keeping results"
 CORES = [f"dispy.{room}.{name}" for room, names in (("scheduler", SCHEDULER), ("node", NODE)) for name in names.split()]
-BY_VALUE = ["scheduler", "node/test_core.py", "node/test_serving.py", "node/test_slots.py", "node/test_offer.py"]
+BY_VALUE = [
+    "scheduler",
+    "node/test_core.py",
+    "node/test_claims.py",
+    "node/test_serving.py",
+    "node/test_slots.py",
+    "node/test_offer.py",
+]
 
 
 def main() -> int:

@@ -410,6 +410,37 @@ def test_large_results_that_nobody_is_told_of_are_let_go(ready: Node) -> None:
     assert ready.handle(ev.WorkerAnswered(7, [Answer(2)], {2: large})).actions == [withdrawn], "an unknown worker"
 
 
+def test_interim_results_that_nobody_hears_are_kept_in_bounds(ready: Node) -> None:
+    ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    said = [BlobRef(b"%032d" % number, 100_000) for number in range(1001)]
+    for ref in said[:-1]:
+        assert ready.handle(ev.WorkerSpoke(1, Answer(2, Ending.PROVISIONAL), ref)).actions == []
+    last = ready.handle(ev.WorkerSpoke(1, Answer(2, Ending.PROVISIONAL), said[-1]))
+    assert last.actions == [do.WithdrawResults([said[0].name])]
+
+
+def test_only_an_offer_that_comes_back_is_announced(node: Node) -> None:
+    assert node.handle(ev.OfferChanged(0, "stopped")).actions == []
+    assert node.handle(ev.OfferChanged(0, "closed until 17:00")).actions == []
+    assert node.handle(ev.OfferChanged(1)).actions == [do.Announce()]
+
+
+def test_a_computation_that_was_to_be_opened_again_is_not_when_its_link_is_gone(ready: Node) -> None:
+    ready.said(msg.CloseComputation(MAP))
+    ready.said(msg.OpenComputation(spec(MAP)))
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    assert ready.handle(ev.ComputationCleaned(MAP)).actions == []
+
+
+def test_a_job_that_brings_files_has_its_other_wishes(ready: Node) -> None:
+    options = JobOptions(gpus=0, cpus=2, depends=JobDepends((FileSpec("data", BlobRef(b"f" * 32, 3)),)))
+    ready.said(msg.RunJobs(MAP, [JobSpec(1, 1, 1, None, options)]), b"x")
+    (fed_alone,) = ready.handle(ev.FilesLent(1, 1)).actions
+    assert isinstance(fed_alone, do.FeedWorker)
+    assert fed_alone.extra == do.JobExtra(2, 0, ())
+
+
 def test_dead_worker_ends_its_job_and_is_replaced(ready: Node) -> None:
     ready.run(1, 2, 3)
     death = ev.WorkerDied(1, 2, "killed by SIGSEGV", b"out", b"a\nb\n", 60.0, 61.0)
