@@ -8,7 +8,6 @@ Runs in any interpreter beside user code: standard library and cloudpickle only.
 from __future__ import annotations
 
 import builtins
-import contextlib
 import functools
 import importlib
 import inspect
@@ -28,8 +27,7 @@ from cloudpickle import cloudpickle
 
 MAIN: Final = "__main__"
 HOME: Final = "__dispy_home__"
-"""Stands among the globals of a function by value whose own are those of its module, which is here as a file. In its
-state it has copies of these, for an environment that lacks what the module imports."""
+"""Stands among the globals of a function by value whose own are those of its module, which is here as a file."""
 _filled: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 """Classes by value that have their attributes; setup or a job may have changed them since."""
 _DEPTH: Final = 12
@@ -83,18 +81,11 @@ class _Loader(pickle.Unpickler):
     ) -> types.FunctionType:
         if names.get("__name__") == MAIN:
             names = self._names
+        elif HOME in names:
+            names = vars(importlib.import_module(names["__name__"]))
         else:
             names.setdefault("__builtins__", builtins)
-            if HOME in names:
-                with contextlib.suppress(ImportError):  # it has to do with copies then
-                    names = vars(importlib.import_module(names["__name__"]))
         return types.FunctionType(code, names, name, defaults, closure)
-
-    def _own_function_setstate(self, made: types.FunctionType, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
-        copies = state[1]["__globals__"].pop(HOME, None)
-        if copies is not None and HOME in made.__globals__:
-            state[1]["__globals__"] = _Loader(io.BytesIO(copies), keep=self._keep).load()
-        cloudpickle._function_setstate(made, state)
 
     def _own_make_skeleton_class(self, *parts: Any) -> type:
         made: type = cloudpickle._make_skeleton_class(*parts)

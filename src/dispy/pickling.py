@@ -7,7 +7,6 @@ name are records beside them. A global that cannot be pickled is left out, with 
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import functools
 import io
@@ -146,27 +145,11 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
                 slots["_cloudpickle_submodules"] = []
                 slots["__globals__"] = {}
             elif self._needs_home(reduced[2][1]["__globals__"]) and self._has_home(value.__globals__):
-                slots = reduced[2][1]
                 # A dictionary of its own: what functions of one module share may have been written already.
                 code, shared, *rest = reduced[1]
                 reduced = (reduced[0], (code, {**shared, namespace.HOME: True}, *rest), *reduced[2:])
-                slots["__globals__"] = {namespace.HOME: self._copies(slots["__globals__"])}
+                reduced[2][1]["__globals__"] = {}
         return reduced
-
-    def _copies(self, named: dict[str, Any]) -> bytes:
-        """Globals for where the module cannot be imported, without what is large or cannot be pickled."""
-        kept = {}
-        for name, value in named.items():
-            with contextlib.suppress(Exception):  # whoever misses it is told its name
-                _CodePickler(_Bounded(_EXTRA_SIZE), self._shipped).dump(value)
-                kept[name] = value
-        file = io.BytesIO()
-        pickler = _CodePickler(file, self._shipped)
-        pickler.dump(kept)
-        self.names.update(pickler.names)
-        self.modules |= pickler.modules
-        self.files |= pickler.files
-        return file.getvalue()
 
     @staticmethod
     def _needs_home(named: dict[str, Any]) -> bool:

@@ -12,8 +12,6 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cloudpickle import cloudpickle
-
 from dispy import namespace
 
 CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
@@ -41,11 +39,6 @@ def _make_function(
     return types.FunctionType(code, vars(sys.modules[names["__name__"]]) if at_home else names, name, defaults, closure)
 
 
-def _set_function(made: types.FunctionType, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    state[1]["__globals__"].pop(namespace.HOME, None)
-    cloudpickle._function_setstate(made, state)
-
-
 def _leave_class(made: type, _state: object) -> type:
     return made
 
@@ -63,7 +56,6 @@ def _first_record(data: bytes) -> object:
 
 _INSTEAD: Final[Mapping[tuple[str, str], Callable[..., object]]] = {
     (CLOUDPICKLE, "_make_function"): _make_function,
-    (CLOUDPICKLE, "_function_setstate"): _set_function,
     (CLOUDPICKLE, "_class_setstate"): _leave_class,
     (namespace.__name__, namespace.load_for_job.__name__): _without_code,
     (namespace.__name__, namespace.load_later.__name__): _first_record,

@@ -292,41 +292,6 @@ def test_functions_made_in_own_modules_use_the_globals_of_these(run_client: Any)
     assert out.strip() == "[(12, 1), (23, 2)]"
 
 
-def test_functions_made_in_modules_that_cannot_be_imported_there_have_copies(run_client: Any) -> None:
-    (run_client.folder / "making_copies.py").write_text(
-        textwrap.dedent(
-            """
-            import sys, threading
-            if not sys.argv[0].endswith("prog.py"):
-                import no_such_module
-            LOCK = threading.Lock()
-            unit = 3
-            def adding(number):
-                def add(value):
-                    return value * 2 + number + unit
-                return add
-            def locking():
-                def lock():
-                    with LOCK:
-                        return 1
-                return lock
-            """
-        )
-    )
-    out = run_client(
-        """
-        import making_copies as making
-        add, lock = making.adding(10), making.locking()
-        def compute(call):
-            return add(1) if call else lock()
-        """,
-        """\
-        print(_ship(compute, (True,), (False,)))
-        """,
-    )
-    assert "[15, \"NameError: name 'LOCK' is not defined" in out
-
-
 def test_a_function_that_uses_nothing_of_its_module_does_not_import_it_there(run_client: Any) -> None:
     (run_client.folder / "making.py").write_text(
         textwrap.dedent(
