@@ -1,5 +1,5 @@
 """`scripts/mutate`: all cores; `scripts/mutate dispy.node.slots`: these modules; `--count`: only say how many there
-are; `--every 5`: each fifth mutant; `--seeds 300`: so many seeds of the simulator.
+are; `--every 5 --first 2`: each fifth mutant, from the third; `--seeds 300`: so many seeds of the simulator.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=CORES)
     parser.add_argument("--count", action="store_true")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="where --every begins")
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--tests", nargs="*", default=BY_VALUE, help="beneath the folder of tests")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -36,7 +37,9 @@ def main() -> int:
     from mutations.mutants import mutants_of
     from mutations.run import in_words, run_mutants
 
-    mutants = [mutant for module in arguments.modules for mutant in mutants_of(module)][:: arguments.every]
+    mutants = [mutant for module in arguments.modules for mutant in mutants_of(module)][
+        arguments.first :: arguments.every
+    ]
     if arguments.count:
         print(len(mutants))
         return 0

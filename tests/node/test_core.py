@@ -441,6 +441,19 @@ def test_a_job_that_brings_files_has_its_other_wishes(ready: Node) -> None:
     assert fed_alone.extra == do.JobExtra(2, 0, ())
 
 
+def test_nothing_starts_beside_a_heavy_job_that_has_all_cpus(ready: Node) -> None:
+    ready.said(msg.RunJobs(MAP, [JobSpec(1, 1, 1, None, JobOptions(cpus=2))]), b"x")
+    assert ready.run(2).actions == []
+    assert [type(action) for action in ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions] == [do.FeedWorker]
+
+
+def test_no_more_heavy_jobs_go_back_than_were_asked_for(ready: Node) -> None:
+    heavy = [JobSpec(job, 1, 1, None, JobOptions(cpus=2)) for job in (1, 2, 3)]
+    ready.said(msg.RunJobs(MAP, heavy), b"xxx")
+    assert ready.said(msg.RecallJobs(1)).sends == [recalled(3)]
+    assert ready.said(msg.RecallJobs(5)).sends == [recalled(2)]
+
+
 def test_dead_worker_ends_its_job_and_is_replaced(ready: Node) -> None:
     ready.run(1, 2, 3)
     death = ev.WorkerDied(1, 2, "killed by SIGSEGV", b"out", b"a\nb\n", 60.0, 61.0)

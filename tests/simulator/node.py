@@ -57,6 +57,8 @@ class SimNode(Process):
         """Attempts whose files are here, or being fetched."""
         self.parcels: set[int] = set()
         """Files that jobs send and of which they have not heard."""
+        self.most = 0
+        """CPUs that jobs could ever use at once."""
         self._numbers = count(3)
         if machine.disk.leases:
             self.handle(machine.disk.found())
@@ -77,6 +79,7 @@ class SimNode(Process):
 
     def _perform(self, effects: do.Effects) -> None:
         world = self.world
+        self.most = max(self.most, self.core.desk.feeder.capacity)
         if world.checks():
             self.core.check()
         for action in effects.actions:
@@ -133,6 +136,13 @@ class SimNode(Process):
         if link is not None:
             link.leave(TO_NODE, goodbye=True)
 
+    def job_begins(self) -> None:
+        """A worker begins a job: all that run share the CPUs and the GPUs."""
+        running = [each for server in self.servers.values() for each in server.workers.values() if each.running]
+        assert sum(each.extra.cpus for each in running) <= self.most, "jobs use more CPUs than there are"
+        gpus = [number for each in running for number in each.extra.gpus]
+        assert len(set(gpus)) == len(gpus), "two jobs use one GPU"
+
     # What the core wants done.
 
     def _act(self, action: do.Action) -> None:
@@ -148,8 +158,8 @@ class SimNode(Process):
                 self._later(node_events.ComputationCleaned(computation))
             case do.ForkWorker(computation, number):
                 self._tell(computation, lambda server: server.fork(number))
-            case do.FeedWorker(computation, number, jobs):
-                self._tell(computation, lambda server: server.do(number, lambda worker: worker.feed(jobs)))
+            case do.FeedWorker(computation, number, jobs, extra):
+                self._tell(computation, lambda server: server.do(number, lambda worker: worker.feed(jobs, extra)))
             case do.RecallFromWorker(computation, number, before):
                 self._tell(computation, lambda server: server.do(number, lambda worker: worker.recall(before)))
             case do.CancelInWorker(computation, number, sequence):

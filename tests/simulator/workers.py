@@ -50,9 +50,13 @@ class SimWorker:
         self.cancel = 0
         self.version = 0
         self.alive = True
+        self.extra = do.JobExtra()
+        """What the job has that it runs."""
         self._told = 0.0
 
-    def feed(self, jobs: list[tuple[int, do.Arguments]]) -> None:
+    def feed(self, jobs: list[tuple[int, do.Arguments]], extra: do.JobExtra | None) -> None:
+        if extra is not None or not self.running:
+            self.extra = extra or do.JobExtra()
         for sequence, arguments in jobs:
             number = self.node.files[arguments] if isinstance(arguments, int) else int(bytes(arguments))
             if sequence >= self.drop_before:
@@ -69,6 +73,7 @@ class SimWorker:
         self.version += 1
         version = self.version
         world.job_started(self.job, self.node)
+        self.node.job_begins()
         duration = world.tasks[self.job].duration
         if world.happens(world.chances.talkative):
             world.clock.at(
