@@ -68,7 +68,7 @@ def test_a_node_without_descriptors(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dispy.scheduler.membership.RETRY_INTERVAL", 0.5)
+    monkeypatch.setattr("dispy.scheduler.shares.RETRY_INTERVAL", 0.5)
     node = dispynode("--cpus", "2")
     first = clusters(hold)
     running = first.submit(str(tmp_path), 1)

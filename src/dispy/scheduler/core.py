@@ -1,7 +1,8 @@
 """The scheduler's decisions as a pure object: events and the time go in, effects come out.
 
-`flow` moves jobs, `membership` nodes and clusters, `policy` chooses, `tables` holds what is known. No socket, clock,
-file or log here; the same events at the same times always have the same effects.
+`flow` moves jobs, `membership` nodes, `shares` what a cluster has of a node, `closing` clusters; `policy` chooses,
+`tables` holds what is known. No socket, clock, file or log here; the same events at the same times always have the same
+effects.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
-from dispy.scheduler import events, flow, membership, steering
+from dispy.scheduler import closing, events, flow, membership, shares, steering
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.explain import Standing, explain_cluster, explain_job, explain_stranded, standings
@@ -110,17 +111,17 @@ class SchedulerCore:
             case events.CancelAsked():
                 flow.cancel(tables, out, event.jobs, "cancelled before it started")
             case events.ClusterOpened():
-                membership.open_cluster(tables, out, event)
+                closing.open_cluster(tables, out, event)
             case events.ClusterWidened():
                 steering.widen(tables, event)
             case events.ClusterNarrowed():
                 steering.narrow(tables, out, event)
             case events.ClusterClosing():
-                membership.close_cluster(tables, out, event)
+                closing.close_cluster(tables, out, event)
             case events.NodeJoined():
                 membership.join(tables, out, event)
             case events.NodeAllocated():
-                membership.allocate(tables, out, event)
+                shares.allocate(tables, out, event)
             case events.NodeSteered():
                 steering.steer(tables, out, event)
             case (
@@ -147,7 +148,7 @@ class SchedulerCore:
             if tables.deadlines.pop(key, None) is None:
                 continue
             if isinstance(key, tuple):
-                membership.try_again(tables, out, tables.clusters[key[0]].shares[key[1]])
+                shares.try_again(tables, out, tables.clusters[key[0]].shares[key[1]])
             else:
                 cause = f"its link broke and did not come back within {tables.grace:g} s"
                 membership.lose_node(tables, out, tables.nodes[key], cause)
@@ -234,7 +235,7 @@ class SchedulerCore:
         if tables.runnable:
             flow.end_hopeless(tables, out, tables.runnable)
         if tables.closing:
-            membership.finish_closing(tables, out)
+            closing.finish_closing(tables, out)
         if tables.runnable or tables.restless or tables.blocked or tables.claims:
             flow.dispatch(tables, out)
         return out.close()
@@ -274,10 +275,10 @@ class SchedulerCore:
         match event.message:
             case messages.JobsDone():
                 flow.take_results(tables, out, node, event.message, event.bodies)
-                membership.settle_node(tables, out, node)
+                shares.settle_node(tables, out, node)
             case messages.JobsRecalled(jobs):
                 flow.take_recalled(tables, out, node, jobs)
-                membership.settle_node(tables, out, node)
+                shares.settle_node(tables, out, node)
             case messages.NodeDescribed(info):
                 membership.describe(tables, out, node, info)
             case messages.LoadMeasured(avail):
@@ -287,13 +288,13 @@ class SchedulerCore:
             case messages.LeaseRefused(holder):
                 membership.lease_refused(tables, out, node, holder)
             case messages.ComputationAdvanced(computation, step):
-                membership.computation_advanced(tables, node, computation, step, now)
+                shares.computation_advanced(tables, node, computation, step, now)
             case messages.ComputationReady(computation):
-                membership.computation_ready(tables, out, node, computation)
+                shares.computation_ready(tables, out, node, computation)
             case messages.ComputationRefused():
-                membership.computation_refused(tables, out, node, event.message, now)
+                shares.computation_refused(tables, out, node, event.message, now)
             case messages.ComputationClosed(computation, trace):
-                membership.computation_closed(tables, out, node, computation, trace)
+                shares.computation_closed(tables, out, node, computation, trace)
             case _:
                 tables.counters.ignored += 1
 

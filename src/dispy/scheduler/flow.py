@@ -1,6 +1,6 @@
 """Jobs on their way: submitted, handed to nodes, called back, cancelled, ended.
 
-What becomes of nodes and computations is in `membership`.
+What becomes of nodes is in `membership`, of computations on them in `shares`.
 """
 
 from __future__ import annotations

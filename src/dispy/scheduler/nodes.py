@@ -1,6 +1,6 @@
 """Nodes as the scheduler knows them, and their shares: what one cluster has of one node.
 
-Records and the arithmetic on them. What happens to them when is in `membership` and `flow`.
+Records and the arithmetic on them. What happens to them when is in `membership`, `shares` and `flow`.
 """
 
 from __future__ import annotations

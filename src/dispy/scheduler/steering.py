@@ -1,6 +1,6 @@
 """What the user wants of single nodes: use, pause, cap, close, set up anew.
 
-It changes shares; `membership` carries them on from there, and dispatch follows every event.
+Where a share is to change, `shares` carries it on, and dispatch follows every event.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import assert_never
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.events import ClusterNarrowed, ClusterWidened, NodeSteered, Steering
 from dispy.scheduler.flow import end_hopeless
-from dispy.scheduler.membership import ask_allocation, ask_lease, close_share, release_if_unused, tell_limit, want
+from dispy.scheduler.leases import ask_lease, release_if_unused
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
+from dispy.scheduler.shares import ask_allocation, close_share, tell_limit, want
 from dispy.scheduler.tables import Outbox, Tables
 
 

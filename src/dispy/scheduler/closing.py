@@ -1,0 +1,81 @@
+"""The beginning of a cluster, and its end: its last jobs, its shares of nodes, its record."""
+
+from __future__ import annotations
+
+from dispy.errors import InvalidTransition
+from dispy.scheduler.clusters import ClusterRecord, ClusterState
+from dispy.scheduler.effects import ClusterEnded
+from dispy.scheduler.events import ClusterClosing, ClusterOpened
+from dispy.scheduler.flow import cancel_cluster
+from dispy.scheduler.leases import release_if_unused
+from dispy.scheduler.nodes import Share, ShareState
+from dispy.scheduler.placement import may_run
+from dispy.scheduler.shares import ask_allocation, close_share
+from dispy.scheduler.tables import Outbox, Tables
+
+
+def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
+    """A client made a cluster: its owner says of every known node how much it wants."""
+    id = event.computation.id
+    if id in tables.clusters:
+        raise InvalidTransition(f"cluster {id} was opened twice")
+    cluster = ClusterRecord(event.computation, event.reentrant, event.open_ended, tables.ahead, event.named)
+    tables.clusters[id] = cluster
+    for node in tables.nodes.values():
+        ask_allocation(out, cluster, node)
+
+
+def close_cluster(tables: Tables, out: Outbox, event: ClusterClosing) -> None:
+    """No more jobs come; what is there ends, or is ended now."""
+    cluster = tables.clusters.get(event.cluster)
+    if cluster is None:
+        tables.counters.ignored += 1
+        return
+    tables.closing[cluster.id] = None
+    if event.terminate:
+        cluster.state = ClusterState.TERMINATING
+        cancel_cluster(tables, out, cluster.id)
+    elif cluster.state is ClusterState.OPEN:
+        cluster.state = ClusterState.DRAINING
+
+
+def finish_closing(tables: Tables, out: Outbox) -> None:
+    """Let go of clusters whose last job has ended."""
+    for id in tuple(tables.closing):
+        cluster = tables.clusters[id]
+        if cluster.jobs:
+            _let_go_of_useless(tables, out, cluster)
+            continue
+        for share in tuple(cluster.shares.values()):
+            close_share(tables, out, share, "the cluster is closed")
+        if not cluster.shares:
+            del tables.clusters[id], tables.closing[id]
+            tables.restless.pop(id, None)
+            out.notice(ClusterEnded(id))
+            for node_id in cluster.asked:
+                if (node := tables.nodes.get(node_id)) is not None:
+                    release_if_unused(tables, out, node)
+
+
+def _let_go_of_useless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> None:
+    """Give back nodes that can run none of the jobs that a closing cluster has left: another program may need them.
+
+    Else two programs could wait for each other's nodes for ever.
+    """
+    if cluster.plain.waiting:
+        return
+    waiting = [queue.shape for queue in cluster.special.values() if queue.waiting]
+    if not waiting:
+        return
+    for share in tuple(cluster.shares.values()):
+        idle = share.state in (ShareState.READY, ShareState.REFUSED) and not share.flight
+        if idle and not any(may_run(share, shape) for shape in waiting) and not _may_return_to(share):
+            cluster.declined[share.node.id] = None
+            share.cpus = 0
+            close_share(tables, out, share, "it can run none of the jobs that are left")
+
+
+def _may_return_to(share: Share) -> bool:
+    """Whether a job that is at a node now could be run here, should that one be lost."""
+    flights = [other.flight for other in share.cluster.shares.values()]
+    return any(may_run(share, record.shape) for flight in flights for record in flight.values())
