@@ -38,6 +38,8 @@ hypothesis.settings.load_profile("dispy")
 
 
 def pytest_configure() -> None:
+    # Shells start what they run in the background with SIGINT ignored, and that would be inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Processes that lose their parent become children of the test run, so that the leak check sees them.
     with contextlib.suppress(OSError, AttributeError):  # only Linux has it; elsewhere the check sees less
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
