@@ -528,6 +528,93 @@ def test_lost_node_that_comes_back_is_new_and_its_old_attempts_end(busy: Schedul
     assert busy.said(N1, granted).sends == said(N1, msg.CancelJobs([1]), msg.OpenComputation(spec()))
 
 
+@pytest.fixture
+def lost() -> Scheduler:
+    """The node with the first attempt of a reentrant job is lost; N2 is the same machine after a restart."""
+    scheduler = Scheduler()
+    scheduler.open(reentrant=True)
+    scheduler.ready()
+    scheduler.submit(1)
+    scheduler.handle(ev.NodeLost(N1, "it was restarted"))
+    return scheduler
+
+
+def returned(attempt: int = 1, ending: Ending = Ending.FINISHED) -> msg.JobsDone:
+    return msg.JobsDone(1, [result(1, attempt, ending)])
+
+
+def test_a_result_that_a_restarted_node_brings_ends_the_job_that_waits_again(lost: Scheduler) -> None:
+    lost.join(N2)
+    lost.handle(ev.NodeAllocated(MAP, N2, 1))
+    lost.said(N2, msg.LeaseGranted([HeldAttempt(1, 1)], []))
+    effects = lost.handle(ev.NodeSaid(N2, returned(), [b"r"]))
+    ended = JobEnded(lost.jobs[1], JobState.Finished, N2, result(1), b"r")
+    assert effects == Effects([], [JobsEnded([ended])])
+    assert lost.core.snapshot().clusters[0].waiting == 0
+    assert (lost.core.counters.returned, lost.core.counters.dropped) == (1, 0)
+    assert sends_of(lost.said(N2, msg.ComputationReady(MAP))) == []
+    lost.handle(ev.NodeSaid(N2, returned(), [b"r"]))
+    assert (lost.core.counters.returned, lost.core.counters.dropped) == (1, 1)
+
+
+@pytest.mark.parametrize("again", [N2, N3], ids=["there", "elsewhere"])
+def test_a_returned_result_ends_the_attempt_that_runs_meanwhile(lost: Scheduler, again: ProcessId) -> None:
+    assert sends_of(lost.ready(again)) == [(again, [1])]
+    if again is N3:
+        lost.ready(N2)
+    lost.submit(2, 3)
+    assert lost.handle(ev.NodeSaid(N2, returned(), [b"r"])).sends[0] == Send(again, msg.CancelJobs([1]))
+    assert lost.jobs[1].state is JobState.Finished
+    assert lost.core.counters.ended == 1
+    lost.handle(ev.NodeSaid(again, returned(2, Ending.INTERRUPTED), [b""]))
+    assert (lost.jobs[1].state, lost.core.counters.dropped) == (JobState.Finished, 1)
+
+
+def test_a_returned_result_lets_a_node_go_that_was_closed_meanwhile(lost: Scheduler) -> None:
+    lost.ready(N3)
+    lost.ready(N2)
+    lost.handle(ev.ClusterClosing(MAP, terminate=False))
+    lost.handle(ev.NodeAllocated(MAP, N3, 0))
+    lost.said(N3, msg.ComputationClosed(MAP))
+    assert msg.ReleaseLease() in [send.message for send in lost.handle(ev.NodeSaid(N2, returned(), [b"r"])).sends]
+    assert lost.said(N2, msg.ComputationClosed(MAP)).notices[-1] == ClusterEnded(MAP)
+
+
+def test_what_is_kept_for_a_job_is_free_when_an_earlier_result_returns() -> None:
+    scheduler = Scheduler()
+    scheduler.open(reentrant=True)
+    scheduler.ready(N1, 2)
+    heavy = JobRecord(1, MAP, b"1", options=JobOptions(cpus=2))
+    scheduler.jobs[1] = heavy
+    scheduler.handle(ev.JobsSubmitted([heavy]))
+    scheduler.handle(ev.NodeLost(N1, "it was restarted"))
+    scheduler.ready(N3, 2)
+    scheduler.ready(N2, 1)
+    scheduler.submit(2, 3, 4)
+    effects = scheduler.handle(ev.NodeSaid(N2, returned(), [b"r"]))
+    assert sends_of(effects) == [(N3, [3]), (N3, [4])] or sends_of(effects) == [(N3, [3, 4])]
+
+
+def test_only_a_finished_attempt_returns(lost: Scheduler) -> None:
+    lost.ready(N2)
+    for ending in (Ending.RAISED, Ending.INTERRUPTED, Ending.DIED, Ending.NOT_STARTED, Ending.PROVISIONAL):
+        assert lost.handle(ev.NodeSaid(N2, returned(1, ending), [b""])).notices == []
+    assert lost.core.counters.dropped == 5
+    assert lost.core.jobs_at(N2, MAP) == [lost.jobs[1]]
+
+
+def test_a_lost_node_that_was_told_to_end_an_attempt_brings_no_result_of_it(lost: Scheduler) -> None:
+    """The job may have caught the interrupt and returned what it had: that is not its result."""
+    lost.join(N1)
+    lost.handle(ev.NodeAllocated(MAP, N1, 1))
+    granted = lost.said(N1, msg.LeaseGranted([HeldAttempt(1, 1)], []))
+    assert granted.sends[0] == Send(N1, msg.CancelJobs([1]))
+    lost.ready(N2)
+    for node in (N1, N2):
+        assert lost.handle(ev.NodeSaid(node, returned(), [b"half"])).notices == []
+    assert lost.core.counters.dropped == 2
+
+
 def test_node_that_joins_although_it_is_known_has_a_new_link(busy: Scheduler) -> None:
     assert busy.join() == Effects(said(N1, ASK))
 

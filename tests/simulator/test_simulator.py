@@ -179,6 +179,22 @@ def test_results_of_a_killed_program_reach_its_successor_once(calm: Calm, restar
     finish(calm.world)
 
 
+def test_a_result_on_the_disk_of_a_node_that_is_killed_and_started_again_counts() -> None:
+    calm = Calm(1)
+    calm.submit(calm.open(reentrant=True), [1.0])
+    calm.world.pass_time(0.5)
+    (machine,), (node,) = calm.machines, calm.world.nodes
+    calm.part(machine, [TO_NODE, TO_PROGRAM], 8.0)
+    calm.world.pass_time(2.5)
+    node.end(goodbye=False)
+    calm.world.start_node(machine)
+    calm.run_all()
+    assert calm.states() == [JobState.Finished]
+    assert calm.starts() == [1]
+    assert calm.program.core.counters.returned == 1
+    finish(calm.world)
+
+
 def test_a_successor_that_is_killed_before_it_acknowledges_is_no_loss(calm: Calm) -> None:
     calm.submit(calm.open(), [0.5, 0.5])
     calm.world.pass_time(0.3)

@@ -274,8 +274,8 @@ class SchedulerCore:
             return
         match event.message:
             case messages.JobsDone():
-                flow.take_results(tables, out, node, event.message, event.bodies)
-                shares.settle_node(tables, out, node)
+                for touched in flow.take_results(tables, out, node, event.message, event.bodies):
+                    shares.settle_node(tables, out, touched)
             case messages.JobsRecalled(jobs):
                 flow.take_recalled(tables, out, node, jobs)
                 shares.settle_node(tables, out, node)

@@ -177,17 +177,27 @@ def _recall(tables: Tables, out: Outbox) -> None:
     tables.restless.clear()
 
 
-def take_results(tables: Tables, out: Outbox, node: NodeRecord, message: JobsDone, bodies: Sequence[bytes]) -> None:
-    """End the jobs whose attempts have ended; those that did not start wait again."""
+def take_results(
+    tables: Tables, out: Outbox, node: NodeRecord, message: JobsDone, bodies: Sequence[bytes]
+) -> dict[NodeRecord, None]:
+    """End the jobs whose attempts have ended; those that did not start wait again.
+
+    Returns:
+        Every node that has fewer jobs now: this one, and those that worked again at a job of which a result returned.
+    """
     jobs, shares, id = tables.jobs, node.shares, node.id
     finished, ended = JobState.Finished, out.ended
     share: Share | None = None
     seconds, count, over = 0.0, 0, 0
     back: list[JobRecord] = []
+    touched: dict[NodeRecord, None] = {node: None}
     for done, body in zip(message.jobs, bodies, strict=True):
         record = jobs.get(done.job)
         if record is None or record.attempt != done.attempt or record.node != id:
-            tables.counters.dropped += 1
+            if record is not None and _has_returned(record, done, id):
+                _end_returned(tables, out, node, record, done, body, touched)
+            else:
+                tables.counters.dropped += 1
             continue
         if share is None or share.cluster.id != record.cluster:
             _account(tables, share, seconds, count, over)
@@ -219,7 +229,42 @@ def take_results(tables: Tables, out: Outbox, node: NodeRecord, message: JobsDon
     _account(tables, share, seconds, count, over)
     tables.requeue(back)
     node.is_spent = False
-    tables.refresh(node)
+    for each in touched:
+        tables.refresh(each)
+    return touched
+
+
+def _has_returned(record: JobRecord, done: JobDone, node: ProcessId) -> bool:
+    """Whether this is the result of an attempt whose node was lost, from the disk of that node.
+
+    Only from another process: one that itself came back was told to end the attempt, which may show in its result.
+    """
+    lost_with = None if record.astray is None else record.astray.get(done.attempt)
+    return lost_with is not None and lost_with != node and done.ending == Ending.FINISHED
+
+
+def _end_returned(
+    tables: Tables,
+    out: Outbox,
+    node: NodeRecord,
+    record: JobRecord,
+    done: JobDone,
+    body: bytes,
+    touched: dict[NodeRecord, None],
+) -> None:
+    """End a job that waits again, or is at work again somewhere, with the result of an earlier attempt."""
+    tables.counters.returned += 1
+    if record.node is not None:
+        again = tables.nodes[record.node]
+        share = again.shares[record.cluster]
+        del share.flight[record.job]
+        if record.cpus:
+            share.release(record)
+        touched[again] = None
+        if again.can_hear and not record.cancelled:
+            out.send(again, CancelJobs([record.job]))
+    record.node = node.id
+    tables.end(out, record, JobState.Finished, None, done, body)
 
 
 def _try_again(tables: Tables, out: Outbox, node: NodeRecord, record: JobRecord, sentence: str) -> None:

@@ -55,6 +55,8 @@ class JobRecord:
     """Attempts that failed and were tried again, as `dispy_retries` allows."""
     losses: int = 0
     """Nodes in a row that were lost while they probably ran it."""
+    astray: dict[int, ProcessId] | None = None
+    """Attempts that were lost with their node, which may have written their results to its disk, and that node."""
 
     @property
     def pinned(self) -> str:

@@ -83,9 +83,18 @@ def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseG
     cancelled += sorted({job for job, _ in held} - flying)
     if cancelled:
         out.send(node, CancelJobs(cancelled))
+    _forsake(tables, node, held)
     _match_computations(out, node, set(message.computations))
     tables.refresh(node)
     release_if_unused(tables, out, node)
+
+
+def _forsake(tables: Tables, node: NodeRecord, held: set[tuple[int, int]]) -> None:
+    """A node that was lost is here again: its attempts are ended there and their results mean nothing any more."""
+    for job, attempt in held:
+        record = tables.jobs.get(job)
+        if record is not None and record.astray and record.astray.get(attempt) == node.id:
+            del record.astray[attempt]
 
 
 def _never_received(tables: Tables, out: Outbox, share: Share, missing: list[JobRecord]) -> None:
@@ -197,6 +206,7 @@ def _lose_flights(tables: Tables, out: Outbox, node: NodeRecord, cause: str, *, 
             else:
                 if not share.cluster.is_reentrant:
                     record.failures += 1
+                record.astray = {**(record.astray or {}), record.attempt: node.id}
                 out.notice(JobRequeued(record, node.id, cause))
                 back.append(record)
         tables.counters.requeued += len(back)

@@ -53,6 +53,8 @@ class Counters:
     """Attempts that were lost with a node and whose jobs were queued again."""
     retried: int = 0
     """Attempts that failed and whose jobs were queued again."""
+    returned: int = 0
+    """Results of attempts that had been lost with their node and came from its disk when it was started again."""
     dropped: int = 0
     """Results of attempts that were no longer expected."""
     ignored: int = 0
@@ -161,7 +163,7 @@ class Tables:
         out: Outbox,
         record: JobRecord,
         state: JobState,
-        cause: str,
+        cause: str | None,
         done: JobDone | None = None,
         body: bytes = b"",
     ) -> None:
