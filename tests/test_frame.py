@@ -39,7 +39,7 @@ WALL_CLOCK = {
     "recover.py": "how long ago a program was killed, which only that clock knows",
     "scheduler/durable.py": "when a job was submitted, for people",
     "recovery/file.py": "when a file was written, for people and to choose the newest",
-    "scheduler/service.py": "since when this program runs, for people",
+    "scheduler/identity.py": "since when this program runs, for people",
     "secrets.py": "dates of certificates",
 }
 """Who reads a clock that may be set at any time, and for what. Nothing that is waited for may hang on it."""

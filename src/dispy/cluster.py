@@ -33,8 +33,9 @@ from dispy.recovery.journal import Journal
 from dispy.report import cluster_report
 from dispy.requirements import read_requirements
 from dispy.scheduler.explain import Standing
+from dispy.scheduler.identity import ServiceSettings
 from dispy.scheduler.jobs import JobRecord
-from dispy.scheduler.service import SchedulerService, ServiceSettings
+from dispy.scheduler.service import SchedulerService
 from dispy.secrets import find_credentials
 from dispy.settings import INLINE_SIZE, Multicast, base_port, flag, variable
 from dispy.shipping import Shipment, dumps_arguments, dumps_for_job, pack
@@ -247,7 +248,7 @@ class JobCluster(NodeSteering, NodeTalk):
 
     async def _make_spec(self, shipment: Shipment) -> ComputationSpec:
         try:
-            files = await self.service.offer_files([(file.path, file.dest) for file in shipment.files])
+            files = await self.service.offers.offer([(file.path, file.dest) for file in shipment.files])
         except TransferError as error:
             raise ShippingError(f"depends: {error}") from error
         sources = self.service.links.sources
@@ -358,7 +359,7 @@ class JobCluster(NodeSteering, NodeTalk):
         if not files:
             return data, options
         try:
-            specs = self._portal.call(self.service.offer_for_job([(file.path, file.dest) for file in files]))
+            specs = self._portal.call(self.service.offers.offer_held([(file.path, file.dest) for file in files]))
         except TransferError as error:
             raise ShippingError(f"dispy_job_depends: {error}") from error
         if self._journal is not None:

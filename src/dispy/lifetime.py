@@ -14,7 +14,8 @@ from typing import Protocol
 
 from dispy.logs import logger
 from dispy.portal import Portal, current_portal
-from dispy.scheduler.service import SchedulerService, ServiceSettings
+from dispy.scheduler.identity import ServiceSettings
+from dispy.scheduler.service import SchedulerService
 
 SAY_AFTER = 2.0
 """Seconds that an ending program waits in silence before it says what it waits for."""

@@ -34,9 +34,10 @@ from dispy.recovery.journal import StorableJob, content
 from dispy.recovery.recorder import Recorder
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.events import JobsSubmitted
+from dispy.scheduler.identity import ServiceSettings
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
-from dispy.scheduler.service import SchedulerService, ServiceSettings
+from dispy.scheduler.service import SchedulerService
 from dispy.secrets import Credentials
 from dispy.settings import INLINE_SIZE, multicast
 
@@ -313,7 +314,7 @@ async def _record(service: SchedulerService, stored: JobStored, folder: Path) ->
     options, args, blob = stored.options, stored.args, None
     if options is not None and options.depends is not None:
         await _offer_contents(service, [file.blob.name for file in options.depends.files], folder)
-        service.hold(options.depends.files)
+        service.offers.hold(options.depends.files)
     if len(args) > INLINE_SIZE:
         args, blob = b"", service.links.sources.offer_bytes(args)
     return JobRecord(stored.job, stored.cluster, args, None, blob, options)

@@ -113,7 +113,7 @@ class NodeSteering:
     async def _cap(self, process: ProcessId, cpus: int) -> int:
         offered = self.service.links.nodes[process].info if process in self.service.links.nodes else None
         effective = self._ledger.cap(process, cpus, offered)
-        self.service.note_cpus(self._id, process, effective)
+        self.service.allocating.note(self._id, process, effective)
         self.service.handle(NodeSteered(self._id, process, Steering.CAP, effective))
         return effective
 

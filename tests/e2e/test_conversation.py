@@ -417,7 +417,7 @@ def test_files_and_modules_of_a_job_are_there_for_it_alone(local: Local, monkeyp
         assert cluster.submit()() == ("", 0)
     with pytest.raises(dispy.DispyError, match="nowhere"):
         cluster.submit(dispy_job_depends=["nowhere"])
-    assert list(cluster.service._held) == []
+    assert list(cluster.service.offers.held) == []
 
 
 def test_files_of_jobs_that_never_run_are_removed(local: Local, wait_until: Callable[..., Any]) -> None:

@@ -7,25 +7,19 @@ on every node. Effects are performed in their order: sends, then notices. Nothin
 from __future__ import annotations
 
 import asyncio
-import getpass
-import os
 import secrets
-import socket
-import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from dispy import config
-from dispy.errors import TransferError
 from dispy.logs import logger
-from dispy.model import ComputationId, ComputationSpec, FileSpec, Holder, ProcessId, Role
+from dispy.model import ComputationId, ProcessId
 from dispy.nodes import NodeAllocate, NodeView
 from dispy.portal import Portal
 from dispy.recovery.book import NodeNoted, ProgramBegun
 from dispy.recovery.recorder import Recorder
+from dispy.scheduler.allocating import Allocating
 from dispy.scheduler.conversation import Conversation
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.durable import DurableMarks
@@ -51,42 +45,16 @@ from dispy.scheduler.events import (
     ClusterOpened,
     Event,
     JobsSubmitted,
-    NodeAllocated,
 )
+from dispy.scheduler.identity import ServiceSettings, link_settings_of, program_begun, this_holder
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.links import NodeLinks, Reached
-from dispy.scheduler.owner import Allocation, ClusterOwner
+from dispy.scheduler.offers import FileOffers
+from dispy.scheduler.owner import ClusterOwner
 from dispy.scheduler.search import NodeSearch
-from dispy.secrets import Credentials
-from dispy.settings import (
-    GRACE_TIMEOUT,
-    HEARTBEAT_INTERVAL,
-    SUSPECT_TIMEOUT,
-    USUAL_MULTICAST,
-    Multicast,
-    embedded_handle,
-    flag,
-)
-from dispy.wire.link import LinkSettings
+from dispy.settings import embedded_handle, flag
 
 _Told = JobRequeued | NodeOpened | NodeClosed | NodeMeasured | NodeOffered | NodeRefused | ClusterEnded
-
-
-@dataclass(slots=True, frozen=True)
-class ServiceSettings:
-    """What clusters must have in common to share a service."""
-
-    credentials: Credentials
-    group: str
-    base_port: int
-    client_port: int
-    """Where nodes can join this program."""
-    interfaces: tuple[str, ...]
-    pulse_interval: float | None = field(default=None, compare=False)
-    """That of the first cluster: with a service of its own, a second one would wait for the first one's nodes."""
-    multicast: Multicast = USUAL_MULTICAST
-    ext_host: str = ""
-    """Where others reach this machine; nodes show it as the place of the program that holds them."""
 
 
 class SchedulerService:
@@ -105,14 +73,12 @@ class SchedulerService:
         self.settings = settings
         self.process = ProcessId(secrets.token_hex(16))
         self.owners: dict[ComputationId, ClusterOwner] = {}
-        link_settings = _link_settings(self.process, settings)
-        holder, self._token = (
-            _holder(settings.ext_host),
-            secrets.token_bytes(32) if going_on is None else going_on.token,
-        )
+        link_settings = link_settings_of(self.process, settings)
+        holder = this_holder(settings.ext_host)
+        self._token = secrets.token_bytes(32) if going_on is None else going_on.token
         self.core = SchedulerCore(holder=holder, token=self._token, grace=link_settings.grace_timeout)
         self._going_on = going_on
-        self.recorder = recorder or Recorder(_begun(holder, self._token, settings))
+        self.recorder = recorder or Recorder(program_begun(holder, self._token, settings))
         self.conversation = Conversation(
             lambda node: self.links.nodes.get(node),
             lambda node, job, attempt: self.core.runs(node, job, attempt),
@@ -127,9 +93,11 @@ class SchedulerService:
             multicast=settings.multicast,
             on_event=self.handle,
             talk=self.conversation,
-            on_known_elsewhere=self._ask_allocations_again,
+            on_known_elsewhere=self._ask_again,
             on_leased=self._note_leased,
         )
+        self.offers = FileOffers(self.links.sources, lambda: (owner.spec for owner in self.owners.values()))
+        self.allocating = Allocating(portal, self.links, self.owners, self.offers, self.handle)
         self.durable = DurableMarks(self.links.sources, self._address_of)
         self.search = NodeSearch(
             portal.loop,
@@ -138,9 +106,6 @@ class SchedulerService:
             lambda: self.core.why_waiting(),
             lambda cluster, cause: self.handle(ClusterNarrowed(cluster, cause)),
         )
-        self._held: Counter[bytes] = Counter()
-        """Contents offered for single jobs and nodes."""
-        self._allocated: dict[tuple[ComputationId, ProcessId], int] = {}
         self._outbox: deque[JobRecord] = deque()
         self._flushing = False
         self._inbox: deque[Event] = deque()
@@ -148,7 +113,6 @@ class SchedulerService:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._allocating = asyncio.Lock()
         self._checks = flag("DISPY_CHECK")
 
     # From any thread.
@@ -200,10 +164,6 @@ class SchedulerService:
         """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""
         views = [self.links.view(node) for node in self.links.nodes]
         return [view.process for view in views if view and view.fits(item)]
-
-    def note_cpus(self, cluster: ComputationId, node: ProcessId, cpus: int) -> None:
-        """The user has said how many CPUs of a node a cluster uses."""
-        self._allocated[cluster, node] = cpus
 
     def explain(self, job: int) -> str:
         """One sentence (or a few) that says why a job is where it is."""
@@ -286,7 +246,7 @@ class SchedulerService:
                     if owner is not None:
                         owner.job_spoke(notice, self.links.view(notice.node))
                 case AskAllocation():
-                    self._spawn(self._allocate(notice))
+                    self._spawn(self.allocating.ask(notice))
                 case _:
                     self._tell(notice)
 
@@ -308,7 +268,7 @@ class SchedulerService:
                 self.links.sources.withdraw(ended.job.blob.name)
             options = ended.job.options
             if options is not None and options.depends is not None:
-                self.release(options.depends.files)
+                self.offers.release(options.depends.files)
             if owner is not None:
                 owner.job_ended(ended, None if node is None else views[node])
         if self.durable:
@@ -336,7 +296,7 @@ class SchedulerService:
                 view = self.links.view(notice.node)
                 owner = self.owners.get(notice.cluster)
                 if owner is not None and view is not None:
-                    owner.node_opened(view, self._allocated.get((notice.cluster, notice.node), view.info.cpus))
+                    owner.node_opened(view, self.allocating.cpus(notice.cluster, view))
             case NodeClosed():
                 owner = self.owners.get(notice.cluster)
                 if owner is not None:
@@ -354,36 +314,10 @@ class SchedulerService:
             case ClusterEnded():
                 owner = self.owners.pop(notice.cluster, None)
                 if owner is not None:
-                    self._withdraw(owner.spec)
+                    self.offers.withdraw(owner.spec)
                     self.recorder.cluster_over(notice.cluster)
                     self.durable.forget(notice.cluster)
                     owner.ended()
-
-    def _withdraw(self, spec: ComputationSpec) -> None:
-        """Let go of what nodes can fetch for a cluster, unless another cluster offers the same content."""
-        self._let_go(_blob_names(spec))
-
-    def _let_go(self, names: Iterable[bytes]) -> None:
-        needed = {name for owner in self.owners.values() for name in _blob_names(owner.spec)}
-        for name in names:
-            if name not in needed and name not in self._held:
-                self.links.sources.withdraw(name)
-
-    async def offer_for_job(self, files: Iterable[tuple[Path, str]]) -> tuple[FileSpec, ...]:
-        """Make files fetchable until the job that gets them has ended. Raises as `offer_files`."""
-        offered = await self.offer_files(files)
-        self.hold(offered)
-        return offered
-
-    def hold(self, files: Iterable[FileSpec]) -> None:
-        """Keep files fetchable that belong to no cluster, until `release`."""
-        self._held.update(file.blob.name for file in files)
-
-    def release(self, files: Iterable[FileSpec]) -> None:
-        """Undo `hold`."""
-        names = [file.blob.name for file in files]
-        self._held -= Counter(names)
-        self._let_go(names)
 
     async def send_file(self, node: ProcessId, cluster: ComputationId, path: Path, destination: str) -> str:
         """Place a file into a computation's directory on a node; returns why that failed, else nothing.
@@ -391,12 +325,11 @@ class SchedulerService:
         Raises:
             TransferError: the file cannot be read.
         """
-        files = await self.offer_files([(path, destination)])
-        self.hold(files)
+        files = await self.offers.offer_held([(path, destination)])
         try:
             return await self.conversation.place(node, cluster, files[0])
         finally:
-            self.release(files)
+            self.offers.release(files)
 
     def _tell_refused(self, refused: NodeRefused) -> None:
         view = self.links.view(refused.node)
@@ -413,58 +346,10 @@ class SchedulerService:
         text = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}" if since else ""
         logger.warning("node %s cannot be used now: %s%s", where, refused.reason, text)
 
-    def _ask_allocations_again(self, node: ProcessId) -> None:
+    def _ask_again(self, node: ProcessId) -> None:
         """The node turned out to be one that a cluster may have named in another way."""
-        reached = self.links.nodes[node]
-        assert reached.info is not None
-        for cluster in self.owners:
-            if self._allocated.get((cluster, node)) == 0:
-                self._spawn(self._allocate(AskAllocation(cluster, node, reached.info, reached.address)))
-
-    async def _allocate(self, asked: AskAllocation) -> None:
-        owner = self.owners.get(asked.cluster)
-        reached = self.links.nodes.get(asked.node)
-        if owner is None or reached is None:
-            return
-        places = self.links.places.of(asked.node)
-        view = NodeView(asked.node, asked.info, asked.address, reached.port, asked.avail, places)
-        allocation = Allocation(0)
-        files: tuple[FileSpec, ...] = ()
-        try:
-            if owner.allocates_slowly:
-                # not in the callback thread: a callback may wait for a job that waits for this node
-                async with self._allocating:
-                    allocation = await self.portal.loop.run_in_executor(None, owner.allocate, view, reached.local)
-            else:
-                allocation = owner.allocate(view, reached.local)
-            if allocation.cpus > 0:
-                files = await self.offer_files([(Path(name), Path(name).name) for name in allocation.depends])
-        except Exception:
-            logger.exception("node %s is not used: its allocation failed", asked.info.name)
-            allocation = Allocation(0)
-        self._allocated[asked.cluster, asked.node] = allocation.cpus
-        event = NodeAllocated(
-            asked.cluster, asked.node, allocation.cpus, files, allocation.setup_args, allocation.oversubscribe
-        )
-        self.handle(event)
-
-    async def offer_files(self, files: Iterable[tuple[Path, str]]) -> tuple[FileSpec, ...]:
-        """Make files fetchable by nodes: local path and path below the computation's directory.
-
-        Raises:
-            TransferError: a file cannot be read.
-        """
-        offered = []
-        most = config.MaxFileSize
-        for path, destination in files:
-            if most and path.exists() and path.stat().st_size > most:
-                raise TransferError(
-                    f"{path} has {path.stat().st_size:,} bytes; dispy.config.MaxFileSize allows {most:,}"
-                )
-            blob = await self.links.sources.offer_file(path)
-            status = path.stat()
-            offered.append(FileSpec(destination, blob, status.st_mode & 0o777, status.st_mtime))
-        return tuple(offered)
+        for asked in self.allocating.declined(node):
+            self._spawn(self.allocating.ask(asked))
 
     def _address_of(self, node: ProcessId) -> str:
         reached = self.links.nodes.get(node)
@@ -485,45 +370,3 @@ class SchedulerService:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("an internal task failed", exc_info=task.exception())
-
-
-def _blob_names(spec: ComputationSpec) -> set[bytes]:
-    names = {file.blob.name for file in spec.files}
-    return names if spec.code is None else names | {spec.code.name}
-
-
-def _holder(ext_host: str) -> Holder:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = str(os.getuid())
-    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    return Holder(user, ext_host or socket.gethostname(), os.getpid(), program, time.time())
-
-
-def _begun(holder: Holder, token: bytes, settings: ServiceSettings) -> ProgramBegun:
-    return ProgramBegun(
-        token=token,
-        key_id=settings.credentials.key_id,
-        group=settings.group,
-        base_port=settings.base_port,
-        user=holder.user,
-        host=socket.gethostname(),
-        pid=holder.pid,
-        program=holder.program,
-        started_at=time.time(),
-    )
-
-
-def _link_settings(process: ProcessId, settings: ServiceSettings) -> LinkSettings:
-    pulse = settings.pulse_interval
-    return LinkSettings(
-        process=process,
-        role=Role.SCHEDULER,
-        name=socket.gethostname(),
-        credentials=settings.credentials,
-        group=settings.group,
-        heartbeat_interval=HEARTBEAT_INTERVAL if pulse is None else pulse / 2,
-        suspect_timeout=SUSPECT_TIMEOUT if pulse is None else 2.5 * pulse,
-        grace_timeout=GRACE_TIMEOUT if pulse is None else 5 * pulse,
-    )
