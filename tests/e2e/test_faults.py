@@ -227,7 +227,7 @@ def test_a_node_that_gets_the_right_secret_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The program says what is wrong; when that is mended it goes on by itself."""
-    monkeypatch.setattr("dispy.scheduler.links.DISCOVERY_INTERVAL", 0.5)
+    monkeypatch.setattr("dispy.scheduler.targets.DISCOVERY_INTERVAL", 0.5)
     node = dispynode(env={"DISPY_SECRET": "old"})
     cluster = clusters(abs, nodes="127.0.0.1", dispy_port=free_base_port, secret="new")
     job = cluster.submit(-1)

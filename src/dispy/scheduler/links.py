@@ -1,5 +1,5 @@
-"""Links from a scheduler to nodes: finds them, dials them, accepts those that join, and turns what happens to a link
-into events of the core. How results come in is in `intake`.
+"""Links from a scheduler to nodes: finds them, accepts those that join, and turns what happens to a link into events of
+the core. Which addresses are dialled is in `targets`, how results come in is in `intake`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
 
-from dispy.errors import AuthenticationRejected, LinkError, NodeError, SettingsError
+from dispy.errors import NodeError, SettingsError
 from dispy.logs import logger
 from dispy.model import NodeInfo, ProcessId, Role
 from dispy.nodes import NodeView
@@ -28,7 +28,8 @@ from dispy.scheduler.events import (
 )
 from dispy.scheduler.intake import ResultIntake
 from dispy.scheduler.places import KnownPlaces
-from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST, USUAL_MULTICAST, Multicast
+from dispy.scheduler.targets import Targets
+from dispy.settings import USUAL_MULTICAST, Multicast
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
@@ -45,10 +46,6 @@ from dispy.wire.messages import (
 
 CONVERSATION = frozenset({FileOffered, FilePlaced, JobTail, JobsListed})
 """What nodes say beside the running of jobs."""
-DIALS_OF_FOUND_NODE = 5
-"""Failed dials of a discovered node before it has to be discovered again."""
-FALLBACK_AFTER = 1.0
-"""Seconds that a node has to answer at one address before the next is dialled as well."""
 ASK_AFTER_BREAK = 1.0
 """Seconds between two questions that broken links cause."""
 SECOND_LINK = "there is another link between us"
@@ -67,21 +64,6 @@ class Reached:
     dialler: Dialler | None
     info: NodeInfo | None = None
     local: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Target:
-    """An address that is dialled."""
-
-    dialler: Dialler
-    named: bool
-    """The user named it: it is dialled for ever. Else it was discovered."""
-    local: bool
-    expected: ProcessId | None = None
-    """The node that discovery found there."""
-    failures: int = 0
-    said: str = ""
-    process: ProcessId | None = None
 
 
 class Talk(Protocol):
@@ -122,21 +104,17 @@ class NodeLinks:
         """Nodes of our secret and group that have said anything."""
         self.refusals: dict[str, str] = {}
         """Address → why that machine's node and we cannot work together."""
-        self._unreachable: dict[tuple[str, int], tuple[int, str]] = {}
-        """Host and port of nodes that were heard of → the number of the last question, why no link to them opens."""
-        self._questions = 0
         self.places = KnownPlaces()
+        self.targets = Targets(loop, self, self.places, self.refusals)
         self._on_event = on_event
         self._talk = talk
         self._on_known_elsewhere = on_known_elsewhere
         self._on_leased = on_leased
-        self._targets: dict[tuple[str, int], _Target] = {}
         self._asker: Asker | None = None
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = loop
         self._asked_at = 0.0
-        self._is_over = False
 
     async def start_discovery(self) -> None:
         """Begin to ask for nodes and to hear their announcements."""
@@ -173,66 +151,25 @@ class NodeLinks:
         if self._asker is not None:
             self._asked_at = self._loop.time()
             self._asker.ask()
-            self._questions += 1
-            for place in [place for place, (number, _) in self._unreachable.items() if number < self._questions - 3]:
-                del self._unreachable[place]
+            self.targets.asked()
 
     @property
     def tried(self) -> list[str]:
         """Sentences that say where nodes were looked for."""
-        named = [
-            f"{host}:{port} ({target.said or 'no answer yet'})"
-            for (host, port), target in self._targets.items()
-            if target.named
-        ]
-        return named + (list(self._asker.tried) if self._asker is not None else [])
-
-    @property
-    def unreachable(self) -> list[tuple[str, int, str]]:
-        """Host and port of nodes that were heard of lately and to which no link opens, and why."""
-        return [(*place, why) for place, (_, why) in self._unreachable.items()]
+        return self.targets.tried + (list(self._asker.tried) if self._asker is not None else [])
 
     @property
     def missing_interfaces(self) -> list[str]:
         """Interfaces and addresses that this program was told to use and that are not up."""
         return [] if self._asker is None else self._asker.missing
 
-    def dial(
-        self,
-        host: str,
-        port: int,
-        *,
-        named: bool,
-        settings: LinkSettings | None = None,
-        expected: ProcessId | None = None,
-    ) -> None:
-        """Keep a link to that address, where the node `expected` is said to be."""
-        key = (host, port)
-        target = self._targets.get(key)
-        if target is not None:
-            target.named = target.named or named
-            return
-        dialler = Dialler(
-            host,
-            port,
-            settings=settings or self.settings,
-            handler=self,
-            on_failure=self._failed,
-            on_closed=self._closed,
-        )
-        self._targets[key] = _Target(dialler, named, local=settings is not None, expected=expected)
-        dialler.start()
-
     def give_up(self, host: str, port: int, cause: str) -> None:
         """Nothing will answer at that address again: its node is lost, and it is not dialled any more."""
-        target = self._targets.get((host, port))
-        if target is None:
-            return
-        if target.process is not None:
-            self.heard.discard(target.process)
-            if target.process in self.nodes:
-                self._lose(self.nodes[target.process], cause)
-        self._forget(target.dialler)
+        process = self.targets.process_at(host, port)
+        if process is not None:
+            self.heard.discard(process)
+            self.lose(process, cause)
+        self.targets.forget(host, port)
 
     def send(self, sends: Iterable[Send]) -> None:
         """Send to nodes; without a link a message is dropped, as the resume of a link tells what is missing."""
@@ -250,13 +187,10 @@ class NodeLinks:
 
     async def close(self, reason: str) -> None:
         """Say goodbye to all and stop."""
-        self._is_over = True
         if self._asker is not None:
             self._asker.close()
             self._asker = None
-        for target in self._targets.values():
-            target.dialler.stop(reason)
-        self._targets.clear()
+        self.targets.close(reason)
         for reached in self.nodes.values():
             if reached.link is not None:
                 reached.intake.tell()
@@ -271,6 +205,23 @@ class NodeLinks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    # What those that dial need to know.
+
+    def has_link(self, node: ProcessId) -> bool:
+        """Whether there is a link to this node now."""
+        reached = self.nodes.get(node)
+        return reached is not None and reached.link is not None
+
+    def knows(self, node: ProcessId) -> bool:
+        """Whether there is a link to this node, or was one a moment ago."""
+        return node in self.nodes
+
+    def known_elsewhere(self, node: ProcessId) -> None:
+        """A place became known at which this node is reached as well."""
+        reached = self.nodes.get(node)
+        if reached is not None and reached.info is not None:
+            self._on_known_elsewhere(node)
+
     # What discovery says.
 
     def _found(self, found: NodeFound) -> None:
@@ -281,23 +232,9 @@ class NodeLinks:
         if reached is not None and reached.link is not None:
             return
         if reached is not None:  # its link is broken, and perhaps its address is a new one
-            self.dial(*place, named=False, expected=found.process)
-        elif not self._dialled_for(found.process):
-            self.places.begin(found.process)
-            self._dial_next(found.process)
-
-    def _dialled_for(self, process: ProcessId) -> list[_Target]:
-        return [target for target in self._targets.values() if target.expected == process and not target.named]
-
-    def _dial_next(self, process: ProcessId) -> None:
-        """Dial a node at the next place where it is said to be; soon also at the one after that, if no link opens."""
-        reached = self.nodes.get(process)
-        if self._is_over or (reached is not None and reached.link is not None):
-            return
-        place = self.places.next(process)
-        if place is not None:
-            self.dial(*place, named=False, expected=process)
-            self._loop.call_later(FALLBACK_AFTER, self._dial_next, process)
+            self.targets.dial(*place, named=False, expected=found.process)
+        else:
+            self.targets.look_for(found.process)
 
     def _discovery_refused(self, refused: DiscoveryRefused) -> None:
         if refused.address not in self.refusals:
@@ -315,17 +252,8 @@ class NodeLinks:
         """A link is authenticated: a new node, or one that came back."""
         process = link.peer.process
         self.heard.add(process)
-        target = self._target_of(link)
         self.refusals.pop(link.peer.address, None)
-        if target is not None:
-            self.refusals.pop(target.dialler.host, None)
-            target.failures, target.said = 0, ""
-            if target.process not in (None, process) and target.process in self.nodes:
-                self._lose(self.nodes[target.process], "it was restarted")
-            target.process = process
-        self._learn_places(link, target)
-        for place in self.places.of(process):
-            self._unreachable.pop(place, None)
+        target = self.targets.opened(link)
         reached = self.nodes.get(process)
         if reached is None:
             dialler = target.dialler if target is not None else None
@@ -349,27 +277,13 @@ class NodeLinks:
         if reached.info is not None:
             self._on_event(LinkResumed(process))
 
-    def _learn_places(self, link: Link, target: _Target | None) -> None:
-        process = link.peer.process
-        places = [(link.peer.address, link.peer.port)]
-        if target is not None:
-            places.append((target.dialler.host, target.dialler.port))
-        news = self.places.learn(process, places)
-        for other in self._dialled_for(process):
-            if other is not target and other.dialler.link is None:
-                self._forget(other.dialler)
-        reached = self.nodes.get(process)
-        if news and reached is not None and reached.info is not None:
-            self._on_known_elsewhere(process)
-
     def _drop_first(self, reached: Reached, old: Link) -> None:
         reached.link = reached.intake.link = None
-        target = self._target_of(old)
+        target = self.targets.of(old)
         # Without a goodbye, which could overtake the news of the other link and would mean that we are gone.
         old.abort(SECOND_LINK)
         if target is not None:
-            target.dialler.stop()
-            self._closed(target.dialler)
+            self.targets.leave(target)
 
     def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
         """Everything that one read brought."""
@@ -413,59 +327,11 @@ class NodeLinks:
         reached.link = reached.intake.link = None
         self._talk.link_gone(reached.process)
         if goodbye or reached.info is None or link.silent_for >= self.settings.grace_timeout:
-            self._lose(reached, cause)
+            self.lose(reached.process, cause)
         else:
             self._on_event(LinkBroken(reached.process, link.silent_for))
             if self._loop.time() > self._asked_at + ASK_AFTER_BREAK:
                 self.ask()  # it may have moved to another address
-
-    def _failed(self, dialler: Dialler, error: LinkError) -> None:
-        target = self._targets.get((dialler.host, dialler.port))
-        if target is None:
-            return
-        target.failures += 1
-        sentence = str(error)
-        if target.named and target.said != sentence:
-            logger.warning("%s", sentence)
-        target.said = sentence
-        if target.expected is not None and not target.named:
-            self._unreachable[dialler.host, dialler.port] = (self._questions, sentence)
-        if target.expected is not None and not target.named and target.failures == 1:
-            self._dial_next(target.expected)
-        reached = self.nodes.get(target.process) if target.process is not None else None
-        refused = bool(getattr(error, "refused", False))
-        if reached is not None and reached.link is None and refused:
-            self._lose(reached, "nothing answers at its port any more")
-        if isinstance(error, AuthenticationRejected):
-            self.refusals[dialler.host] = sentence
-            if target.named:  # whoever reads the sentence mends the node, and the program goes on
-                self._loop.call_later(DISCOVERY_INTERVAL, self._revive, target)
-            else:
-                self._forget(dialler)
-        elif (
-            not target.named
-            and (refused or target.failures >= DIALS_OF_FOUND_NODE)
-            and not (reached and reached.process in self.nodes)
-        ):
-            self._forget(dialler)
-
-    def _closed(self, dialler: Dialler) -> None:
-        """A goodbye. A node that the user named may be started again; another is found again."""
-        target = self._targets.get((dialler.host, dialler.port))
-        if target is None:
-            return
-        if target.named and not target.local:
-            self._loop.call_later(REDIAL_MOST, self._revive, target)
-        else:
-            self._forget(dialler)
-
-    def _revive(self, target: _Target) -> None:
-        if self._targets.get((target.dialler.host, target.dialler.port)) is not target:
-            return
-        if target.process in self.nodes:  # there is another link to the same node
-            self._loop.call_later(REDIAL_MOST, self._revive, target)
-        else:
-            target.dialler.start()
 
     def forget_node(self, node: ProcessId) -> None:
         """The core has given the node up (grace is over); if it comes back it is a new one."""
@@ -478,25 +344,16 @@ class NodeLinks:
         if reached.link is not None:
             reached.link.abort("the node was given up")
 
-    def _lose(self, reached: Reached, cause: str) -> None:
-        self.nodes.pop(reached.process, None)
+    def lose(self, node: ProcessId, cause: str) -> None:
+        """The node is gone for good."""
+        reached = self.nodes.pop(node, None)
+        if reached is None:
+            return
         reached.intake.close()
-        self.places.forget(reached.process)
+        self.places.forget(node)
         reached.exchange.close(cause)
         if reached.info is not None:
-            self._on_event(NodeLost(reached.process, cause))
-
-    def _forget(self, dialler: Dialler) -> None:
-        self._targets.pop((dialler.host, dialler.port), None)
-        dialler.stop()
-
-    def _target_of(self, link: Link) -> _Target | None:
-        if not link.dialled:
-            return None
-        for target in self._targets.values():
-            if target.dialler.link is link:
-                return target
-        return self._targets.get((link.peer.address, link.peer.port))
+            self._on_event(NodeLost(node, cause))
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(coroutine)

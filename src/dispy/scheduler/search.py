@@ -90,7 +90,7 @@ class NodeSearch:
             SettingsError: an interface does not exist.
         """
         for host, port in named:
-            self._links.dial(host, port or self._links.base_port + NODE_PORT_OFFSET, named=True)
+            self._links.targets.dial(host, port or self._links.base_port + NODE_PORT_OFFSET, named=True)
         if asks:
             await self._links.start_discovery()
             for seconds in FIRST_QUESTIONS:
@@ -126,7 +126,7 @@ class NodeSearch:
                 port=links.base_port + NODE_PORT_OFFSET,
                 answered=bool(links.nodes),
                 missing=self._missing(),
-                unreachable=[(shown(host, port), why) for host, port, why in links.unreachable],
+                unreachable=[(shown(host, port), why) for host, port, why in links.targets.unreachable],
                 refusals=links.refusals,
                 by_certificate=links.settings.credentials.key is None,
                 local=local,
@@ -166,7 +166,7 @@ class NodeSearch:
             if why:
                 self._say_why_alone()
             settings = dataclasses.replace(self._links.settings, credentials=node.credentials, group="")
-            self._links.dial(node.host, node.port, named=True, settings=settings)
+            self._links.targets.dial(node.host, node.port, named=True, settings=settings)
             await node.ended()
             self._embedded = None
             self._links.give_up(node.host, node.port, "it was killed")
