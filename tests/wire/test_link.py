@@ -172,7 +172,6 @@ def test_messages_go_both_ways_in_order_and_whole() -> None:
             sent.append((RunJobs(ComputationId("c"), jobs), b"ab" * 2000))
             await here.until(lambda: len(here.messages) == len(sent))
             assert here.messages == there.messages == sent
-            assert link.bytes_sent == there.links[0].bytes_received > 5 << 20
             await gone(link)
         assert await there.heard("goodbye") == "goodbye: test is over"
         assert here.said == ["opened n1"]
@@ -534,7 +533,6 @@ def test_heartbeats_keep_an_idle_link() -> None:
             link = await dial("127.0.0.1", listener.port, settings=impatient(settings()), handler=here)
             # Longer than silence may last.
             await asyncio.sleep(1.5)
-            assert link.bytes_received > 10 * 19
             assert link.is_open
             assert "lost" not in " ".join(here.said)
             assert here.messages == []

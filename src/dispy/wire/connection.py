@@ -8,26 +8,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from dispy import failpoints
 from dispy.errors import ConnectFailed, LocalProtocolError
-from dispy.model import ProcessId, Role
-from dispy.secrets import Credentials
-from dispy.settings import GRACE_TIMEOUT, HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
+from dispy.model import Role
 from dispy.wire.frames import Buffer
-from dispy.wire.handshake import Channel, HandshakeRejected, Identity, ProvenPeer, Refusal
+from dispy.wire.handshake import Channel, HandshakeRejected, ProvenPeer, Refusal
 from dispy.wire.messages import AnyMessage
+from dispy.wire.parties import LinkSettings, Peer
 from dispy.wire.session import (
     Ended,
     Established,
-    Intervals,
     Received,
     Recovered,
     Refused,
@@ -36,52 +32,10 @@ from dispy.wire.session import (
 )
 from dispy.wire.tls import certified_roles, verifies
 
-NOTSENT_LOWAT: Final = 128 << 10
-"""Bytes that may wait in the kernel: what is sent next (a heartbeat) is not long behind a file."""
 WRITE_SIZE: Final = 256 << 10
 """Bytes that are given to the loop at once."""
 SHUTDOWN_TIMEOUT: Final = 5.0
 """Seconds that a closed link has for sending what is queued."""
-KEEPALIVE_IDLE: Final = 30
-KEEPALIVE_INTERVAL: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The process at the other end of a link, as it has proved to be."""
-
-    process: ProcessId
-    role: Role
-    name: str
-    address: str
-    port: int
-    capabilities: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSettings:
-    """Who this process is on its links, and how long silence may last (seconds)."""
-
-    process: ProcessId
-    role: Role
-    name: str
-    credentials: Credentials
-    group: str = ""
-    admin: Credentials | None = None
-    """What a dialler must know that comes as admin; None: there are no admin links."""
-    heartbeat_interval: float = HEARTBEAT_INTERVAL
-    suspect_timeout: float = SUSPECT_TIMEOUT
-    grace_timeout: float = GRACE_TIMEOUT
-
-    @property
-    def identity(self) -> Identity:
-        """For the handshake."""
-        return Identity(self.process, self.role, self.name, self.credentials, self.group, admin_keys=self.admin)
-
-    @property
-    def intervals(self) -> Intervals:
-        """For the session."""
-        return Intervals(self.heartbeat_interval, self.suspect_timeout, self.grace_timeout, HANDSHAKE_TIMEOUT)
 
 
 class LinkHandler(Protocol):
@@ -137,8 +91,6 @@ class Link(asyncio.BufferedProtocol):
         self.is_open = False
         self.silent_for = 0.0
         """Seconds without a byte, of the grace time, when it was lost by silence; else 0."""
-        self.bytes_sent = 0
-        self.bytes_received = 0
         self._approach = approach
         self._handler = handler
         self._loop = asyncio.get_running_loop()
@@ -289,7 +241,6 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """The loop has put bytes there."""
         assert self._session is not None
-        self.bytes_received += nbytes
         self._session.buffer_updated(nbytes, self._loop.time())
         self._process()
 
@@ -342,7 +293,6 @@ class Link(asyncio.BufferedProtocol):
                     buffer = buffer[:room]
                 batch.append(buffer)
                 room -= len(buffer)
-            self.bytes_sent += WRITE_SIZE - room
             transport.writelines(batch)
 
     def _process(self) -> None:
@@ -455,23 +405,6 @@ class Link(asyncio.BufferedProtocol):
     def _abort_transport(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-
-
-def tune(sock: socket.socket) -> None:
-    """Socket options of links: small messages at once, little waiting in the kernel, dead peers noticed."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_NOTSENT_LOWAT", NOTSENT_LOWAT),
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
-        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
-    ):
-        option = getattr(socket, name, None)
-        if option is not None:
-            # An optimisation; a kernel that knows the name may still refuse the value.
-            with suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _why(error: Exception | None) -> str:

@@ -15,9 +15,11 @@ from typing import Any, Final
 
 from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
 from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_HURRY, REDIAL_MOST
-from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
+from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler
 from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of
+from dispy.wire.parties import LinkSettings
+from dispy.wire.sockets import tune
 from dispy.wire.tls import dialler_context
 
 _SHORT_LIFE: Final = 1.0

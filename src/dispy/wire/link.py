@@ -5,9 +5,10 @@ A process that is reached by two links, one dialled by each side, should keep `b
 
 from __future__ import annotations
 
-from dispy.wire.connection import Link, LinkHandler, LinkSettings, Peer
+from dispy.wire.connection import Link, LinkHandler
 from dispy.wire.dialler import Dialler, dial
 from dispy.wire.listener import Listener
+from dispy.wire.parties import LinkSettings, Peer
 
 __all__ = [
     "Dialler",

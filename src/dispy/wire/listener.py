@@ -15,10 +15,12 @@ from typing import Any, Final
 from dispy.errors import ConnectFailed, NodeError, PortInUse
 from dispy.model import ProcessId, Role
 from dispy.settings import HANDSHAKE_TIMEOUT
-from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler, LinkSettings, tune
+from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler
 from dispy.wire.dialler import is_loopback
 from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of, can_be_used, shown
+from dispy.wire.parties import LinkSettings
+from dispy.wire.sockets import tune
 from dispy.wire.tls import ListenerTls, listener_tls
 
 UNAUTHENTICATED_LIMIT: Final = 64

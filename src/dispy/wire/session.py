@@ -91,7 +91,7 @@ SessionEvent = Established | Received | Suspected | Recovered | Refused | Ended
 class Session:
     """One side of one connection.
 
-    Receive either by `receive_data`, or without a copy into `get_buffer()` followed by `buffer_updated`.
+    What is received is put into `get_buffer()`, without a copy; then `buffer_updated` is told.
     After each call of any method look at `events_received()` and write what `data_to_send()` gives.
     """
 
@@ -177,16 +177,6 @@ class Session:
                 self._read_handshake(self._unread_end + count)
         except RemoteProtocolError as error:
             self._end("garbage", str(error))
-
-    def receive_data(self, data: Buffer, now: float) -> None:
-        """Bytes of any number were received."""
-        rest = memoryview(data)
-        while rest and not self.ended:
-            room = self.get_buffer()
-            count = min(len(room), len(rest))
-            room[:count] = rest[:count]
-            self.buffer_updated(count, now)
-            rest = rest[count:]
 
     def receive_eof(self, cause: str = "") -> None:
         """The connection ended; `cause` says why if it was no orderly end."""
