@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from dispy import namespace, pickling
+from dispy.codenames import MAIN
 from dispy.errors import ShippingError
 from dispy.sources import (
     LocalFile,
@@ -114,7 +115,7 @@ def _name(computation: object) -> str:
 def _modules_of_main() -> set[str]:
     """Own modules that the client's program has imported from: arguments may be made of them."""
     found = set()
-    for value in list(vars(sys.modules[pickling.MAIN]).values()):
+    for value in list(vars(sys.modules[MAIN]).values()):
         if isinstance(value, types.ModuleType):
             found.add(value.__name__)
         else:
