@@ -13,7 +13,7 @@ import pytest
 
 from dispy.model import Ending
 from dispy.node import limits
-from dispy.node.serving import over_time
+from dispy.node.verdicts import over_time
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serving_computation import result, serving, text

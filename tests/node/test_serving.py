@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dispy.model import BlobRef, HeldAttempt, JobDone
 from dispy.node.results import Freed, Results
-from dispy.node.serving import DEATH_OUTPUT, clip, death_text
+from dispy.node.verdicts import DEATH_OUTPUT, clip, death_text
 
 
 def job(number: int, attempt: int = 1, blob: BlobRef | None = None) -> JobDone:

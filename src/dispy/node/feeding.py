@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, JobExtra, RecallFromWorker, RetireWorker
-from dispy.node.serving import Computation, HeldJob
+from dispy.node.serving import Computation, HeldJob, Worker, WorkerState
 from dispy.node.slots import (
     STALL_SECONDS,
     STARVE_SECONDS,
-    Worker,
-    WorkerState,
     prefetch_depth,
     share_out,
 )

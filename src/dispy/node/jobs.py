@@ -21,11 +21,11 @@ from dispy.node.serving import (
     Loan,
     RecallRequest,
     Special,
-    clip,
-    death_text,
-    over_time,
+    Worker,
+    WorkerState,
 )
-from dispy.node.slots import Escalation, Worker, WorkerState
+from dispy.node.slots import Escalation
+from dispy.node.verdicts import clip, death_text, over_time
 from dispy.wire.messages import JobsRecalled
 
 EXHAUSTED_MOST = 3

@@ -1,4 +1,4 @@
-"""What a node keeps for the scheduler that holds it: the lease, its computations, its jobs.
+"""What a node keeps for the scheduler that holds it: the lease, its computations, their workers, its jobs.
 
 Tables with their invariants; what happens to them when is decided in `dispy.node.core`.
 """
@@ -22,14 +22,9 @@ from dispy.model import (
     ProcessId,
 )
 from dispy.node.results import Results
-from dispy.node.slots import Worker
+from dispy.node.slots import STALL_SECONDS, Escalation
 from dispy.wire.messages import FileOffered, OpenComputation
 
-LAST_LINES: Final = 20
-LAST_BYTES: Final = 2048
-"""How much of a dead worker's stderr stands in the error text."""
-DEATH_OUTPUT: Final = 256 << 10
-"""Bytes of stdout and of stderr that are told of a job whose worker died."""
 SHORTEST_JOB: Final = 5e-6
 """Seconds that a job takes at least: what a worker needs around it."""
 
@@ -104,6 +99,54 @@ class Loan:
 
     files: tuple[FileSpec, ...]
     is_here: bool = False
+
+
+class WorkerState(Enum):
+    """Idle and busy are READY without and with jobs."""
+
+    STARTING = auto()
+    READY = auto()
+    RETIRING = auto()
+    """Gets no more jobs and ends after those that it has."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process on one CPU."""
+
+    id: int
+    computation: ComputationId
+    state: WorkerState = WorkerState.STARTING
+    jobs: dict[int, HeldJob] = field(default_factory=dict)
+    """Sequence → job; those that were given and not answered, the oldest first."""
+    sequence: int = 0
+    """The last one that was given."""
+    progress_at: float = 0.0
+    """When it last answered, or was given a job while idle."""
+    answered: int = 0
+    recalling: int = 0
+    """The `before` of the recall that is under way; 0 = none."""
+    escalation: Escalation | None = None
+    told_to_end: bool = False
+    pid: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could run a job now."""
+        return self.state is WorkerState.READY and not self.jobs
+
+    @property
+    def unstarted(self) -> int:
+        """Jobs behind the one that it runs, as far as is known."""
+        return max(0, len(self.jobs) - 1)
+
+    def head(self) -> HeldJob | None:
+        """The job that it runs or begins next."""
+        return next(iter(self.jobs.values()), None)
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether it has run one job for longer than what is given ahead was meant to take."""
+        return bool(self.jobs) and now >= self.progress_at + STALL_SECONDS
 
 
 class ComputationState(Enum):
@@ -254,29 +297,3 @@ class Waiter:
     token: bytes
     holder: Holder
     peer: ProcessId
-
-
-def clip(output: bytes, limit: int = DEATH_OUTPUT) -> bytes:
-    """The output, with its middle cut out when it is longer than `limit` bytes."""
-    if len(output) <= limit:
-        return output
-    note = b"\n[dispy: %d bytes of output left out here]\n" % (len(output) - limit)
-    return output[: limit // 2] + note + output[-(limit // 2) :]
-
-
-def over_time(seconds: float, limit: float) -> str:
-    """The verdict on a job that ran too long."""
-    return f"time: {max(seconds, limit):.1f} s over the limit of {limit:g} s"
-
-
-def last_lines(stderr: bytes) -> str:
-    """The end of a stderr for an error text: at most LAST_LINES lines and LAST_BYTES bytes."""
-    text = stderr[-LAST_BYTES:].decode("utf-8", "replace")
-    lines = text.rstrip().splitlines()[-LAST_LINES:]
-    return "\n".join(lines)
-
-
-def death_text(cause: str, stderr: bytes) -> str:
-    """What people read of a job whose worker died."""
-    tail = last_lines(stderr)
-    return f"{cause}\nThe last lines of its stderr:\n{tail}" if tail else cause

@@ -1,21 +1,17 @@
-"""The CPUs of a node: which workers sit on them, how many jobs each is given, how a job is ended by steps.
+"""How many jobs each worker of a node is given, and by which steps a job is ended.
 
-Choices are pure functions over counts; `dispy.node.feeding` applies them.
+Choices are pure functions over counts and times; `dispy.node.feeding` applies them.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from dispy.model import ComputationId
 from dispy.settings import INTERRUPT_TIMEOUT, TERMINATE_TIMEOUT
-
-if TYPE_CHECKING:
-    from dispy.node.serving import HeldJob
 
 PREFETCH_SECONDS: Final = 0.003
 """Work that lies ready in a worker behind the job that it runs."""
@@ -26,15 +22,6 @@ STARVE_SECONDS: Final = 0.1
 """A computation that waits so long with less than its share of the CPUs takes one from another."""
 INTERRUPT_INTERVAL: Final = 0.1
 """SIGINT is repeated while the job stands: Python swallows a KeyboardInterrupt in finalisers."""
-
-
-class WorkerState(Enum):
-    """Idle and busy are READY without and with jobs."""
-
-    STARTING = auto()
-    READY = auto()
-    RETIRING = auto()
-    """Gets no more jobs and ends after those that it has."""
 
 
 class EndingStep(Enum):
@@ -79,45 +66,6 @@ class Escalation:
         self.step = EndingStep.KILL
         self.next_at = self.repeat_at = now + INTERRUPT_INTERVAL
         return signal.SIGKILL
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One worker process on one CPU."""
-
-    id: int
-    computation: ComputationId
-    state: WorkerState = WorkerState.STARTING
-    jobs: dict[int, HeldJob] = field(default_factory=dict)
-    """Sequence → job; those that were given and not answered, the oldest first."""
-    sequence: int = 0
-    """The last one that was given."""
-    progress_at: float = 0.0
-    """When it last answered, or was given a job while idle."""
-    answered: int = 0
-    recalling: int = 0
-    """The `before` of the recall that is under way; 0 = none."""
-    escalation: Escalation | None = None
-    told_to_end: bool = False
-    pid: int = 0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it could run a job now."""
-        return self.state is WorkerState.READY and not self.jobs
-
-    @property
-    def unstarted(self) -> int:
-        """Jobs behind the one that it runs, as far as is known."""
-        return max(0, len(self.jobs) - 1)
-
-    def head(self) -> HeldJob | None:
-        """The job that it runs or begins next."""
-        return next(iter(self.jobs.values()), None)
-
-    def is_stalled(self, now: float) -> bool:
-        """Whether it has run one job for longer than what is given ahead was meant to take."""
-        return bool(self.jobs) and now >= self.progress_at + STALL_SECONDS
 
 
 def prefetch_depth(mean: float | None) -> int:
