@@ -93,8 +93,6 @@ class Callers:
             grace_timeout=settings.msg_timeout,
         )
 
-    # ---- life ----
-
     async def start(self) -> None:
         """Listen and take part in discovery.
 
@@ -214,8 +212,6 @@ class Callers:
         except TimeoutError:
             logger.debug("a link took more than %g s to close", CLOSE_TIMEOUT)
 
-    # ---- for the service ----
-
     def exchange(self, process: ProcessId) -> BlobExchange:
         """The blobs that travel between this node and a scheduler; KeyError for one that is forgotten."""
         return self._callers[process].exchange
@@ -240,8 +236,6 @@ class Callers:
             link, caller.link = caller.link, None
             link.close(action.reason)
             self._forget_caller(action.peer, action.reason)
-
-    # ---- links (see LinkHandler) ----
 
     def link_opened(self, link: Link) -> None:
         """A scheduler is there, whoever dialled, or an admin."""

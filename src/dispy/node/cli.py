@@ -212,9 +212,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.main(args=None if arguments is None else list(arguments), prog_name="dispynode")
 
 
-# ---- options ----
-
-
 def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> NodeSettings:
     base_port = settings.base_port(options["base_port"])
     prefix = options["dest_path_prefix"]

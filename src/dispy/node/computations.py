@@ -24,8 +24,6 @@ class ComputationDesk:
     def __init__(self, jobs: JobDesk) -> None:
         self._jobs = jobs
 
-    # ---- what the scheduler asks ----
-
     def ask_open(self, lease: Lease, message: msg.OpenComputation, effects: Effects, *, ending: bool) -> None:
         """Prepare it, unless the node is `ending`; one that is closing is opened again afterwards."""
         assert lease.peer is not None
@@ -89,8 +87,6 @@ class ComputationDesk:
             if computation.state is ComputationState.CLOSING and computation.is_empty:
                 computation.state = ComputationState.CLEANING
                 effects.actions.append(CleanComputation(computation.id, computation.prepared))
-
-    # ---- what happens to them ----
 
     def advanced(self, lease: Lease | None, event: ev.ComputationAdvanced, effects: Effects) -> None:
         """Its preparation has come to a step that may take long."""

@@ -1,8 +1,9 @@
-"""The node's decisions: who holds the node, what is open on it, what the scheduler is told, when it ends.
+"""The node's decisions: who holds the node, what the scheduler is told, what its owner wants.
 
 A plain object: events in, effects out. No I/O, clock, task or log. `dispy.node.service` is its host.
 What becomes of computations is in `dispy.node.computations`, of jobs that end or leave in `dispy.node.jobs`, of
-results that wait in `dispy.node.keeping` and `dispy.node.claims`; who gets which job is in `dispy.node.feeding`.
+results that wait in `dispy.node.keeping` and `dispy.node.claims`; who gets which job is in `dispy.node.feeding`,
+when a node that is to end does so in `dispy.node.departure`.
 """
 
 from __future__ import annotations
@@ -12,57 +13,21 @@ from typing import assert_never
 
 import msgspec
 
-from dispy.model import ComputationId, HeldAttempt, Holder, JobSpec, NodeInfo, ProcessId
+from dispy.model import HeldAttempt, JobSpec, NodeInfo, ProcessId
 from dispy.node import conversation
 from dispy.node import events as ev
 from dispy.node.claims import ClaimDesk
 from dispy.node.computations import ComputationDesk
-from dispy.node.effects import (
-    Announce,
-    Effects,
-    Exit,
-    HangUp,
-    NoteLease,
-    Send,
-)
+from dispy.node.departure import Departure
+from dispy.node.effects import Announce, Effects, Exit, HangUp, NoteLease, Send
 from dispy.node.jobs import JobDesk
 from dispy.node.keeping import Keeper
 from dispy.node.serving import ComputationState, Lease, Waiter, lease_name
+from dispy.node.snapshot import Snapshot, take_snapshot
 from dispy.settings import GRACE_TIMEOUT, ZOMBIE_INTERVAL
 from dispy.wire import messages as msg
 
-EXIT_TIMEOUT = 0.3
-"""Seconds that an immediate exit waits for workers to say which jobs they had not started, and for acknowledgements."""
-FAREWELL_TIMEOUT = 5.0
-"""Seconds that an orderly exit waits for the scheduler to acknowledge the last results."""
-_JOBS_DONE = "it was told to end and its jobs are done"
 _IS_BACK = "the process that submitted these jobs is back"
-
-
-@dataclass(slots=True, frozen=True)
-class Snapshot:
-    """What people may see of a node."""
-
-    holder: Holder | None
-    waiting: int
-    computations: list[tuple[ComputationId, str, str]]
-    queued: int
-    given: int
-    workers: int
-    unacknowledged: int
-    unclaimed: int
-    """Results whose scheduler is gone."""
-    done: int
-    served: int
-
-
-@dataclass(slots=True)
-class _Exiting:
-    at_once: bool
-    deadline: float | None = None
-    """When it waits no longer for workers or acknowledgements."""
-    fetch_until: float | None = None
-    """Until then it waits for whoever comes for its results; None: it does not wait."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +49,8 @@ class NodeCore:
     computations: ComputationDesk = field(init=False)
     keeper: Keeper = field(init=False)
     claims: ClaimDesk = field(init=False)
-    exiting: _Exiting | None = None
+    departure: Departure | None = None
+    """It has been told to end."""
     served: int = 0
     """Leases that are over."""
     last_sequence: int = 0
@@ -97,8 +63,6 @@ class NodeCore:
         self.computations = ComputationDesk(self.desk)
         self.keeper = Keeper(self.zombie_interval)
         self.claims = ClaimDesk(self.computations, self.keeper)
-
-    # ---- the five methods of every core ----
 
     def handle(self, event: ev.Event, now: float) -> Effects:
         """Take one event in and return all that it causes."""
@@ -178,11 +142,11 @@ class NodeCore:
         if (lease := self.lease) is not None:
             times += [at for at in (lease.grace_at, lease.zombie_at) if at is not None and not lease.ended]
             feeding = self.desk.feeder.next_deadline(lease.computations.values())
-            if feeding is not None and not (self.exiting and self.exiting.at_once):
+            if feeding is not None and not (self.departure and self.departure.at_once):
                 times.append(feeding)
         times += self.desk.deadlines()
-        if self.exiting is not None:
-            times += [at for at in (self.exiting.deadline, self.exiting.fetch_until) if at is not None]
+        if self.departure is not None:
+            times += self.departure.deadlines()
         return None if self.ended else min(times, default=None)
 
     def handle_timeout(self, now: float) -> Effects:
@@ -203,20 +167,7 @@ class NodeCore:
 
     def snapshot(self) -> Snapshot:
         """What people may see."""
-        lease = self.lease
-        computations = [] if lease is None else list(lease.computations.values())
-        return Snapshot(
-            holder=None if lease is None else lease.holder,
-            waiting=len(self.line),
-            computations=[(each.id, each.spec.name, each.state.name.lower()) for each in computations],
-            queued=sum(len(each.queue) + len(each.heavy) + len(each.arriving) for each in computations),
-            given=sum(len(worker.jobs) for worker in self.desk.feeder.workers.values()),
-            workers=len(self.desk.feeder.workers),
-            unacknowledged=0 if lease is None else len(lease.results.attempts),
-            unclaimed=sum(len(orphan.results.attempts) for orphan in self.keeper.orphans.values()),
-            done=self.desk.done,
-            served=self.served,
-        )
+        return take_snapshot(self.lease, self.line, self.desk, self.keeper, self.served)
 
     def check(self) -> None:
         """Recompute every table from the others.
@@ -231,12 +182,10 @@ class NodeCore:
         assert len({waiter.token for waiter in self.line}) == len(self.line), "stands in line twice"
         assert all(waiter.peer in self.links for waiter in self.line), "waits without a link"
         if lease is None:
-            assert not self.line or self.exiting, "somebody waits for a free node"
+            assert not self.line or self.departure, "somebody waits for a free node"
             return
         assert lease.peer is None or lease.peer in self.links, "the lease speaks over a link that is gone"
         assert lease.peer is not None or lease.expired or lease.grace_at is not None or lease.ended
-
-    # ---- links and leases ----
 
     def _on_link_opened(self, event: ev.LinkOpened, now: float, effects: Effects) -> None:
         if event.peer in self.links:
@@ -275,7 +224,7 @@ class NodeCore:
             self._hang_up(claim.peer, reason, now, effects)
 
     def _on_ask_lease(self, peer: ProcessId, ask: msg.AskLease, now: float, effects: Effects) -> None:
-        if self.exiting is not None and (self.lease is None or self.lease.token != ask.token):
+        if self.departure is not None and (self.lease is None or self.lease.token != ask.token):
             self._hang_up(peer, "the node is ending", now, effects)
             return
         self.line = [each for each in self.line if each.token != ask.token and each.peer != peer]
@@ -331,8 +280,6 @@ class NodeCore:
         effects.actions.append(HangUp(peer, reason))
         self._drop_link(peer, goodbye=False, now=now, effects=effects)
 
-    # ---- what schedulers say ----
-
     def _on_said(self, event: ev.SchedulerSaid, now: float, effects: Effects) -> None:
         message, peer = event.message, event.peer
         if peer not in self.links:
@@ -365,7 +312,7 @@ class NodeCore:
             case msg.RecallJobs():
                 self.desk.recall(lease, message.count, effects)
             case msg.OpenComputation():
-                self.computations.ask_open(lease, message, effects, ending=self.exiting is not None)
+                self.computations.ask_open(lease, message, effects, ending=self.departure is not None)
             case msg.CloseComputation():
                 self.computations.ask_close(lease, message, now, effects)
             case msg.FileTaken() | msg.PlaceFile() | msg.TailJob() | msg.ListJobs():
@@ -389,7 +336,7 @@ class NodeCore:
         assert lease.peer is not None
         computation = lease.computations.get(message.computation)
         takes = (ComputationState.OPENING, ComputationState.READY)
-        refuses = self.exiting or lease.ended or not self.info.cpus
+        refuses = self.departure or lease.ended or not self.info.cpus
         if computation is None or refuses or computation.state not in takes:
             effects.sends.append(Send(lease.peer, _given_back(message.jobs)))
             return
@@ -399,12 +346,10 @@ class NodeCore:
             return
         self.desk.take(lease, computation, message.jobs, payload, now, effects)
 
-    # ---- what the node's owner wants ----
-
     def _on_offer_changed(self, event: ev.OfferChanged, effects: Effects) -> None:
         """Tell everybody; nothing new starts beyond the offer, and without one what has not started goes back."""
         before = self.info
-        if self.exiting is not None or (before.cpus, before.closed) == (event.cpus, event.reason):
+        if self.departure is not None or (before.cpus, before.closed) == (event.cpus, event.reason):
             return
         self.info = msgspec.structs.replace(before, cpus=event.cpus, closed=event.reason)
         lease = self.lease
@@ -436,36 +381,47 @@ class NodeCore:
             lease.zombie_at = None
             self.computations.expire(lease, effects)
 
-    # ---- the end of things ----
-
     def _on_exit_asked(self, event: ev.ExitAsked, now: float, effects: Effects) -> None:
-        if self.exiting is not None and (self.exiting.at_once or not event.at_once):
+        if self.departure is not None and (self.departure.at_once or not event.at_once):
             return
         for waiter in list(self.line):
             self._hang_up(waiter.peer, "the node is ending", now, effects)
         lease = self.lease
+        self.departure = Departure.begin(event, now, self.zombie_interval)
         if event.at_once:
-            self.exiting = _Exiting(True, now + EXIT_TIMEOUT)
             if lease is not None:
                 self.desk.give_back_all(lease, effects)
             return
-        self.exiting = _Exiting(False, fetch_until=now + self.zombie_interval if event.when_fetched else None)
         self.info = msgspec.structs.replace(self.info, cpus=0, closed="it is ending")
         if lease is not None and lease.peer is not None:
             effects.sends.append(Send(lease.peer, msg.NodeDescribed(self.info)))
+
+    def _due(self, departure: Departure, now: float, effects: Effects) -> Exit | HangUp | None:
+        if self.lease is None:
+            return departure.without_lease(now, unfetched=bool(self.keeper.orphans))
+        recalling = any(worker.recalling for worker in self.desk.feeder.workers.values())
+        return departure.with_lease(self.lease, self.computations, now, effects, recalling=recalling)
+
+    def _depart(self, due: Exit | HangUp | None, now: float, effects: Effects) -> None:
+        """Take the step that is due on the way to the end."""
+        match due:
+            case Exit(reason):
+                self._exit(reason, now, effects)
+            case HangUp(peer, reason):
+                self._hang_up(peer, reason, now, effects)
 
     def _settle(self, now: float, effects: Effects) -> None:
         """Decide from the whole state what follows."""
         if self.claims.claims:
             self.claims.settle(self.lease, now, effects)
-        if self.exiting is not None:
-            self._settle_exit(self.exiting, now, effects)
         lease = self.lease
+        if self.departure is not None:
+            self._depart(self._due(self.departure, now, effects), now, effects)
         if lease is None or self.ended:
             return
         if lease.expired and lease.is_idle and not lease.ended:
             lease.ended = bool(self.line) or lease.zombie_at is None
-        if not (self.exiting and self.exiting.at_once):
+        if not (self.departure and self.departure.at_once):
             self.desk.feeder.dispatch(lease.computations.values(), now, effects.actions)
         if self.desk.timed:
             self.desk.watch_time(lease, now, effects)
@@ -485,50 +441,15 @@ class NodeCore:
         else:
             self.keeper.adopt(lease, now, effects)
         self.served += 1
-        if self.exiting is not None:
-            self._settle_exit(self.exiting, now, effects, _JOBS_DONE)
+        if self.departure is not None:
+            due = self.departure.after_lease(now, unfetched=bool(self.keeper.orphans))
+            self._depart(due, now, effects)
         elif self.served == self.serve:
             self._exit(f"it has served {self.served} program{'' if self.served == 1 else 's'}", now, effects)
         elif self.line:
             self._grant(self.line.pop(0), now, effects)
         elif self.info.cpus:
             effects.actions.append(Announce())
-
-    def _settle_exit(self, exiting: _Exiting, now: float, effects: Effects, reason: str = "it was told to end") -> None:
-        lease = self.lease
-        late = exiting.deadline is not None and now >= exiting.deadline
-        unheard = lease is not None and lease.hearer is not None and bool(lease.results.batches)
-        if exiting.at_once:
-            asked = any(worker.recalling for worker in self.desk.feeder.workers.values())
-            if late or not (asked or unheard):
-                self._exit("it was told to end now", now, effects)
-            return
-        if exiting.fetch_until is not None and now >= exiting.fetch_until:
-            self._exit("nobody has come for its results", now, effects)
-        elif lease is None:
-            if exiting.fetch_until is None or not self.keeper.orphans:
-                self._exit(reason, now, effects)
-        elif exiting.fetch_until is not None and lease.peer is None:
-            lease.zombie_at = None
-            if not lease.expired:
-                self.computations.expire(lease, effects)
-        else:
-            self._settle_farewell(exiting, lease, now, effects, late=late)
-
-    def _settle_farewell(self, exiting: _Exiting, lease: Lease, now: float, effects: Effects, *, late: bool) -> None:
-        """End as soon as nothing of the lease is here, and its holder has acknowledged that or has had time to."""
-        if lease.is_idle:
-            for computation in lease.computations.values():
-                self.computations.close(lease, computation, terminate=False, now=now, effects=effects)
-        if lease.computations:
-            return
-        if late and exiting.fetch_until is not None and lease.peer is not None:
-            exiting.deadline = None
-            self._hang_up(lease.peer, "the node is ending", now, effects)
-        elif not lease.results.batches or lease.hearer is None or late:
-            self._exit(_JOBS_DONE, now, effects)
-        elif exiting.deadline is None:
-            exiting.deadline = now + FAREWELL_TIMEOUT
 
     def _exit(self, reason: str, now: float, effects: Effects) -> None:
         self.ended = True

@@ -152,8 +152,6 @@ class Feeder:
         gpus = [number for special in specials for number in special.gpus]
         assert len(set(gpus)) == len(gpus), "a GPU was given twice"
 
-    # ---- heavy jobs, and bounds ----
-
     def _feed_heavy(self, computation: Computation, now: float, actions: list[Action]) -> int:
         """Start heavy jobs in their order; returns the CPUs that are to be kept free for the first that must wait."""
         limit = min(self._bound(computation) or self.capacity, self.capacity)

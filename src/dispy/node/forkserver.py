@@ -185,8 +185,6 @@ class _Server:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the next read says the same
             self._control.sendall(channel.control_frame(kind, info))
 
-    # Loading and setup
-
     def load_again(self, state: int) -> None:
         """Load what an earlier start of this process was sent; workers run the setup."""
         self._is_second = True
@@ -266,8 +264,6 @@ class _Server:
                 self._computation, self._setup_args, may_end_node=self._spec["client_shutdown"]
             )
         self._send(channel.CLEANED, trace=trace, shutdown=asked)
-
-    # Workers
 
     def _on_fork(self, info: dict[str, Any], payload: bytes) -> None:
         number: int = info["worker"]
@@ -354,8 +350,6 @@ class _Server:
         os.close(child.pidfd)
         linux.end_children({other.pid for other in self._children.values()} | self._kept)
         self._send(channel.DIED, worker=child.number, status=status, memory=usage.ru_maxrss * 1024, error="")
-
-    # Recall and signals
 
     def _lock(self, child: _Child) -> bool:
         """Take the claim lock; False when the worker died or was stopped while it held it."""

@@ -346,8 +346,6 @@ class HostedComputation:
             keep = self.spec.keep_files and not self._places.settings.force_cleanup
             await asyncio.to_thread(self._places.workdirs.close, workdir, keep=keep)
 
-    # ---- what the fork server tells (see ForkServerHandler) ----
-
     def worker_forked(self, worker: int, pid: int) -> None:
         """A worker stands."""
         self._places.post(ev.WorkerForked(worker, pid))

@@ -51,8 +51,6 @@ class JobDesk:
         """Attempts that have ended here, of all leases."""
         self.arguments = ArgumentTable()
 
-    # ---- in ----
-
     def take(
         self,
         lease: Lease,
@@ -158,8 +156,6 @@ class JobDesk:
         text = f"its arguments did not reach the node: {event.reason}"
         self._unqueue(jobs, effects)
         self._end(lease, jobs, Ending.DIED, text, effects)
-
-    # ---- workers ----
 
     def worker_forked(self, event: ev.WorkerForked, now: float) -> None:
         """It takes jobs from now on."""
@@ -312,8 +308,6 @@ class JobDesk:
         lease.results.attempts[job.job] = job.attempt
         self._tell_done(lease, [done], [stdout + stderr + error], effects)
 
-    # ---- ending by force ----
-
     def cancel(self, lease: Lease, numbers: Iterable[int], now: float, effects: Effects) -> None:
         """End these jobs wherever they are; unknown ones have ended already."""
         waiting = []
@@ -365,8 +359,6 @@ class JobDesk:
                 effects.actions.append(CancelInWorker(worker.computation, worker.id, step.sequence))
             else:
                 effects.actions.append(SignalWorker(worker.computation, worker.id, step.sequence, int(number)))
-
-    # ---- back ----
 
     def recall(self, lease: Lease, count: int, effects: Effects) -> None:
         """Give up to `count` jobs back that have not started: from the queues, then from the workers."""
@@ -506,8 +498,6 @@ class JobDesk:
                 self._release(job, effects)
         return [HeldAttempt(job.job, job.attempt) for job in jobs]
 
-    # ---- out ----
-
     def _end(self, lease: Lease, jobs: list[HeldJob], ending: Ending, text: str, effects: Effects) -> None:
         """End attempts that never ran."""
         if not jobs:
@@ -532,8 +522,6 @@ class JobDesk:
     def _tell_recalled(self, lease: Lease, held: list[HeldAttempt], effects: Effects) -> None:
         if lease.peer is not None:
             effects.sends.append(Send(lease.peer, JobsRecalled(held)))
-
-    # ---- checking ----
 
     def check(self, lease: Lease | None) -> None:
         """Recompute every table from the others."""

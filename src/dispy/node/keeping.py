@@ -69,8 +69,6 @@ class Keeper:
         """Nobody hears what running jobs say: keep the last of it only."""
         forget(lease.name, lease.results.drop_interim(most=INTERIM_MOST, size=INTERIM_BYTES), effects)
 
-    # ---- the disk ----
-
     def hurry(self, results: Results, now: float) -> None:
         """Nobody hears of these: they are to be on the disk soon."""
         if not results.is_spooled:

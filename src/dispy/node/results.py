@@ -115,8 +115,6 @@ class Results:
                 if done.ending != Ending.PROVISIONAL:
                     yield HeldAttempt(done.job, done.attempt)
 
-    # ---- the disk ----
-
     def due(self, now: float, *, linked: bool, most: int | None = None) -> list[Batch]:
         """Up to `most` batches that are to be written now: those that waited too long, or all without a link."""
         self.look_at = None

@@ -72,8 +72,6 @@ class NodeService:
         self._closed = False
         self._handles: set[Path] = set()
 
-    # ---- life ----
-
     async def start(self) -> None:
         """Take the directory, listen, announce, dial.
 
@@ -202,8 +200,6 @@ class NodeService:
         """
         self.handle(ev.ExitAsked(at_once, when_fetched))
 
-    # ---- the core and its timer ----
-
     def handle(self, event: ev.Event) -> None:
         """Give the core an event and perform what follows; events of these effects come after them."""
         if type(event) is ev.ComputationCleaned:
@@ -274,8 +270,6 @@ class NodeService:
             logger.debug("the load cannot be measured: %s", error)
         else:
             self.handle(ev.LoadSampled(avail))
-
-    # ---- actions ----
 
     def _withdraw(self, action: do.WithdrawResults) -> None:
         for name in action.names:

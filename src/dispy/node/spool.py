@@ -95,8 +95,6 @@ class Spool:
         self.trouble = ""
         """Why results cannot be written, for people; empty if they can, as far as is known."""
 
-    # ---- at the start ----
-
     def load(self, keep_seconds: float) -> dict[bytes, list[ev.SpooledBatch]]:
         """In a thread: read what an earlier daemon has left, and remove what was written too long ago.
 
@@ -166,8 +164,6 @@ class Spool:
                         path.unlink()
         with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
-
-    # ---- while the node runs ----
 
     def write(self, action: do.SpoolBatch) -> None:
         """Write a batch; BatchesSpooled or SpoolFailed is posted when that is done."""
@@ -251,8 +247,6 @@ class Spool:
             unwritten[each.action.lease].append(each.action.message.sequence)
         for lease, numbers in unwritten.items():
             self._post(ev.SpoolFailed(lease, numbers))
-
-    # ---- in the thread ----
 
     def _do(self, group: Sequence[_Write | do.UnspoolBatches]) -> tuple[list[_Write], list[_Write]]:
         """What could be written of it, and what could not."""

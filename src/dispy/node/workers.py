@@ -99,8 +99,6 @@ class ForkServer:
         self.setup_in = "node"
         """`worker` when every worker runs setup itself, as asked or because setup left threads or used a GPU."""
 
-    # Life
-
     async def start(self) -> None:
         """Start the process, load the code, run setup; returns when workers can be forked.
 
@@ -217,8 +215,6 @@ class ForkServer:
     def _on_buried(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-
-    # Requests
 
     def fork(self, worker: int) -> None:
         """Ask for a worker; `worker_forked` (or `worker_died`) tells. A number is used once."""
@@ -388,8 +384,6 @@ class ForkServer:
         at = max(worker.cell[word], end - most)
         return os.pread(fd, end - at, at)
 
-    # Reports of the fork server
-
     def _on_control(self) -> None:
         control = self._control
         assert control is not None
@@ -510,8 +504,6 @@ class ForkServer:
             os.close(fd)
         if worker.group is not None and self._spec.groups is not None:
             self._spec.groups.remove(worker.group)
-
-    # Answers of workers
 
     def _on_readable(self, worker: WorkerRecord) -> None:
         replies: list[Reply] = []
