@@ -67,14 +67,14 @@ class ComputationDesk:
             return
         if terminate:
             jobs = [job.job for job in lease.jobs.values() if job.computation is computation]
-            self._jobs.cancel(lease, jobs, now, effects)
+            self._jobs.forcing.cancel(lease, jobs, now, effects)
         computation.state = ComputationState.CLOSING
 
     def expire(self, lease: Lease, effects: Effects) -> None:
         """Nobody came back in time: what has not started is dropped, what runs may end, and nobody takes its files."""
         lease.grace_at = None
         lease.expired = True
-        self._jobs.drop_unstarted(lease, effects)
+        self._jobs.returning.drop_unstarted(lease, effects)
         effects.actions += [AnswerParcel(parcel, False) for parcel in lease.parcels]
         lease.parcels.clear()
         for computation in lease.computations.values():
@@ -115,7 +115,7 @@ class ComputationDesk:
             # first, or the scheduler would send the jobs here again
             _tell(lease, msg.ComputationRefused(computation.id, reason, trace, final), effects)
             computation.told_closed = True
-        self._jobs.give_back(lease, computation, effects)
+        self._jobs.returning.give_back(lease, computation, effects)
         computation.prepared = False
         computation.state = ComputationState.CLOSING
 

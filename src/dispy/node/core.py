@@ -20,6 +20,7 @@ from dispy.node.claims import ClaimDesk
 from dispy.node.computations import ComputationDesk
 from dispy.node.departure import Departure
 from dispy.node.effects import Announce, Effects, Exit, HangUp, NoteLease, Send
+from dispy.node.invariants import check_jobs
 from dispy.node.jobs import JobDesk
 from dispy.node.keeping import Keeper
 from dispy.node.serving import ComputationState, Lease, Waiter, lease_name
@@ -69,7 +70,7 @@ class NodeCore:
         effects = Effects()
         if self.ended:
             return effects
-        self.desk.now = now
+        self.desk.outgoing.now = now
         match event:
             case ev.WorkerAnswered():
                 self.desk.worker_answered(self.lease, event, now, effects)
@@ -144,7 +145,7 @@ class NodeCore:
             feeding = self.desk.feeder.next_deadline(lease.computations.values())
             if feeding is not None and not (self.departure and self.departure.at_once):
                 times.append(feeding)
-        times += self.desk.deadlines()
+        times += self.desk.forcing.deadlines()
         if self.departure is not None:
             times += self.departure.deadlines()
         return None if self.ended else min(times, default=None)
@@ -154,14 +155,14 @@ class NodeCore:
         effects = Effects()
         if self.ended:
             return effects
-        self.desk.now = now
+        self.desk.outgoing.now = now
         self.keeper.handle_timeout(self.lease, now, effects)
         if (lease := self.lease) is not None:
             if lease.grace_at is not None and now >= lease.grace_at:
                 self.computations.expire(lease, effects)
             if lease.zombie_at is not None and now >= lease.zombie_at:
                 lease.zombie_at = None
-        self.desk.escalate(now, effects)
+        self.desk.forcing.escalate(now, effects)
         self._settle(now, effects)
         return effects
 
@@ -176,7 +177,7 @@ class NodeCore:
             AssertionError: two of them differ, which is a bug here.
         """
         lease = self.lease
-        self.desk.check(lease)
+        check_jobs(self.desk, lease)
         self.keeper.check(lease)
         self.claims.check(lease, self.links)
         assert len({waiter.token for waiter in self.line}) == len(self.line), "stands in line twice"
@@ -308,9 +309,9 @@ class NodeCore:
             case msg.AckResults():
                 self.keeper.acknowledge(lease.name, lease.results, message.sequence, effects)
             case msg.CancelJobs():
-                self.desk.cancel(lease, message.jobs, now, effects)
+                self.desk.forcing.cancel(lease, message.jobs, now, effects)
             case msg.RecallJobs():
-                self.desk.recall(lease, message.count, effects)
+                self.desk.returning.recall(lease, message.count, effects)
             case msg.OpenComputation():
                 self.computations.ask_open(lease, message, effects, ending=self.departure is not None)
             case msg.CloseComputation():
@@ -361,7 +362,7 @@ class NodeCore:
             if event.cpus:
                 lease.giving_back = False
             else:
-                self.desk.give_back_all(lease, effects)
+                self.desk.returning.give_back_all(lease, effects)
         elif event.cpus and not before.cpus:
             effects.actions.append(Announce())
 
@@ -390,7 +391,7 @@ class NodeCore:
         self.departure = Departure.begin(event, now, self.zombie_interval)
         if event.at_once:
             if lease is not None:
-                self.desk.give_back_all(lease, effects)
+                self.desk.returning.give_back_all(lease, effects)
             return
         self.info = msgspec.structs.replace(self.info, cpus=0, closed="it is ending")
         if lease is not None and lease.peer is not None:
@@ -423,8 +424,8 @@ class NodeCore:
             lease.ended = bool(self.line) or lease.zombie_at is None
         if not (self.departure and self.departure.at_once):
             self.desk.feeder.dispatch(lease.computations.values(), now, effects.actions)
-        if self.desk.timed:
-            self.desk.watch_time(lease, now, effects)
+        if self.desk.forcing.timed:
+            self.desk.forcing.watch_time(lease, now, effects)
         if lease.ended:
             for computation in lease.computations.values():
                 computation.reopen = None

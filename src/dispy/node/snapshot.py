@@ -43,6 +43,6 @@ def take_snapshot(lease: Lease | None, line: Sequence[Waiter], desk: JobDesk, ke
         workers=len(desk.feeder.workers),
         unacknowledged=0 if lease is None else len(lease.results.attempts),
         unclaimed=sum(len(orphan.results.attempts) for orphan in keeper.orphans.values()),
-        done=desk.done,
+        done=desk.outgoing.done,
         served=served,
     )
