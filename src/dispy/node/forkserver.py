@@ -14,7 +14,6 @@ import gc
 import mmap
 import os
 import pickle
-import resource
 import select
 import signal
 import socket
@@ -31,6 +30,7 @@ from typing import Any, Final, NoReturn
 from dispy import namespace
 from dispy.node import calls, channel, jobside, linux, tripwires, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, CLAIMED, DROP_BEFORE, DROP_FIRST, LOW_FD, RUNNING
+from dispy.node.guard import guard
 
 FRESH: Final = -1
 """In place of a descriptor on the command line: this is the first start, not a second one without setup."""
@@ -70,22 +70,27 @@ def main(fd: int, state: int) -> NoReturn:
         _refuse(socket.socket(fileno=fd), why)
     os.close(fd)
     if state == FRESH:
-        linux.become_subreaper()
-        guard = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            _refuse(control, linux.exhaustion(error) or str(error))
-        if pid:
-            _guard(pid, control)
-        linux.die_with_parent(guard)
-        linux.become_subreaper()
+        _go_below_guard(control)
     linux.name_process("dispy-fork")
     tripwires.install()
     server = _Server(control, console)
     if state != FRESH:
         server.load_again(state)
     server.serve()
+
+
+def _go_below_guard(control: socket.socket) -> None:
+    """Go on as a child of a process that waits for the end of this one."""
+    linux.become_subreaper()
+    above = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _refuse(control, linux.exhaustion(error) or str(error))
+    if pid:
+        guard(pid, control)
+    linux.die_with_parent(above)
+    linux.become_subreaper()
 
 
 def _refuse(control: socket.socket, why: str) -> NoReturn:
@@ -97,30 +102,6 @@ def _refuse(control: socket.socket, why: str) -> NoReturn:
 def _raise(fd: int) -> int:
     """Duplicate a descriptor to where user code that closes low ones does not reach."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW_FD)
-
-
-def _guard(pid: int, control: socket.socket) -> NoReturn:
-    """Wait until the fork server or the daemon is gone, end everything below, and end the way the fork server did."""
-    linux.name_process("dispy-guard")
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    pidfd = os.pidfd_open(pid)
-    poll = select.poll()
-    poll.register(control.fileno(), 0)  # a hang-up is always reported
-    poll.register(pidfd, select.POLLIN)
-    poll.poll()
-    with contextlib.suppress(ProcessLookupError):
-        if not select.select([pidfd], [], [], 0)[0]:
-            os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    linux.end_children()
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0 and -code != signal.SIGKILL:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(-code, signal.SIG_DFL)
-    if code < 0:
-        os.kill(os.getpid(), -code)
-    os._exit(code)
 
 
 class _Server:

@@ -8,11 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
-import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from dispy.errors import NodeError, TransferError
@@ -20,73 +17,21 @@ from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node import litter
-from dispy.node.cgroups import Groups
 from dispy.node.channel import SENT_FILE
-from dispy.node.effects import JobExtra
-from dispy.node.environments import Environments, own_python
-from dispy.node.initfile import InitFile
+from dispy.node.environments import own_python
 from dispy.node.linux import exhaustion
 from dispy.node.loans import Loans
-from dispy.node.parcels import Parcels
+from dispy.node.places import NodePlaces
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
-from dispy.node.settings import NodeSettings
-from dispy.node.venvs import VirtualEnvironments
-from dispy.node.workdir import Prefix, Workdir, Workdirs
+from dispy.node.variables import environment_of_fork_server
+from dispy.node.workdir import Workdir
 from dispy.node.workers import ForkServer
-from dispy.secrets import SECRET_VARIABLES
-from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
-from dispy.wire.datagrams import RateLimit
+from dispy.wire.blobs import BlobExchange
 
 logger = logging.getLogger("dispy.node")
 
-WARN_INTERVAL: Final = 600.0
-"""Seconds until the same warning is given again."""
-
-THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""How many threads numerical libraries start: as many as the job has CPUs, else every job would start one for each."""
-GPU_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
 CLEANUP_TIMEOUT: Final = 60.0
 """Seconds that a cleanup function may take; a node must not stay locked by one that hangs."""
-
-
-@dataclass(slots=True)
-class NodePlaces:
-    """What all computations of a node share."""
-
-    prefix: Prefix
-    workdirs: Workdirs
-    store: BlobStore
-    sources: BlobSources
-    parcels: Parcels
-    environments: Environments
-    venvs: VirtualEnvironments
-    growth_limit: int
-    """Bytes by which workers may grow before they are replaced: a CPU's part of the machine's memory."""
-    groups: Groups | None
-    """Control groups for workers whose jobs have a memory limit; None where the machine grants none."""
-    names: dict[str, str]
-    """What jobs may know of the node (dispy_node_name, …)."""
-    settings: NodeSettings
-    init: InitFile | None
-    post: Callable[[ev.Event], None]
-    wall: Callable[[], float]
-    warned: RateLimit = field(default_factory=lambda: RateLimit(WARN_INTERVAL))
-
-    def say(self, warning: str) -> None:
-        """Warn the node's owner, unless that was said not long ago: programs try again every few seconds."""
-        if self.warned.allows(warning, time.monotonic()):
-            logger.warning("%s", warning)
-
-    def check_size(self, file: FileSpec) -> None:
-        """Refuse a file that is larger than the node's owner allows.
-
-        Raises:
-            NodeError: it is.
-        """
-        most = self.settings.max_file_size
-        if most and file.blob.size > most:
-            words = f"{file.blob.size:,} bytes, and this node takes at most {most:,} (--max_file_size)"
-            raise NodeError(f"the file {file.path} has {words}")
 
 
 class HostedComputation:
@@ -238,50 +183,12 @@ class HostedComputation:
         await self._start()
 
     async def _start(self) -> None:
-        assert self._workdir is not None
-        path = self._workdir.path
-        spec = self.spec
-        env = {**dict.fromkeys(THREAD_VARIABLES, "1"), **env_without_secrets()}
-        if spec.requirements:
-            folder = os.path.dirname(self._python)
-            env["VIRTUAL_ENV"] = os.path.dirname(folder)
-            env["PATH"] = os.pathsep.join((folder, env.get("PATH", os.defpath)))
-        is_own = self._python == sys.executable
-        made_by_init = ""
-        if (init := self._places.init) is not None:
-            env.update(init.environment if spec.kind == "program" else {})
-            # Code of another Python cannot be loaded.
-            made_by_init = str(init.made) if spec.python == own_python() else ""
-        server = ForkServer(
-            ForkServerSpec(
-                python=self._python,
-                cwd=path,
-                env=env,
-                kind=spec.kind,
-                name=spec.name,
-                code=self._code,
-                program=spec.program,
-                interpreter=spec.interpreter,
-                setup_args=self._setup_args,
-                job_names={**self._places.names, "dispy_job_path": str(path)},
-                output_limit=spec.output_limit,
-                growth_limit=self._places.growth_limit,
-                groups=self._places.groups,
-                isolate=spec.isolate,
-                folders=() if is_own else (str(self._places.venvs.own_folder()),),
-                setup_in=spec.setup_in,
-                nice=self._places.settings.nice,
-                account=self._places.settings.account,
-                made_by_init=made_by_init,
-                client_shutdown=self._places.settings.client_shutdown,
-            ),
-            self,
-        )
+        server = ForkServer(self._fork_server_spec(), self)
         prefix = self._places.prefix
         litter.stamp(self._places.venvs.root, self._python)
         prefix.add_mark(server.mark)
         try:
-            if spec.kind == "function":
+            if self.spec.kind == "function":
                 self._places.post(ev.ComputationAdvanced(self.id, "setup still running"))
             await server.start()
         except BaseException:
@@ -290,19 +197,36 @@ class HostedComputation:
         self.server = server
         prefix.add_process(server.pid)
 
-    def extra(self, extra: JobExtra) -> dict[str, object]:
-        """What a job's worker is told of what the job gets, as `channel` has it."""
-        env = {}
-        if extra.cpus != 1:
-            # what the node's owner has set for all jobs holds for these too
-            env = {name: str(extra.cpus) for name in THREAD_VARIABLES if name not in os.environ}
-        if extra.gpus:
-            names = list(filter(None, os.environ.get(GPU_VARIABLE, "").split(",")))
-            env[GPU_VARIABLE] = ",".join(names[number] if number < len(names) else str(number) for number in extra.gpus)
-        told: dict[str, object] = {"env": env}
-        if extra.memory:
-            told["memory"] = extra.memory
-        return told
+    def _fork_server_spec(self) -> ForkServerSpec:
+        assert self._workdir is not None
+        spec, places = self.spec, self._places
+        settings, init = places.settings, places.init
+        path = self._workdir.path
+        of_init = init.environment if init is not None and spec.kind == "program" else {}
+        # Code of another Python cannot be loaded.
+        made_by_init = str(init.made) if init is not None and spec.python == own_python() else ""
+        return ForkServerSpec(
+            python=self._python,
+            cwd=path,
+            env=environment_of_fork_server(self._python, is_virtual=bool(spec.requirements), of_init=of_init),
+            kind=spec.kind,
+            name=spec.name,
+            code=self._code,
+            program=spec.program,
+            interpreter=spec.interpreter,
+            setup_args=self._setup_args,
+            job_names={**places.names, "dispy_job_path": str(path)},
+            output_limit=spec.output_limit,
+            growth_limit=places.growth_limit,
+            groups=places.groups,
+            isolate=spec.isolate,
+            folders=() if self._python == sys.executable else (str(places.venvs.own_folder()),),
+            setup_in=spec.setup_in,
+            nice=settings.nice,
+            account=settings.account,
+            made_by_init=made_by_init,
+            client_shutdown=settings.client_shutdown,
+        )
 
     async def _clean(self, run_cleanup: bool) -> None:
         await self._stop_preparing()
@@ -430,11 +354,6 @@ class HostedComputation:
             self.server = None
         self._tell_held_back()
         self._places.post(ev.ForkServerDied(self.id, cause))
-
-
-def env_without_secrets() -> dict[str, str]:
-    """The environment that what belongs to users may see."""
-    return {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

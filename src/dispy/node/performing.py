@@ -15,7 +15,9 @@ from dispy.model import ProcessId
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.callers import Callers
-from dispy.node.hosting import HostedComputation, NodePlaces
+from dispy.node.hosting import HostedComputation
+from dispy.node.places import NodePlaces
+from dispy.node.variables import told_of
 
 logger = logging.getLogger("dispy.node")
 
@@ -94,7 +96,7 @@ class Performer:
     def _feed(self, action: do.FeedWorker) -> None:
         if (server := self._hosted[action.computation].server) is not None:
             extra = action.extra
-            extras = None if extra is None else {action.jobs[0][0]: self._hosted[action.computation].extra(extra)}
+            extras = None if extra is None else {action.jobs[0][0]: told_of(extra)}
             server.feed(action.worker, action.jobs, extras)
 
     def _recall(self, action: do.RecallFromWorker) -> None:

@@ -29,14 +29,15 @@ from dispy.node import events as ev
 from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.environments import Environments
-from dispy.node.hosting import NodePlaces, env_without_secrets
 from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
+from dispy.node.places import NodePlaces
 from dispy.node.settings import NodeSettings
 from dispy.node.spool import Spool
 from dispy.node.steering import Steering
 from dispy.node.upkeep import Upkeep
+from dispy.node.variables import env_without_secrets
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
 from dispy.node.workers import dispy_folders

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,27 +26,27 @@ from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef
 from dispy.node import effects as do
 from dispy.node import events as ev
+from dispy.node.spoolfiles import (
+    ASIDE,
+    SUFFIX,
+    UNFINISHED,
+    OtherVersionError,
+    batch_name,
+    encode,
+    lease_of,
+    number_of,
+    put,
+    read,
+    sync_folder,
+)
 from dispy.wire.blobsources import BlobSources
 from dispy.wire.messages import JobsDone
 
 logger = logging.getLogger("dispy.node")
 
-_FORMAT: Final = b"dispy spool "
-_MAGIC: Final = _FORMAT + b"1\n"
-_DIGEST_SIZE: Final = 32
-_SUFFIX: Final = ".batch"
-_ASIDE: Final = ".unreadable"
-_UNFINISHED: Final = ".part"
 _COPY_SIZE: Final = 8 << 20
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that the last writes may take when the node ends."""
-
-
-class _Header(msgspec.Struct, array_like=True, frozen=True):
-    """What stands in front of the bodies of a batch."""
-
-    written_at: float
-    message: JobsDone
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,7 +105,7 @@ class Spool:
         now = time.time()
         leases: dict[bytes, list[ev.SpooledBatch]] = {}
         for folder in sorted(self.directory.iterdir()):
-            name = _digest_of(folder.name)
+            name = lease_of(folder.name)
             if name is None or not folder.is_dir() or folder.is_symlink():
                 logger.warning("%s is no results of jobs; it is left alone", folder)
                 continue
@@ -126,16 +125,16 @@ class Spool:
                 self._sources.offer_path(self._body_path(lease, ref), ref)
 
     def _load_lease(self, name: bytes, folder: Path, now: float, keep_seconds: float) -> Iterator[ev.SpooledBatch]:
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
             try:
-                batch = _read(path)
-                if int(path.name.removesuffix(_SUFFIX)) != batch.message.sequence:
+                batch = read(path)
+                if int(path.name.removesuffix(SUFFIX)) != batch.message.sequence:
                     raise ValueError("its name is not its number")
                 blobs = tuple(done.blob for done in batch.message.jobs if done.blob is not None)
                 for ref in blobs:
                     if (folder / ref.name.hex()).stat().st_size != ref.size:
                         raise ValueError("a large result beside it is not whole")
-            except _OtherVersionError:
+            except OtherVersionError:
                 logger.warning(
                     "%s holds results that another version of dispy has written; it is left alone. Start that "
                     "version with this directory to have them fetched, or dispynode --clean to remove them",
@@ -143,9 +142,9 @@ class Spool:
                 )
                 continue
             except (OSError, ValueError, msgspec.MsgspecError) as error:
-                logger.warning("%s holds results that cannot be read (%s); it is set aside as %s", path, error, _ASIDE)
+                logger.warning("%s holds results that cannot be read (%s); it is set aside as %s", path, error, ASIDE)
                 with contextlib.suppress(OSError):  # then it is met again at the next start
-                    path.rename(path.with_name(path.name + _ASIDE))
+                    path.rename(path.with_name(path.name + ASIDE))
                 continue
             if batch.written_at + keep_seconds < now:
                 path.unlink()
@@ -157,10 +156,10 @@ class Spool:
         """What belongs to no batch that can be read: unfinished files at once, the rest when it is too old."""
         wanted = {ref.name.hex() for (lease, _), each in self._index.items() if lease == name for ref in each.blobs}
         for path in folder.iterdir():
-            is_known = path.name in wanted or (name, _number_of(path)) in self._index
+            is_known = path.name in wanted or (name, number_of(path)) in self._index
             if not is_known:
                 with contextlib.suppress(OSError):  # it is met again at the next start
-                    if path.name.endswith(_UNFINISHED) or path.lstat().st_mtime + keep_seconds < now:
+                    if path.name.endswith(UNFINISHED) or path.lstat().st_mtime + keep_seconds < now:
                         path.unlink()
         with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
@@ -271,7 +270,7 @@ class Spool:
         try:
             for folder in touched:
                 if folder.is_dir():  # else all of it has been removed again
-                    _sync_folder(folder)
+                    sync_folder(folder)
         except OSError as error:
             self._say(_why(error))
             for each in done:
@@ -293,9 +292,7 @@ class Spool:
 
     def _write(self, work: _Write) -> None:
         message, lease = work.action.message, work.action.lease
-        header = msgspec.msgpack.encode(_Header(time.time(), message))
-        content = b"".join((len(header).to_bytes(4, "big"), header, *work.action.bodies))
-        data = b"".join((_MAGIC, hashlib.sha256(content).digest(), content))
+        data = encode(time.time(), message, work.action.bodies)
         size = len(data) + sum(body.ref.size for body in work.bodies)
         if self._most is not None and self._size + size > self._most:
             raise NodeError(
@@ -305,10 +302,10 @@ class Spool:
         folder = self._folder(lease)
         if not folder.is_dir():
             folder.mkdir(mode=0o700)
-            _sync_folder(self.directory)
+            sync_folder(self.directory)
         for body in work.bodies:
-            _put(folder, body.ref.name.hex(), _pieces(body))
-        _put(folder, f"{message.sequence:020d}{_SUFFIX}", [data])
+            put(folder, body.ref.name.hex(), _pieces(body))
+        put(folder, batch_name(message.sequence), [data])
         self._note(lease, message, size, tuple(body.ref for body in work.bodies))
 
     def _remove(self, action: do.UnspoolBatches) -> None:
@@ -321,7 +318,7 @@ class Spool:
             # What cannot be removed now goes when the next daemon starts and it is too old.
             with contextlib.suppress(OSError):
                 failpoints.hit("spool.before-unlink")
-                (folder / f"{number:020d}{_SUFFIX}").unlink(missing_ok=True)
+                (folder / batch_name(number)).unlink(missing_ok=True)
                 failpoints.hit("spool.after-unlink")
                 for ref in written.blobs:
                     self._body_path(action.lease, ref).unlink(missing_ok=True)
@@ -339,50 +336,6 @@ class Spool:
         return self._folder(lease) / ref.name.hex()
 
 
-class _OtherVersionError(Exception):
-    """A file of another version."""
-
-
-def _read(path: Path) -> ev.SpooledBatch:
-    data = path.read_bytes()
-    if not data.startswith(_MAGIC):
-        if data.startswith(_FORMAT):
-            raise _OtherVersionError
-        raise ValueError("it does not begin as it must")
-    at = len(_MAGIC) + _DIGEST_SIZE
-    content = memoryview(data)[at:]
-    if hashlib.sha256(content).digest() != data[len(_MAGIC) : at]:
-        raise ValueError("it is not as it was written")
-    size = int.from_bytes(content[:4], "big")
-    header = msgspec.msgpack.decode(content[4 : 4 + size], type=_Header)
-    body = content[4 + size :]
-    small = [done for done in header.message.jobs if done.blob is None]
-    if sum(each.result_size + each.stdout_size + each.stderr_size + each.error_size for each in small) != len(body):
-        raise ValueError("its bodies are not as long as it says")
-    return ev.SpooledBatch(header.message, [body], header.written_at)
-
-
-def _put(folder: Path, name: str, pieces: Iterable[bytes]) -> None:
-    """Make a file that is on the disk as soon as it has its name."""
-    temporary = folder / (name + _UNFINISHED)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        for piece in pieces:
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-        os.fsync(fd)
-        failpoints.hit("spool.before-rename")
-        os.rename(temporary, folder / name)
-        failpoints.hit("spool.after-rename")
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
-
-
 def _close(work: _Write) -> None:
     for body in work.bodies:
         os.close(body.fd)
@@ -394,27 +347,6 @@ def _pieces(body: _Body) -> Iterator[bytes]:
         if not piece:
             raise NodeError("a large result has become shorter")
         yield piece
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _digest_of(text: str) -> bytes | None:
-    try:
-        name = bytes.fromhex(text)
-    except ValueError:
-        return None
-    return name if len(name) == _DIGEST_SIZE else None
-
-
-def _number_of(path: Path) -> int:
-    stem = path.name.removesuffix(_SUFFIX)
-    return int(stem) if stem != path.name and stem.isdigit() else 0
 
 
 def _results(count: int) -> str:

@@ -1,0 +1,67 @@
+"""What all computations of a node share: where their files are, what they may use, how the owner is warned."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from dispy.errors import NodeError
+from dispy.model import FileSpec
+from dispy.node import events as ev
+from dispy.node.cgroups import Groups
+from dispy.node.environments import Environments
+from dispy.node.initfile import InitFile
+from dispy.node.parcels import Parcels
+from dispy.node.settings import NodeSettings
+from dispy.node.venvs import VirtualEnvironments
+from dispy.node.workdir import Prefix, Workdirs
+from dispy.wire.blobs import BlobSources, BlobStore
+from dispy.wire.datagrams import RateLimit
+
+logger = logging.getLogger("dispy.node")
+
+WARN_INTERVAL: Final = 600.0
+"""Seconds until the same warning is given again."""
+
+
+@dataclass(slots=True)
+class NodePlaces:
+    """What all computations of a node share."""
+
+    prefix: Prefix
+    workdirs: Workdirs
+    store: BlobStore
+    sources: BlobSources
+    parcels: Parcels
+    environments: Environments
+    venvs: VirtualEnvironments
+    growth_limit: int
+    """Bytes by which workers may grow before they are replaced: a CPU's part of the machine's memory."""
+    groups: Groups | None
+    """Control groups for workers whose jobs have a memory limit; None where the machine grants none."""
+    names: dict[str, str]
+    """What jobs may know of the node (dispy_node_name, …)."""
+    settings: NodeSettings
+    init: InitFile | None
+    post: Callable[[ev.Event], None]
+    wall: Callable[[], float]
+    warned: RateLimit = field(default_factory=lambda: RateLimit(WARN_INTERVAL))
+
+    def say(self, warning: str) -> None:
+        """Warn the node's owner, unless that was said not long ago: programs try again every few seconds."""
+        if self.warned.allows(warning, time.monotonic()):
+            logger.warning("%s", warning)
+
+    def check_size(self, file: FileSpec) -> None:
+        """Refuse a file that is larger than the node's owner allows.
+
+        Raises:
+            NodeError: it is.
+        """
+        most = self.settings.max_file_size
+        if most and file.blob.size > most:
+            words = f"{file.blob.size:,} bytes, and this node takes at most {most:,} (--max_file_size)"
+            raise NodeError(f"the file {file.path} has {words}")
