@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ import pytest
 
 import dispy
 from dispy.errors import SettingsError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from packages import find_uv, wheel
 
 SOON = 90.0
 
@@ -231,41 +233,78 @@ def test_a_directory_that_a_job_removes_is_made_again_with_its_files(
 # ---- requirements ----
 
 
-def wheel(folder: Path, name: str, body: str) -> str:
-    """A requirement for a package of one module, from a wheel that needs no index."""
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    files = {
-        f"{name}.py": body,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{each},,\n" for each in files) + f"{info}/RECORD,,\n"
-    with zipfile.ZipFile(path, "w") as archive:
-        for each, text in {**files, f"{info}/RECORD": record}.items():
-            archive.writestr(each, text)
-    return f"{name} @ {path.as_uri()}"
-
-
-def test_requirements_are_installed_once_for_all_computations(
+def test_packages_that_only_nodes_have_are_installed_once_for_all_computations(
     local: Callable[..., dispy.JobCluster], tmp_path: Path
 ) -> None:
-    def use_required() -> tuple[int, str, bool]:
+    """As with numpy on a client that does not have it, neither to ship the function nor to read what it returns."""
+
+    def import_it() -> None:
+        global kept
+        import dispy_test_absent as kept  # type: ignore[import-not-found]
+
+    def use_it(whole: bool) -> Any:
         import importlib.util
+        import sys
 
-        import dispy_test_required  # type: ignore[import-not-found]
+        import dispy_test_absent
 
-        return dispy_test_required.ANSWER, sys.prefix, importlib.util.find_spec("pytest") is None
+        vector = dispy_test_absent.Vector()
+        if whole:
+            return vector
+        is_kept = kept is dispy_test_absent
+        return vector.norm(), is_kept, sys.prefix, importlib.util.find_spec("pytest") is None
 
-    required = [wheel(tmp_path, "dispy_test_required", "ANSWER = 42")]
-    clusters = [local(use_required, requirements=required) for _ in range(2)]
-    results = [ended(cluster.submit()) for cluster in clusters]
-    assert [job.result and job.result[0] for job in results] == [42, 42], results[0].exception
-    assert len({job.result[1] for job in results}) == 1
-    assert all(job.result[2] for job in results), "packages of the node's own environment are in reach"
-    built = Path(results[0].result[1])
-    assert not list(built.glob("lib/*/site-packages/dispy*/__init__.py"))
-    assert not list(built.glob("lib/*/site-packages/cloudpickle"))
+    line = wheel(tmp_path, "dispy_test_absent", "class Vector:\n    def norm(self):\n        return 5.0\n")
+    listed, project = tmp_path / "requirements.txt", tmp_path / "pyproject.toml"
+    listed.write_text("-r more.txt\n")
+    (tmp_path / "more.txt").write_text(f"# numbers\n{line}  # of one module\n")
+    project.write_text(f'[project]\nname = "x"\nversion = "1"\ndependencies = ["{line}"]\n')
+
+    job = ended(local(use_it, setup=import_it, requirements=str(listed)).submit(False))
+    assert job.result is not None, job.exception
+    norm, is_kept, prefix, is_alone = job.result
+    assert (norm, is_kept) == (5.0, True)
+    assert is_alone, "packages of the node's own environment are in reach"
+    assert not list(Path(prefix).glob("lib/*/site-packages/dispy/__init__.py"))
+    assert not list(Path(prefix).glob("lib/*/site-packages/cloudpickle"))
+
+    (tmp_path / "dispy_test_absent-1.0-py3-none-any.whl").unlink()  # from now on only that environment has it
+    for required in ([line], project):
+        cluster = local(use_it, setup=import_it, requirements=required)
+        assert ended(cluster.submit(False)).result == job.result
+    unreadable = ended(cluster.submit(True))
+    assert unreadable.result is None
+    assert "dispy_test_absent" in (unreadable.exception or "")
+
+
+@pytest.mark.real
+def test_uv_makes_environments_where_it_is_there(
+    local: Callable[..., dispy.JobCluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use_required() -> tuple[int, str, str, bool]:
+        import importlib.util
+        import sys
+
+        import dispy_test_uv  # type: ignore[import-not-found]
+
+        with open(f"{sys.prefix}/pyvenv.cfg") as config:
+            return dispy_test_uv.ANSWER, sys.prefix, config.read(), importlib.util.find_spec("pip") is None
+
+    monkeypatch.setenv("PATH", os.pathsep.join((str(find_uv().parent), os.environ["PATH"])))
+    required = [wheel(tmp_path, "dispy_test_uv", "ANSWER = 44")]
+    job = ended(local(use_required, requirements=required).submit())
+    assert job.result is not None, job.exception
+    answer, _, config, without_pip = job.result
+    assert (answer, without_pip) == (44, True)
+    assert any(line.startswith("uv = ") for line in config.splitlines())
+    (tmp_path / "dispy_test_uv-1.0-py3-none-any.whl").unlink()
+    assert ended(local(use_required, requirements=required).submit()).result == job.result, "it is built once"
+
+    refused = ended(local(use_required, requirements=[f"nothing @ {tmp_path.as_uri()}/nothing-1.0.zip"]).submit())
+    assert refused.status == dispy.DispyJob.Abandoned
+    first, _, output = (refused.exception or "").partition("\n")
+    assert "uv pip install" in first
+    assert "nothing-1.0.zip" in output, "what uv said is missing"
 
 
 def test_a_program_runs_with_its_requirements(local: Callable[..., dispy.JobCluster], tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ import dispy
 from dispy.errors import SettingsError
 from dispy.node.account import find_account
 
+sys.path.insert(0, str(Path(__file__).parent))
+from packages import find_uv, wheel
+
 USER = "nobody"
 SOON = 20.0
 
@@ -67,12 +70,12 @@ def _may_run(path: str) -> bool:
 def node(
     start_daemon: Callable[..., Any], free_base_port: int, place: Path, python: list[str], monkeypatch: Any
 ) -> Callable[..., Any]:
-    def start(*options: str) -> Any:
+    def start(*options: str, **env: str) -> Any:
         folders = [str(Path(dispy.__path__[0]).parent), *(each for each in sys.path if each.endswith("site-packages"))]
         return start_daemon(
             *(*python, "-m", "dispy.node.cli", "--daemon", "--dest_path_prefix", str(place / "node")),
             *("--cpus", "1", "--user", USER, *options),
-            env={"DISPY_PORT": str(free_base_port), "PYTHONPATH": os.pathsep.join(folders)},
+            env={"DISPY_PORT": str(free_base_port), "PYTHONPATH": os.pathsep.join(folders), **env},
         )
 
     monkeypatch.setenv("DISPY_PORT", str(free_base_port))
@@ -144,6 +147,56 @@ def test_jobs_run_as_the_user_and_the_daemon_stays_root(
         cluster.close()
         cluster.shutdown()
     wait_until(lambda: not list((place / "node/jobs").iterdir()))
+
+
+def use_required() -> tuple[int, str, str, tuple[int, ...]]:
+    import os
+    import sys
+
+    import dispy_test_user  # type: ignore[import-not-found]
+
+    with open(f"{sys.prefix}/pyvenv.cfg") as config:
+        return dispy_test_user.ANSWER, sys.prefix, config.read(), os.getresuid()
+
+
+@needs_root
+@pytest.mark.real
+@pytest.mark.parametrize("tool", ["uv", "pip"])
+def test_environments_are_built_and_used_by_the_user(
+    node: Callable[..., Any], place: Path, tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from a directory that the user cannot enter, and without a home for uv's cache."""
+    tools = place / "tools"
+    tools.mkdir(mode=0o755)
+    if tool == "uv":
+        shutil.copy(find_uv(), tools / "uv")
+    else:  # one that the user cannot run is passed over
+        (tools / "uv").write_text("#!/bin/sh\nexit 1\n")
+        (tools / "uv").chmod(0o755)
+    packages = place / "packages"
+    packages.mkdir(mode=0o755)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    monkeypatch.chdir(hidden)
+    daemon = node(PATH=os.pathsep.join((str(tools), os.environ["PATH"])))
+    daemon.wait_for("ready")
+    cluster = dispy.JobCluster(use_required, requirements=[wheel(packages, "dispy_test_user", "ANSWER = 45")])
+    try:
+        job = cluster.submit()
+        assert job.finish.wait(3 * SOON), cluster.explain(job)
+        assert job.result is not None, job.exception
+        answer, prefix, config, uids = job.result
+        uid = pwd.getpwnam(USER).pw_uid
+        assert (answer, uids) == (45, (uid,) * 3)
+        assert (tool == "uv") == any(line.startswith("uv = ") for line in config.splitlines())
+        environment = Path(prefix)
+        assert environment.parent == place / "node/environments"
+        assert environment.stat().st_uid == uid
+        marks = {environment / "dispy-complete", environment / ".used"}
+        assert {path for path in environment.rglob("*") if path.lstat().st_uid != uid} == marks
+    finally:
+        cluster.close()
+        cluster.shutdown()
 
 
 def endless() -> None:

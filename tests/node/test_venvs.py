@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,3 +66,38 @@ def test_one_that_was_not_finished_is_built_again(venvs: Builder) -> None:
     venvs.fails = False
     assert provide(venvs, "numpy").exists()
     assert venvs.built == 2
+
+
+def script(path: Path, body: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("found", ["path", "own", "none"])
+def test_uv_is_used_if_it_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """That of the PATH first, then that beside the daemon's Python; else venv and pip."""
+    said = tmp_path / "said"
+    work = f'test "$1" = --version || {{ echo "$0 $*" >>{said}; pwd >>{said}; }}'
+    on_path = script(tmp_path / "path/uv", work if found == "path" else "exit 1")
+    own = script(tmp_path / "own/uv", work if found != "none" else "exit 1")
+    python = script(tmp_path / "python/python", work)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(own.parent))
+    root = tmp_path / "environments"
+    root.mkdir()
+    venvs = VirtualEnvironments(root, tmp_path / "links", {"PATH": f"{on_path.parent}:/usr/bin:/bin"})
+    place = root / "place"
+    building = venvs._build(str(python), ["--pre", "numpy"], place)
+    if found == "none":
+        with pytest.raises(SetupFailed, match="cannot be started"):  # this Python makes no environment with a pip
+            asyncio.run(building)
+        expected = [f"{python} -m venv {place}"]
+    else:
+        asyncio.run(building)
+        uv = on_path if found == "path" else own
+        packages = f"--python {place}/bin/python --prerelease=allow --requirement {place}.txt"
+        expected = [f"{uv} venv --python {python} {place}", f"{uv} pip install {packages}"]
+    lines = said.read_text().splitlines()
+    assert lines[::2] == expected
+    assert set(lines[1::2]) == {str(root)}, "settings of uv or modules of somebody else may lie elsewhere"

@@ -31,6 +31,13 @@ class Account:
         kept = {name: value for name, value in env.items() if not name.startswith(("XDG_", "SUDO_"))}
         return {**kept, "HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
 
+    def has_home(self) -> bool:
+        """Whether there is a home directory that belongs to this user."""
+        try:
+            return os.stat(self.home).st_uid == self.uid
+        except OSError:
+            return False
+
     def check(self, python: str, folders: Sequence[str], place: Path) -> None:
         """Try whether the user can run what it has to, where it has to. Blocks for a moment.
 

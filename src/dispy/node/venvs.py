@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sysconfig
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,8 @@ class VirtualEnvironments:
         self._own = own
         self._own_made = False
         self._env = {**env, "UV_PYTHON_DOWNLOADS": "never", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        if account is not None and not account.has_home():  # pip does without a cache by itself
+            self._env.setdefault("UV_NO_CACHE", "1")
 
     async def provide(self, python: str, requirements: Sequence[str]) -> str:
         """The interpreter of an environment with these packages, built now if there is none.
@@ -105,12 +108,14 @@ class VirtualEnvironments:
     async def _build(self, python: str, requirements: Sequence[str], place: Path) -> None:
         listed = self.root / f"{place.name}.txt"
         listed.write_text("".join(f"{line}\n" for line in requirements))
-        uv = shutil.which("uv", path=self._env.get("PATH"))
+        if self._account is not None:
+            os.chown(listed, self._account.uid, self._account.gid)
+        uv = await self._find_uv()
         executable = str(place / "bin/python")
         if uv is not None:
             commands = [
                 [uv, "venv", "--python", python, str(place)],
-                [uv, "pip", "install", "--python", executable, "--requirement", str(listed)],
+                [uv, "pip", "install", "--python", executable, *_for_uv(requirements), "--requirement", str(listed)],
             ]
         else:
             commands = [
@@ -129,6 +134,17 @@ class VirtualEnvironments:
                         "\n".join(lines[-_LAST_LINES:]),
                     )
 
+    async def _find_uv(self) -> str | None:
+        """uv on the `PATH`, or installed with this daemon's Python; only one that the builder may run."""
+        for folders in (self._env.get("PATH"), sysconfig.get_path("scripts")):
+            uv = shutil.which("uv", path=folders)
+            if uv is not None:
+                # That of root, say, is in a home directory that the account cannot enter.
+                with contextlib.suppress(SetupFailed):
+                    if not await self._run([uv, "--version"], asyncio.subprocess.DEVNULL):
+                        return uv
+        return None
+
     async def _run(self, command: list[str], output: int) -> int:
         try:
             process = await asyncio.create_subprocess_exec(
@@ -137,6 +153,8 @@ class VirtualEnvironments:
                 stdout=output,
                 stderr=output,
                 env=self._env,
+                # Where no settings of uv and no modules of somebody else lie, and the account may look.
+                cwd=self.root,
                 start_new_session=True,
                 **(self._account.start() if self._account is not None else {}),
             )
@@ -152,6 +170,11 @@ class VirtualEnvironments:
 
 def _key(python: str, requirements: Sequence[str]) -> str:
     return hashlib.sha256("\n".join((os.path.realpath(python), *requirements)).encode()).hexdigest()[:32]
+
+
+def _for_uv(requirements: Sequence[str]) -> list[str]:
+    """What pip takes from a requirements file and uv from the command line only."""
+    return ["--prerelease=allow"] if "--pre" in requirements else []
 
 
 def _named(requirements: Sequence[str]) -> str:
