@@ -231,6 +231,8 @@ class NodeOrder(StrEnum):
     """Start jobs again."""
     CPUS = "cpus"
     """Offer so many CPUs: 0 all, -N all but N."""
+    HOURS = "hours"
+    """Serve in these hours, or always."""
     RELEASE = "release"
     """Let go of a program that is gone, without waiting for it."""
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def test_a_node_tells_how_it_is_and_obeys(node: Any, tmp_path: Path, wait_until:
         refused = admin("127.0.0.1", "cpus", "99999")
         assert (refused.exit_code, "--oversubscribe" in refused.output) == (1, True)
         assert admin("127.0.0.1", "cpus", "1").exit_code == 0
+        assert "HH:MM" in admin("127.0.0.1", "hours", "8").output
+        start, stop = (f"{datetime.now() + timedelta(hours=hours):%H:%M}" for hours in (3, 6))
+        begins = f"127.0.0.1: no CPU offered: its service window begins at {start}\n"
+        assert admin("127.0.0.1", "hours", start, stop).output == begins
+        assert f"from {start}, no new jobs from {stop}" in admin("127.0.0.1", "status").output
+        assert admin("127.0.0.1", "hours", "always").output == "127.0.0.1: 1 CPU offered\n"
         Path(gate).touch()
         assert job() == 7
     cluster.shutdown()

@@ -12,7 +12,7 @@ from dispy.node import upkeep
 from dispy.node.settings import NodeSettings
 from dispy.node.upkeep import Upkeep
 from dispy.node.vitals import LoadMeter
-from dispy.node.window import ServiceWindow
+from dispy.node.window import Phase, ServiceWindow
 from dispy.secrets import credentials_from_key
 
 
@@ -71,6 +71,32 @@ def test_the_end_of_the_hours_ends_jobs_after_they_could_go_back(monkeypatch: An
         await node.upkeep.stop()
         reason = f"its service window begins at {later:%H:%M}"
         assert node.events[0] == ev.OfferChanged(0, reason)
+
+    asyncio.run(main())
+
+
+def test_hours_that_are_set_later(monkeypatch: Any) -> None:
+    monkeypatch.setattr(upkeep, "RETURN_TIMEOUT", 0.01)
+    ended = ev.EndAsked("its service window has ended")
+
+    def window(hours: int, lasting: int) -> ServiceWindow:
+        at = datetime.now() + timedelta(hours=hours)
+        start = at.hour * 60 + at.minute
+        end = (start + 60 * lasting) % 1440
+        return ServiceWindow(start, end, end)
+
+    async def main() -> None:
+        node = Watched()
+        node.upkeep.start()
+        node.upkeep.set_window(window(-1, 23))
+        assert node.upkeep.offer.phase is Phase.OPEN
+        node.upkeep.set_window(window(3, 1))
+        await node.until(lambda: ended in node.events)
+        assert node.upkeep.offer.phase is Phase.CLOSED
+        node.upkeep.set_window(None)
+        assert node.upkeep.offer.now()[0] > 0
+        assert "window" not in node.upkeep._timers
+        await node.upkeep.stop()
 
     asyncio.run(main())
 

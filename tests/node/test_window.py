@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from dispy.errors import SettingsError
-from dispy.node.window import Phase, ServiceWindow, service_window
+from dispy.node.window import Phase, ServiceWindow, read_hours, service_window
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHT = ServiceWindow(17 * 60, 6 * 60 + 30, 7 * 60)
@@ -93,6 +93,27 @@ def test_the_night_with_an_hour_twice() -> None:
 def test_wrong_windows_are_told(times: tuple[str | None, str | None, str | None], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         service_window(*times)
+
+
+def test_hours_in_words() -> None:
+    assert read_hours("17:00 06:30 07:00") == NIGHT
+    assert read_hours("17:00  6:30") == ServiceWindow(17 * 60, 6 * 60 + 30)
+    assert read_hours("always") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "say START STOP"),
+        ("17:00", "say START STOP"),
+        ("17:00 07:00 08:00 09:00", "say START STOP"),
+        ("17:00 never", "STOP 'never': give a time of day"),
+        ("17:00 07:00 06:00", "END 06:00 comes before STOP 07:00, seen from START 17:00"),
+    ],
+)
+def test_wrong_hours_are_told(text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        read_hours(text)
 
 
 def test_no_window_without_options() -> None:

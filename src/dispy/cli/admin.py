@@ -19,6 +19,7 @@ from dispy.cli.nodes import split_host
 from dispy.cli.options import NORMALIZED
 from dispy.errors import LinkError, LinkLost, SettingsError
 from dispy.model import NodeOrder, NodeStatus, ProcessId, Role
+from dispy.node.window import read_hours
 
 if TYPE_CHECKING:
     from dispy.secrets import Credentials
@@ -38,6 +39,7 @@ class _Wish:
     hosts: tuple[str, ...]
     order: NodeOrder | None
     cpus: int = 0
+    hours: str = ""
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class _Command(click.Command):
 @click.command(
     cls=_Command, short_help="Show and steer nodes that were given an admin secret.", context_settings=NORMALIZED
 )
-@click.argument("words", nargs=-1, required=True, metavar="HOST[:PORT]… status|stop|start|cpus N|release|exit|quit")
+@click.argument("words", nargs=-1, required=True, metavar="HOST[:PORT]… WORD")
 @click.option("--admin_secret", metavar="TEXT", help="The admin secret of the nodes (DISPY_ADMIN_SECRET).")
 @click.option("--admin-secret-file", metavar="FILE", help="File that holds it (DISPY_ADMIN_SECRET_FILE).")
 @click.option("--certfile", metavar="FILE", help="Certificate, PEM (DISPY_CERTFILE).")
@@ -81,6 +83,9 @@ def admin(words: tuple[str, ...], as_json: bool, **options: Any) -> NoReturn:
     stop      start no new jobs; what has not started goes back to its program
     start     start jobs again
     cpus N    offer N CPUs (0: all, -N: all but N)
+    hours START STOP [END]
+              serve in these hours (HH:MM, local time of the node): no new jobs
+              from STOP, jobs end at END; hours always: no limit
     release   let go of a program that is gone, without waiting for it
     exit      end when the jobs that are here have ended
     quit      end now; what has not started is given back
@@ -96,8 +101,12 @@ def admin(words: tuple[str, ...], as_json: bool, **options: Any) -> NoReturn:
 
 
 def _take_wish(words: Sequence[str]) -> _Wish:
-    number = ""
-    if len(words) > 1 and words[-2] == "cpus":
+    number, hours = "", ""
+    if NodeOrder.HOURS in words[1:]:
+        at = words.index(NodeOrder.HOURS, 1)
+        words, hours = words[: at + 1], " ".join(words[at + 1 :])
+        read_hours(hours)
+    elif len(words) > 1 and words[-2] == "cpus":
         *words, number = words
     *hosts, word = words
     if word not in _WORDS or not hosts:
@@ -105,7 +114,7 @@ def _take_wish(words: Sequence[str]) -> _Wish:
     order = None if word == _STATUS else NodeOrder(word)
     if order is NodeOrder.CPUS and not number.removeprefix("-").isdecimal():
         raise SettingsError(f"cpus {number or '(nothing)'}: say how many, 0 for all or -N for all but N")
-    return _Wish(tuple(hosts), order, int(number or 0))
+    return _Wish(tuple(hosts), order, int(number or 0), hours)
 
 
 def _link_settings(options: dict[str, Any]) -> LinkSettings:
@@ -182,7 +191,7 @@ async def _ask(host: str, wish: _Wish, link_settings: LinkSettings, usual_port: 
     from dispy.wire.messages import AskStatus, NodeSteered, StatusTold, SteerNode
 
     address, port = split_host(host, usual_port)
-    handler = _Answered(AskStatus() if wish.order is None else SteerNode(wish.order, wish.cpus))
+    handler = _Answered(AskStatus() if wish.order is None else SteerNode(wish.order, wish.cpus, wish.hours))
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             link = await dial(address, port, settings=link_settings, handler=handler)

@@ -21,6 +21,8 @@ exit      end when the jobs that are here have ended
 stop      start no new jobs
 start     start jobs again
 cpus N    offer N CPUs (0: all, -N: all but N)
+hours START STOP [END]
+          serve in these hours (HH:MM; no new jobs from STOP, jobs end at END); hours always: no limit
 release   let go of a program that is gone, without waiting for it
 help      this list
 anything else shows how the node is."""
@@ -79,13 +81,15 @@ class Console:
                 self._say(_HELP)
             case ["cpus", *rest]:
                 self._cpus(rest)
+            case ["hours", *rest]:
+                self._order(NodeOrder.HOURS, hours=" ".join(rest))
             case [word, *_] if word in _ORDERS:
                 self._order(_ORDERS[word])
             case _:
                 _show(self._service, self._say)
 
-    def _order(self, order: NodeOrder, cpus: int = 0) -> None:
-        self._say(self._service.steering.obey(order, cpus).sentence)
+    def _order(self, order: NodeOrder, cpus: int = 0, hours: str = "") -> None:
+        self._say(self._service.steering.obey(order, cpus, hours).sentence)
 
     def _cpus(self, words: list[str]) -> None:
         if not words:

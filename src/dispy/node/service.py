@@ -129,7 +129,7 @@ class NodeService:
             wall=time.time,
         )
         self.upkeep = Upkeep(settings, post=self.handle, announce=self._announce_if_free, tidy=self._tidy)
-        self.steering = Steering(settings, self.core, self.upkeep.offer, self.handle)
+        self.steering = Steering(settings, self.core, self.upkeep.offer, self.handle, self.upkeep.set_window)
         self.callers = Callers(
             settings,
             self.process,

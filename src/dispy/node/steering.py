@@ -17,7 +17,7 @@ from dispy.node import vitals
 from dispy.node.core import NodeCore
 from dispy.node.offer import Offer
 from dispy.node.settings import NodeSettings
-from dispy.node.window import ServiceWindow, clock_text
+from dispy.node.window import ServiceWindow, clock_text, read_hours
 from dispy.wire.messages import AnyMessage, AskStatus, NodeSteered, StatusTold, SteerNode
 
 logger = logging.getLogger("dispy.node")
@@ -31,9 +31,11 @@ class Steering:
     core: NodeCore
     offer: Offer
     post: Callable[[ev.Event], None]
+    set_window: Callable[[ServiceWindow | None], None]
+    """Serve in these hours from now on."""
 
-    def obey(self, order: NodeOrder, cpus: int = 0) -> NodeSteered:
-        """Carry out an order; `cpus` is for the order of that name."""
+    def obey(self, order: NodeOrder, cpus: int = 0, hours: str = "") -> NodeSteered:
+        """Carry out an order; `cpus` and `hours` are for the orders of these names."""
         match order:
             case NodeOrder.QUIT | NodeOrder.EXIT:
                 at_once = order is NodeOrder.QUIT
@@ -44,6 +46,11 @@ class Steering:
             case NodeOrder.CPUS:
                 try:
                     self.offer.cpus = vitals.offered_cpus(cpus, oversubscribe=self.settings.oversubscribe)
+                except SettingsError as error:
+                    return NodeSteered(False, str(error))
+            case NodeOrder.HOURS:
+                try:
+                    self.set_window(read_hours(hours))
                 except SettingsError as error:
                     return NodeSteered(False, str(error))
             case NodeOrder.RELEASE:
@@ -68,7 +75,7 @@ class Steering:
         return NodeStatus(
             info=msgspec.structs.replace(self.core.info, holder=seen.holder),
             cpus=self.offer.cpus,
-            window="" if self.settings.window is None else _window_text(self.settings.window),
+            window="" if self.offer.window is None else _window_text(self.offer.window),
             waiting=seen.waiting,
             computations=tuple((name, state) for _, name, state in seen.computations),
             queued=seen.queued,
@@ -87,9 +94,10 @@ class Steering:
             case AskStatus():
                 return StatusTold(self.status())
             case SteerNode():
-                steered = self.obey(message.order, message.cpus)
-                number = f" {message.cpus}" if message.order is NodeOrder.CPUS else ""
-                logger.warning("admin %s orders %s%s: %s", by, message.order.value, number, steered.sentence)
+                order = message.order
+                steered = self.obey(order, message.cpus, message.hours)
+                with_it = {NodeOrder.CPUS: f" {message.cpus}", NodeOrder.HOURS: f" {message.hours}"}.get(order, "")
+                logger.warning("admin %s orders %s%s: %s", by, order.value, with_it, steered.sentence)
                 return steered
         return None
 

@@ -16,7 +16,7 @@ from dispy.node import events as ev
 from dispy.node import vitals
 from dispy.node.offer import Idleness, Offer
 from dispy.node.settings import NodeSettings
-from dispy.node.window import Phase
+from dispy.node.window import Phase, ServiceWindow
 
 logger = logging.getLogger("dispy.node")
 
@@ -53,7 +53,7 @@ class Upkeep:
     def start(self) -> None:
         """Begin; the first offer is told before anything else happens."""
         self._loop = asyncio.get_running_loop()
-        if self._settings.window is not None:
+        if self.offer.window is not None:
             self._watch_window()
         if self._settings.idle_only is not None:
             self._meter = vitals.LoadMeter()
@@ -75,22 +75,28 @@ class Upkeep:
         cpus, reason = self.offer.now()
         self._post(ev.OfferChanged(cpus, reason))
 
+    def set_window(self, window: ServiceWindow | None) -> None:
+        """Serve in these hours from now on; None: always."""
+        self.offer.window = window
+        if "window" in self._timers:
+            self._timers.pop("window").cancel()
+        self._watch_window()
+
     def _after(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         self._timers[name] = self._loop.call_later(seconds, call)
 
     def _watch_window(self) -> None:
-        window = self._settings.window
-        assert window is not None
+        window = self.offer.window
         now = time.time()
-        phase = window.phase(datetime.fromtimestamp(now))
+        phase = Phase.OPEN if window is None else window.phase(datetime.fromtimestamp(now))
         if phase is not self.offer.phase:
             self.offer.phase = phase
             logger.info("the service window is %s", phase.value)
             self.tell()
             if phase is Phase.CLOSED:
                 self._after("end", RETURN_TIMEOUT, self._end_jobs)
-        # Looked at every minute as well: the clock of the machine may be set.
-        self._after("window", min(60.0, max(0.01, window.next_change(now) - now)), self._watch_window)
+        if window is not None:  # looked at every minute as well: the clock of the machine may be set
+            self._after("window", min(60.0, max(0.01, window.next_change(now) - now)), self._watch_window)
 
     def _end_jobs(self) -> None:
         if self.offer.phase is Phase.CLOSED:

@@ -70,18 +70,33 @@ def service_window(start: str | None, stop: str | None, end: str | None) -> Serv
     """
     if start is None and stop is None and end is None:
         return None
-    if start is None or (stop is None and end is None):
+    stops = end if stop is None else stop
+    if start is None or stops is None:
         raise SettingsError("a service window needs --service_start and --service_stop or --service_end (or both)")
-    begins = _minutes("--service_start", start)
-    ends = None if end is None else _minutes("--service_end", end)
-    stops = ends if stop is None else _minutes("--service_stop", stop)
-    assert stops is not None
+    return _window(start, stops, end, ("--service_start", "--service_stop", "--service_end"))
+
+
+def read_hours(text: str) -> ServiceWindow | None:
+    """The window of `START STOP` or `START STOP END`; None for `always`.
+
+    Raises:
+        SettingsError: it is neither, a time is no HH:MM, or their order is wrong.
+    """
+    words = text.split()
+    if words == ["always"]:
+        return None
+    if len(words) not in {2, 3}:
+        raise SettingsError(f"hours {text or '(nothing)'}: say START STOP or START STOP END, HH:MM each, or always")
+    return _window(words[0], words[1], words[2] if len(words) > 2 else None, ("START", "STOP", "END"))
+
+
+def _window(start: str, stop: str, end: str | None, names: tuple[str, str, str]) -> ServiceWindow:
+    begins, stops = _minutes(names[0], start), _minutes(names[1], stop)
+    ends = None if end is None else _minutes(names[2], end)
     if stops == begins or ends == begins:
         raise SettingsError("a service window that ends when it starts has no time in it")
     if ends is not None and (ends - begins) % _MINUTES < (stops - begins) % _MINUTES:
-        raise SettingsError(
-            f"--service_end {end} comes before --service_stop {stop}, seen from --service_start {start}"
-        )
+        raise SettingsError(f"{names[2]} {end} comes before {names[1]} {stop}, seen from {names[0]} {start}")
     return ServiceWindow(begins, stops, ends)
 
 

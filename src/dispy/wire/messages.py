@@ -299,6 +299,8 @@ class SteerNode(Message, frozen=True):
     order: NodeOrder
     cpus: int = 0
     """For the order `cpus`: how many to offer; 0 all, -N all but N."""
+    hours: str = ""
+    """For the order `hours`: start, stop and perhaps end as HH:MM, or `always`."""
 
 
 # ---- node to admin ----
