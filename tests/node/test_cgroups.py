@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,17 +182,52 @@ def test_given_are_roots_and_what_is_marked_or_owned(tmp_path: Path, monkeypatch
         assert cgroups._is_given(tmp_path)
 
 
-@pytest.fixture
-def real_groups() -> Iterator[cgroups.Groups]:
-    """Groups below a group that the test makes for itself at the root of the v1 memory controller."""
+GIVEN = """
+import os, sys
+from dispy.node import cgroups
+at = sys.argv[1]
+print(cgroups.find() is None, flush=True)
+os.setxattr(at, "trusted.delegate", b"1")
+groups = cgroups.find()
+group = groups.make()
+print(group.path)
+groups.remove(group)
+groups.close()
+"""
+
+
+def test_root_gives_a_group_by_marking_it() -> None:
+    """What may be written to is not taken for given: it may be somebody else's."""
+    parent = _real_root() / f"test-dispy-{os.getpid()}"
+    parent.mkdir()
+    try:
+        enter = f'echo 0 > {parent}/cgroup.procs && exec "$0" "$@"'
+        done = subprocess.run(
+            ["sh", "-c", enter, sys.executable, "-c", GIVEN, str(parent)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        before, group = done.stdout.splitlines()
+        assert before == "True"
+        assert Path(group).parent.parent == parent
+    finally:
+        parent.rmdir()  # fails if a group were left below
+
+
+def _real_root() -> Path:
     root = Path("/sys/fs/cgroup/memory")
     if not os.access(root / "memory.limit_in_bytes", os.W_OK):
         pytest.skip(f"{root} is not a memory controller (v1) that this user may write to")
-    parent = root / f"test-dispy-{os.getpid()}"
+    return root
+
+
+@pytest.fixture
+def real_groups() -> Iterator[cgroups.Groups]:
+    """Groups below a group that the test makes for itself at the root of the v1 memory controller."""
+    parent = _real_root() / f"test-dispy-{os.getpid()}"
     try:
         parent.mkdir()
     except OSError as error:
-        pytest.skip(f"no group can be made in {root}: {error.strerror}")
+        pytest.skip(f"no group can be made in {parent.parent}: {error.strerror}")
     try:
         groups = cgroups.Groups(parent, is_v2=False)
         yield groups
