@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dispy import config
-    from dispy.cluster import ClusterStatus, JobCluster
+    from dispy.cluster import JobCluster
     from dispy.errors import DispyError
     from dispy.job import DispyJob
     from dispy.logs import logger
     from dispy.nodes import DispyNode, DispyNodeAvailInfo, NodeAllocate
     from dispy.recover import recover_jobs
     from dispy.settings import VERSION as __version__  # noqa: N811
+    from dispy.standing import ClusterStatus
     from dispy.waiting import as_completed
 
 _PUBLIC = {
-    "ClusterStatus": "dispy.cluster",
+    "ClusterStatus": "dispy.standing",
     "DispyError": "dispy.errors",
     "DispyJob": "dispy.job",
     "DispyNode": "dispy.nodes",

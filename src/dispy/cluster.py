@@ -2,7 +2,7 @@
 
 This is the blocking face of the scheduler service: the caller's thread pickles arguments and queues, the portal's loop
 does the rest (`dispy.ledger` keeps the books there). Signatures and return values are those that users of the original
-know.
+know. How jobs are submitted is in `dispy.submission`; `steering`, `talk` and `standing` have its other methods.
 """
 
 from __future__ import annotations
@@ -14,47 +14,36 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import msgspec
 
 from dispy import config, parameters
 from dispy.durability import keep_computation
-from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
+from dispy.errors import SettingsError, ShippingError, TransferError
 from dispy.job import KEEPERS, DispyJob
-from dispy.joboptions import take_options
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import release, remember, service_for, stop_if_unused
 from dispy.logs import logger
-from dispy.model import ComputationId, ComputationSpec, JobDepends, JobOptions, JobState
+from dispy.model import ComputationId, ComputationSpec
 from dispy.nodes import DispyNode, parse_nodes
 from dispy.portal import portal
 from dispy.recovery.journal import Journal
-from dispy.report import cluster_report
 from dispy.requirements import read_requirements
-from dispy.scheduler.explain import Standing
 from dispy.scheduler.identity import ServiceSettings
-from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.service import SchedulerService
 from dispy.secrets import find_credentials
-from dispy.settings import INLINE_SIZE, Multicast, base_port, flag, variable
-from dispy.shipping import Shipment, dumps_arguments, dumps_for_job, pack
+from dispy.settings import Multicast, base_port, flag, variable
+from dispy.shipping import Shipment, pack
+from dispy.standing import ClusterStanding
 from dispy.steering import NodeSteering
+from dispy.submission import JobSubmission
 from dispy.talk import NodeTalk
 
 SETUP_PLACES = ("node", "worker", "auto")
 
-_record_numbers = iter(range(1, 1 << 62))
 
-
-class ClusterStatus(NamedTuple):
-    """What `status()` returns: the nodes in use and the number of jobs that have not ended."""
-
-    nodes: list[DispyNode]
-    jobs_pending: int
-
-
-class JobCluster(NodeSteering, NodeTalk):
+class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding):
     """Run a function or a program on all nodes that can be found.
 
     Args:
@@ -263,11 +252,6 @@ class JobCluster(NodeSteering, NodeTalk):
         )
 
     @property
-    def name(self) -> str:
-        """The function's name or the program's path."""
-        return self._ledger.spec.name
-
-    @property
     def job_status(self) -> Callable[[DispyJob], Any] | None:
         """Called with a job when it has ended; may be set at any time."""
         return self._ledger.job_status
@@ -284,119 +268,6 @@ class JobCluster(NodeSteering, NodeTalk):
     @cluster_status.setter
     def cluster_status(self, function: Callable[[int, DispyNode | None, DispyJob | None], Any] | None) -> None:
         self._ledger.cluster_status = parameters.fitting("cluster_status", function, "status", "node", "job")
-
-    @property
-    def cpu_time(self) -> float:
-        """Seconds that all jobs have run, summed."""
-        return self._ledger.cpu_time
-
-    @property
-    def pending(self) -> int:
-        """Jobs that have not ended."""
-        return self._ledger.pending
-
-    # Submitting.
-
-    def submit(self, *args: Any, **kwargs: Any) -> DispyJob:
-        """Queue a job with these arguments.
-
-        Keyword arguments that begin with `dispy_` are options of the job and not given to the function:
-        `dispy_timeout` (seconds that it may run), `dispy_priority` (higher first), `dispy_cpus` (a number, or 'all'),
-        `dispy_memory` (bytes, or '4GB': kept for it, and its limit), `dispy_gpus`, `dispy_tags` (its node has all of
-        them), `dispy_retries` (further attempts after a failure or a lost node).
-
-        Raises:
-            SettingsError: an option is not known, or its value is not in the allowed range.
-            ShippingError: an argument cannot be pickled; the message names the path to it.
-            ClosedError: the cluster is closed, or belongs to the parent of this process.
-        """
-        return self._submit(None, "", args, kwargs)
-
-    def submit_job_id(self, job_id: Any, /, *args: Any, **kwargs: Any) -> DispyJob:
-        """Like `submit`, with the job's `id` given."""
-        return self._submit(job_id, "", args, kwargs)
-
-    def submit_node(self, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
-        """Like `submit`, but only that node (DispyNode, address or name) may run it; None if it is unknown."""
-        return self.submit_job_id_node(None, node, *args, **kwargs)
-
-    def submit_job_id_node(self, job_id: Any, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
-        """Both `submit_job_id` and `submit_node`."""
-        found = self._ledger.find_node(node)
-        if found is None:
-            return None
-        return self._submit(job_id, found.process, args, kwargs)
-
-    def _submit(self, job_id: Any, node: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DispyJob:
-        if self.is_closed or os.getpid() != self.pid:
-            self._check_open()
-        options, depends = None, None
-        if kwargs or node:
-            depends = kwargs.pop("dispy_job_depends", None)
-            options = take_options(kwargs, node)
-        if depends:
-            data, options = self._with_depends(options or JobOptions(), depends, args, kwargs)
-        else:
-            data = dumps_arguments(self._shipment, args, kwargs)
-        job = DispyJob(job_id)
-        blob = None
-        if len(data) > INLINE_SIZE:
-            blob = self.service.links.sources.offer_bytes(data)
-            data = b""
-        record = JobRecord(next(_record_numbers), self._id, data, job, blob, options)
-        job._record = record
-        self._ledger.count_submitted()
-        self._ledger.tell_created(job)
-        self.service.submit(record)
-        return job
-
-    def _with_depends(
-        self, options: JobOptions, depends: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[bytes, JobOptions]:
-        if isinstance(depends, str):
-            raise ShippingError(f"dispy_job_depends is a list, not {depends!r}: put it into brackets")
-        data, files = dumps_for_job(self._shipment, depends, args, kwargs)
-        if not files:
-            return data, options
-        try:
-            specs = self._portal.call(self.service.offers.offer_held([(file.path, file.dest) for file in files]))
-        except TransferError as error:
-            raise ShippingError(f"dispy_job_depends: {error}") from error
-        if self._journal is not None:
-            for file, kept in zip(files, specs, strict=True):
-                self._journal.keep_file(kept.blob.name, file.path)
-        return data, msgspec.structs.replace(options, depends=JobDepends(specs))
-
-    def cancel(self, job: DispyJob) -> int:
-        """Cancel a job: a waiting one ends Cancelled; a running one sees KeyboardInterrupt and ends Terminated.
-
-        Returns:
-            0, or -1 when it has ended already or is not a job of this cluster.
-        """
-        self._check_open()
-        record = job._record
-        if record is None or record.cluster != self._id:
-            return -1
-        self.service.cancel(record.job)
-        return 0
-
-    def explain(self, job: DispyJob) -> str:
-        """Say in a sentence why a job is where it is."""
-        self._check_open()
-        record = job._record
-        if record is None:
-            # of a traceback the last line says it; other causes begin with their sentence
-            line = -1 if job.status == JobState.Terminated else 0
-            why = f" ({job.exception.strip().splitlines()[line]})" if job.exception else ""
-            return f"Job {job.id} has ended: {job.status.name}{why}."
-        sentence = self._portal.call(self._explain(record.job))
-        return f"Job {job.id}{sentence.removeprefix(f'Job {record.job}')}"
-
-    async def _explain(self, job: int) -> str:
-        self.service.flush_now()
-        return self.service.explain(job)
-
-    # Waiting and closing.
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs have ended.
@@ -486,63 +357,6 @@ class JobCluster(NodeSteering, NodeTalk):
         except KeyboardInterrupt:
             self.close(terminate=True)
             raise
-
-    def _check_process(self) -> None:
-        if os.getpid() != self.pid:
-            raise ClosedError(
-                f"cluster {self.name} belongs to process {self.pid}, which forked this one ({os.getpid()}); "
-                "make a JobCluster in this process"
-            )
-
-    def _check_open(self) -> None:
-        self._check_process()
-        if self.is_closed:
-            raise ClosedError(f"cluster {self.name} is closed; make another JobCluster")
-
-    # Looking.
-
-    def status(self) -> ClusterStatus:
-        """The nodes in use and the number of jobs that have not ended."""
-        self._check_open()
-        self._standings()
-        return ClusterStatus(list(self._ledger.nodes.values()), self.pending)
-
-    def _standings(self) -> list[Standing]:
-        """How each node stands now; notes on the way how many jobs it has."""
-        standings = [] if self.is_closed else self._portal.call(self._ask_standings())
-        for standing in standings:
-            if standing.node in self._ledger.nodes:
-                self._ledger.nodes[standing.node].busy = standing.in_flight
-        return standings
-
-    async def _ask_standings(self) -> list[Standing]:
-        self.service.flush_now()
-        return self.service.core.standings(self._id)
-
-    def print_status(self, wall_time: float | None = None) -> None:
-        """Print a table of what each node has done, and how much faster that was than one CPU.
-
-        Args:
-            wall_time: seconds to compare with; default: since the cluster was made.
-        """
-        self._check_process()
-        wall = wall_time if wall_time is not None else (self.end_time or time.time()) - self.start_time
-        problems = {standing.node: (standing, standing.problem) for standing in self._standings() if standing.problem}
-        shown = {**self._ledger.gone, **self._ledger.nodes}
-        rows = [
-            (node, problems[process][1] if process in problems else self._ledger.why_gone.get(process, ""))
-            for process, node in shown.items()
-        ]
-        rows += [
-            (DispyNode(standing.address, standing.name, 0, process=process), problem)
-            for process, (standing, problem) in problems.items()
-            if process not in shown
-        ]
-        print(cluster_report(rows, self.pending, self.cpu_time, wall))  # noqa: T201 - printing is its purpose
-
-    def stats(self, wall_time: float | None = None) -> None:
-        """Old name of `print_status`."""
-        self.print_status(wall_time)
 
 
 _PARAMETERS = [name for name in inspect.signature(JobCluster).parameters if name != "others"]

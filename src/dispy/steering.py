@@ -8,22 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from dispy import config
+from dispy.clusterbase import ClusterBase
 from dispy.errors import SettingsError
-from dispy.ledger import ClusterLedger
-from dispy.model import ComputationId, ProcessId
+from dispy.model import ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, parse_nodes
-from dispy.portal import Portal
 from dispy.scheduler.events import ClusterWidened, NodeSteered, Steering
-from dispy.scheduler.service import SchedulerService
 
 
-class NodeSteering:
+class NodeSteering(ClusterBase):
     """What a cluster can do with single nodes. A node is a `DispyNode`, an address or a name."""
-
-    _id: ComputationId
-    _ledger: ClusterLedger
-    _portal: Portal
-    service: SchedulerService
 
     def discover_nodes(self, nodes: Any = None) -> int:
         """Look for nodes now: patterns by asking the network, hosts by dialling them.
@@ -152,6 +145,3 @@ class NodeSteering:
         named = [(item.host, item.port or 0) for item in items if not item.is_pattern]
         asks = any(item.is_pattern for item in items)
         self._portal.call(self.service.search.look(named, asks=asks))
-
-    def _check_open(self) -> None:
-        raise NotImplementedError

@@ -5,26 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dispy.clusterbase import ClusterBase
 from dispy.errors import ShippingError, TransferError
 from dispy.job import DispyJob
-from dispy.ledger import ClusterLedger
 from dispy.logs import logger
-from dispy.model import ComputationId, ProcessId
-from dispy.portal import Portal
+from dispy.model import ProcessId
 from dispy.scheduler.jobs import JobRecord
-from dispy.scheduler.service import SchedulerService
 from dispy.shipping import destination
 from dispy.unpickling import loads_arguments
 from dispy.wire.blobsources import MemorySource
 
 
-class NodeTalk:
+class NodeTalk(ClusterBase):
     """What a cluster asks of single nodes. A node is a `DispyNode`, an address or a name."""
-
-    _id: ComputationId
-    _ledger: ClusterLedger
-    _portal: Portal
-    service: SchedulerService
 
     def send_file(self, path: str, node: Any, relay: bool = False) -> int:
         """Copy a file into the computation's directory on a node, and wait until it is there.
@@ -96,6 +89,3 @@ class NodeTalk:
         if record.node is None:
             return b"", b""
         return await self.service.conversation.tail(record.node, record.job)
-
-    def _check_open(self) -> None:
-        raise NotImplementedError

@@ -1,0 +1,127 @@
+"""The methods of a cluster by which jobs are submitted and cancelled, and by which it says where one is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from dispy.clusterbase import ClusterBase
+from dispy.errors import ShippingError, TransferError
+from dispy.job import DispyJob
+from dispy.joboptions import take_options
+from dispy.model import JobDepends, JobOptions, JobState
+from dispy.recovery.journal import Journal
+from dispy.scheduler.jobs import JobRecord
+from dispy.settings import INLINE_SIZE
+from dispy.shipping import Shipment, dumps_arguments, dumps_for_job
+
+_record_numbers = iter(range(1, 1 << 62))
+
+
+class JobSubmission(ClusterBase):
+    """What a cluster does with jobs."""
+
+    _shipment: Shipment
+    _journal: Journal | None
+
+    def submit(self, *args: Any, **kwargs: Any) -> DispyJob:
+        """Queue a job with these arguments.
+
+        Keyword arguments that begin with `dispy_` are options of the job and not given to the function:
+        `dispy_timeout` (seconds that it may run), `dispy_priority` (higher first), `dispy_cpus` (a number, or 'all'),
+        `dispy_memory` (bytes, or '4GB': kept for it, and its limit), `dispy_gpus`, `dispy_tags` (its node has all of
+        them), `dispy_retries` (further attempts after a failure or a lost node).
+
+        Raises:
+            SettingsError: an option is not known, or its value is not in the allowed range.
+            ShippingError: an argument cannot be pickled; the message names the path to it.
+            ClosedError: the cluster is closed, or belongs to the parent of this process.
+        """
+        return self._submit(None, "", args, kwargs)
+
+    def submit_job_id(self, job_id: Any, /, *args: Any, **kwargs: Any) -> DispyJob:
+        """Like `submit`, with the job's `id` given."""
+        return self._submit(job_id, "", args, kwargs)
+
+    def submit_node(self, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
+        """Like `submit`, but only that node (DispyNode, address or name) may run it; None if it is unknown."""
+        return self.submit_job_id_node(None, node, *args, **kwargs)
+
+    def submit_job_id_node(self, job_id: Any, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
+        """Both `submit_job_id` and `submit_node`."""
+        found = self._ledger.find_node(node)
+        if found is None:
+            return None
+        return self._submit(job_id, found.process, args, kwargs)
+
+    def _submit(self, job_id: Any, node: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DispyJob:
+        if self.is_closed or os.getpid() != self.pid:
+            self._check_open()
+        options, depends = None, None
+        if kwargs or node:
+            depends = kwargs.pop("dispy_job_depends", None)
+            options = take_options(kwargs, node)
+        if depends:
+            data, options = self._with_depends(options or JobOptions(), depends, args, kwargs)
+        else:
+            data = dumps_arguments(self._shipment, args, kwargs)
+        job = DispyJob(job_id)
+        blob = None
+        if len(data) > INLINE_SIZE:
+            blob = self.service.links.sources.offer_bytes(data)
+            data = b""
+        record = JobRecord(next(_record_numbers), self._id, data, job, blob, options)
+        job._record = record
+        self._ledger.count_submitted()
+        self._ledger.tell_created(job)
+        self.service.submit(record)
+        return job
+
+    def _with_depends(
+        self, options: JobOptions, depends: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, JobOptions]:
+        if isinstance(depends, str):
+            raise ShippingError(f"dispy_job_depends is a list, not {depends!r}: put it into brackets")
+        data, files = dumps_for_job(self._shipment, depends, args, kwargs)
+        if not files:
+            return data, options
+        try:
+            specs = self._portal.call(self.service.offers.offer_held([(file.path, file.dest) for file in files]))
+        except TransferError as error:
+            raise ShippingError(f"dispy_job_depends: {error}") from error
+        if self._journal is not None:
+            for file, kept in zip(files, specs, strict=True):
+                self._journal.keep_file(kept.blob.name, file.path)
+        return data, msgspec.structs.replace(options, depends=JobDepends(specs))
+
+    def cancel(self, job: DispyJob) -> int:
+        """Cancel a job: a waiting one ends Cancelled; a running one sees KeyboardInterrupt and ends Terminated.
+
+        Returns:
+            0, or -1 when it has ended already or is not a job of this cluster.
+        """
+        self._check_open()
+        record = job._record
+        if record is None or record.cluster != self._id:
+            return -1
+        self.service.cancel(record.job)
+        return 0
+
+    def explain(self, job: DispyJob) -> str:
+        """Say in a sentence why a job is where it is."""
+        self._check_open()
+        record = job._record
+        if record is None:
+            # of a traceback the last line says it; other causes begin with their sentence
+            line = -1 if job.status == JobState.Terminated else 0
+            why = f" ({job.exception.strip().splitlines()[line]})" if job.exception else ""
+            return f"Job {job.id} has ended: {job.status.name}{why}."
+        sentence = self._portal.call(self._explain(record.job))
+        return f"Job {job.id}{sentence.removeprefix(f'Job {record.job}')}"
+
+    async def _explain(self, job: int) -> str:
+        self.service.flush_now()
+        return self.service.explain(job)
