@@ -37,6 +37,7 @@ WALL_CLOCK = {
     "node/worker.py": "when a job began, for people; how long it ran is measured by the other clock",
     "node/spool.py": "when a result was written, which a daemon after a restart can know from that clock only",
     "node/workers.py": "when a job that was killed had begun, for people",
+    "node/memorybounds.py": "how long a job ran that the kernel has killed, for people",
     "recover.py": "how long ago a program was killed, which only that clock knows",
     "scheduler/durable.py": "when a job was submitted, for people",
     "recovery/file.py": "when a file was written, for people and to choose the newest",

@@ -298,7 +298,7 @@ def test_a_stopped_fork_server_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
         os.kill(os.getppid(), signal.SIGSTOP)
         return 7
 
-    monkeypatch.setattr("dispy.node.workers.ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("dispy.node.patience.ANSWER_TIMEOUT", 0.5)
 
     async def main() -> None:
         async with serving(tmp_path, job) as at:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from dispy.errors import NodeError
 from dispy.node.leftovers import MARK
-from dispy.node.workers import dispy_folders
+from dispy.node.starting import dispy_folders
 
 logger = logging.getLogger("dispy.node")
 

@@ -35,12 +35,12 @@ from dispy.node.performing import Performer
 from dispy.node.places import NodePlaces
 from dispy.node.settings import NodeSettings
 from dispy.node.spool import Spool
+from dispy.node.starting import dispy_folders
 from dispy.node.steering import Steering
 from dispy.node.upkeep import Upkeep
 from dispy.node.variables import env_without_secrets
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
-from dispy.node.workers import dispy_folders
 from dispy.settings import flag
 from dispy.wire.blobs import BlobSources, BlobStore
 from dispy.wire.interfaces import interface_addresses

@@ -1,126 +1,27 @@
-"""What the daemon keeps of each worker, and the watch over those that start or run.
+"""The watch over workers that start or run.
 
-The watch looks only when there is something to see: at workers that should have started, and at the output of jobs.
+It looks only when there is something to see: at workers that should have started, and at the output of jobs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import mmap
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from dispy.node import limits, linux
-from dispy.node.cgroups import Group
-from dispy.node.channel import CELL_SIZE, MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.channel import MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import size_words
-from dispy.node.outbox import Outbox
-from dispy.node.replies import Reply
+from dispy.node.workerrecord import WorkerRecord
 
 _INTERVAL: Final = 0.03
 _START_TIMEOUT: Final = 10.0
 """Seconds within which a forked worker must run; one that does not hangs on a lock of setup's."""
 _KILL_AT: Final = 10
 """Times the output limit at which a job is ended."""
-
-
-class WorkerRecord:
-    """One worker as the daemon sees it."""
-
-    __slots__ = (
-        "answered",
-        "begun_at",
-        "cancels",
-        "cell",
-        "cell_map",
-        "early",
-        "expected",
-        "fds",
-        "fed",
-        "fed_at",
-        "forked_at",
-        "group",
-        "limited",
-        "memory_limits",
-        "number",
-        "open",
-        "outbox",
-        "outputs",
-        "pid",
-        "punched",
-        "rest",
-        "seen",
-        "socket",
-        "speaks",
-    )
-
-    def __init__(
-        self, number: int, sock: socket.socket, outbox: Outbox, outputs: tuple[int, int], cell_map: mmap.mmap
-    ) -> None:
-        self.number = number
-        self.socket = sock
-        self.outbox = outbox
-        self.outputs = outputs
-        self.cell_map = cell_map
-        self.cell = memoryview(cell_map).cast("Q")
-        self.pid = 0
-        self.forked_at = 0.0
-        self.answered = 0
-        """Highest sequence that it answered."""
-        self.fed = 0
-        """Highest sequence that it was given."""
-        self.fed_at = 0.0
-        self.open = 0
-        """Jobs that it was given and that are neither answered nor recalled."""
-        self.rest = b""
-        self.fds: list[int] = []
-        """Descriptors that came and whose reply has not come whole."""
-        self.early: list[Reply] = []
-        """Answers that came before the fork server reported the fork."""
-        self.seen = 0
-        """Sequence that the watch saw running, since `begun_at`."""
-        self.begun_at = 0.0
-        self.punched = [0, 0]
-        self.cancels: list[int] = []
-        self.limited: tuple[int, str] = (0, "")
-        self.memory_limits: dict[int, int] = {}
-        """Bytes that jobs may use, by sequence."""
-        self.group: Group | None = None
-        """The control group in which it is, if a job with a memory limit was given to it."""
-        self.expected = False
-        self.speaks = False
-        """Among the replies that were read and not delivered is one that ends no job."""
-
-
-def open_record(number: int, loop: asyncio.AbstractEventLoop) -> tuple[WorkerRecord, tuple[int, int]]:
-    """What the daemon has of a worker that is to be forked, and the two descriptors that only the worker needs.
-
-    Raises:
-        OSError: the machine has not enough of something; nothing is left open.
-    """
-    with contextlib.ExitStack() as on_error:
-
-        def opened(fd: int) -> int:
-            on_error.callback(os.close, fd)
-            return fd
-
-        ours, theirs = socket.socketpair()
-        on_error.callback(ours.close)
-        on_error.callback(theirs.close)
-        cell = opened(os.memfd_create("dispy-cell", os.MFD_CLOEXEC))
-        os.ftruncate(cell, CELL_SIZE)
-        cell_map = mmap.mmap(cell, CELL_SIZE)
-        on_error.callback(cell_map.close)
-        stdout, stderr = (opened(os.memfd_create(f"dispy-{name}", os.MFD_CLOEXEC)) for name in ("stdout", "stderr"))
-        ours.setblocking(False)
-        on_error.pop_all()
-    record = WorkerRecord(number, ours, Outbox(ours, loop), (stdout, stderr), cell_map)
-    return record, (theirs.detach(), cell)
 
 
 class Watch:
