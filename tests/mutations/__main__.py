@@ -12,8 +12,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 SCHEDULER = "core flow membership shares leases closing steering placement policy tables nodes clusters jobs intake"
 NODE = (
-    "core departure computations jobs forcing returning outgoing feeding serving slots verdicts arguments conversation "
-    "claims keeping results"
+    "core leases departure computations jobs forcing returning outgoing feeding serving slots verdicts "
+    "arguments conversation claims keeping results"
 )
 CORES = [f"dispy.{room}.{name}" for room, names in (("scheduler", SCHEDULER), ("node", NODE)) for name in names.split()]
 BY_VALUE = [
