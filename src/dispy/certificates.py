@@ -217,7 +217,7 @@ def _load_certificate(certfile: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(certfile.read_bytes())
     except OSError as error:
-        raise SettingsError(f"the certificate file {certfile} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"the certificate file {certfile} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise SettingsError(f"{certfile} holds no certificate in PEM form: {error}") from error
 
@@ -236,7 +236,7 @@ def _load_authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurve
     try:
         key = serialization.load_pem_private_key(keyfile.read_bytes(), password=None)
     except OSError as error:
-        raise SettingsError(f"the key file {keyfile} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"the key file {keyfile} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise SettingsError(f"{keyfile} holds no usable private key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():

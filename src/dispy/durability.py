@@ -43,7 +43,7 @@ def keep_computation(
     except OSError as error:
         raise SettingsError(
             f"durable: what nodes need cannot be kept beside the recovery file: {error.strerror}"
-        ) from error
+        ) from None
     return journal
 
 

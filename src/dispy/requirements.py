@@ -49,14 +49,14 @@ def _read_file(path: Path) -> Iterator[str]:
             yield from _of_lines(path)
     except OSError as error:
         hint = "" if path.suffix else "; a single requirement is given in a list"
-        raise SettingsError(f"requirements: {path} cannot be read: {error.strerror}{hint}") from error
+        raise SettingsError(f"requirements: {path} cannot be read: {error.strerror}{hint}") from None
 
 
 def _of_project(path: Path) -> Iterator[str]:
     try:
         project = tomllib.loads(path.read_text(encoding="utf-8")).get("project")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"requirements: {path} is not TOML: {error}") from error
+        raise SettingsError(f"requirements: {path} is not TOML: {error}") from None
     if not isinstance(project, dict) or "dependencies" in project.get("dynamic", ()):
         raise SettingsError(f"requirements: {path} does not list its dependencies under [project]")
     for line in project.get("dependencies", ()):

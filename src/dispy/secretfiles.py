@@ -50,13 +50,13 @@ def read(path: Path) -> str:
             _check_private(path, os.fstat(file.fileno()))
             data = file.read(_SIZE_LIMIT + 1)
     except OSError as error:
-        raise SecretError(f"the secret file {path} cannot be read: {error.strerror}") from error
+        raise SecretError(f"the secret file {path} cannot be read: {error.strerror}") from None
     if len(data) > _SIZE_LIMIT:
         raise SecretError(f"{path} is too large for a secret file; it should hold one line of text")
     try:
         text = clean(data.decode(), f"the secret file {path}")
-    except UnicodeDecodeError as error:
-        raise SecretError(f"the secret file {path} is not text") from error
+    except UnicodeDecodeError:
+        raise SecretError(f"the secret file {path} is not text") from None
     if not text:
         raise SecretError(f"the secret file {path} is empty; write a secret into it or remove it")
     return text
@@ -76,7 +76,7 @@ def read_patiently(path: Path) -> str:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise SecretError(f"the secret file {path} cannot be read: {error.strerror}") from error
+            raise SecretError(f"the secret file {path} cannot be read: {error.strerror}") from None
         if time.monotonic() > deadline:
             return read(path)
         time.sleep(0.02)

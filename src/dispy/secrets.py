@@ -365,7 +365,7 @@ def _check_key_file(keyfile: str) -> None:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
     except OSError as error:
-        raise SecretError(f"the key file {keyfile} cannot be read: {error.strerror}") from error
+        raise SecretError(f"the key file {keyfile} cannot be read: {error.strerror}") from None
     if os.name == "posix" and mode & 0o007:
         raise SecretError(f"others can read the key file {keyfile}: run `chmod 600 {keyfile}`")
 
@@ -389,7 +389,7 @@ def _certificates(name: str) -> list[bytes]:
     try:
         text = Path(name).expanduser().read_text(encoding="ascii", errors="replace")
     except OSError as error:
-        raise SecretError(f"the certificate file {name} cannot be read: {error.strerror}") from error
+        raise SecretError(f"the certificate file {name} cannot be read: {error.strerror}") from None
     blocks = re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", text, re.DOTALL)
     try:
         certificates = [ssl.PEM_cert_to_DER_cert(block) for block in blocks]

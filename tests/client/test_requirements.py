@@ -48,8 +48,9 @@ def test_files_are_read_here(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_used_is_refused_at_once(given: Any, words: str) -> None:
-    with pytest.raises(SettingsError, match=words):
+    with pytest.raises(SettingsError, match=words) as refused:
         read_requirements(given)
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None, "one traceback is enough"
 
 
 def test_a_project_without_a_list_is_refused(tmp_path: Path) -> None:

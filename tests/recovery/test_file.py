@@ -93,7 +93,7 @@ def test_a_foreign_file_is_neither_read_nor_replaced(tmp_path: Path, content: by
     path = tmp_path / "x"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(RecoveryError, match="cannot be used: it"):
+    with pytest.raises(RecoveryError, match=r"is not a recovery file|cannot be used: it"):
         RecoveryFile.open(path)
     with pytest.raises(RecoveryError, match="name another file"):
         RecoveryFile.create(path, [BEGUN])
@@ -108,6 +108,9 @@ def test_a_file_that_others_could_have_changed_is_refused(tmp_path: Path) -> Non
         RecoveryFile.open(path)
     with pytest.raises(RecoveryError, match="not a regular file"):
         RecoveryFile.open(Path("/dev/null"))
+    path.write_text("import dispy")
+    with pytest.raises(RecoveryError, match="is not a recovery file"):
+        RecoveryFile.open(path)
     with pytest.raises(RecoveryError, match="No such file"):
         RecoveryFile.open(tmp_path / "missing")
 
@@ -172,8 +175,9 @@ def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         recorder.use(tmp_path / "missing" / "x")
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "mine").chmod(0o600)
-    with pytest.raises(SettingsError, match=r"recover_file: .*not a recovery file"):
+    with pytest.raises(SettingsError, match=r"recover_file: .*not a recovery file") as refused:
         recorder.use(tmp_path / "mine")
+    assert refused.value.__suppress_context__, "one traceback is enough"
     assert recorder.paths == []
 
 

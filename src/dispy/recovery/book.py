@@ -16,7 +16,9 @@ import msgspec
 from dispy.errors import RecoveryError
 from dispy.model import ComputationId, ComputationSpec, JobDone, JobOptions, ProcessId
 
-MAGIC: Final = b"dispy recovery 1\n"
+KIND: Final = b"dispy recovery "
+"""How a recovery file of any version begins."""
+MAGIC: Final = KIND + b"1\n"
 _HEAD: Final = struct.Struct(">IQ")
 
 
@@ -180,7 +182,7 @@ def decode(data: bytes) -> tuple[list[AnyEntry], int]:
         try:
             entries.append(_decoder.decode(body))
         except msgspec.MsgspecError as error:
-            raise RecoveryError(f"an entry in it is not known to this version of dispy ({error})") from error
+            raise RecoveryError(f"an entry in it is not known to this version of dispy ({error})") from None
         at += _HEAD.size + len(body)
     return entries, at
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from dispy import failpoints, settings
 from dispy.errors import RecoveryError
-from dispy.recovery.book import MAGIC, AllReturned, AnyEntry, Book, decode, encode
+from dispy.recovery.book import KIND, MAGIC, AllReturned, AnyEntry, Book, decode, encode
 
 SUFFIX: Final = ".recover"
 KEEP_DAYS: Final = 30
@@ -74,8 +74,9 @@ class RecoveryFile:
         try:
             fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except OSError as error:
-            raise RecoveryError(f"the recovery file {path} cannot be opened: {error.strerror}") from error
+            raise RecoveryError(f"the recovery file {path} cannot be opened: {error.strerror}") from None
         try:
+            _check_kind(path, fd)
             _check_private(path, os.fstat(fd))
             if not _try_lock(fd):
                 raise RecoveryError(f"{path} is in use: {_by_whom(fd)}")
@@ -83,7 +84,7 @@ class RecoveryFile:
             os.ftruncate(fd, size)
         except OSError as error:
             os.close(fd)
-            raise RecoveryError(f"the recovery file {path} cannot be read: {error.strerror}") from error
+            raise RecoveryError(f"the recovery file {path} cannot be read: {error.strerror}") from None
         except BaseException:
             os.close(fd)
             raise
@@ -203,7 +204,7 @@ def _check_replaceable(path: Path) -> None:
     try:
         file, book = RecoveryFile.open(path)
     except RecoveryError as error:
-        raise RecoveryError(f"{error}; name another file, or remove this one") from error
+        raise RecoveryError(f"{error}; name another file, or remove this one") from None
     file.close()
     if not book.is_done:
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(book.program.started_at))
@@ -221,7 +222,7 @@ def _read_book(fd: int, path: Path) -> tuple[Book, int]:
         entries, size = decode(data)
         return Book(entries), size
     except RecoveryError as error:
-        raise RecoveryError(f"{path} cannot be used: {error}") from error
+        raise RecoveryError(f"{path} cannot be used: {error}") from None
 
 
 def _by_whom(fd: int) -> str:
@@ -239,9 +240,15 @@ def _by_whom(fd: int) -> str:
     )
 
 
-def _check_private(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
+def _check_kind(path: Path, fd: int) -> None:
+    """Refuse what was never one of ours, before any word about who may read it."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise RecoveryError(f"{path} is no recovery file: it is not a regular file")
+    if not os.pread(fd, len(KIND), 0).startswith(KIND):
+        raise RecoveryError(f"{path} is not a recovery file of dispy")
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in {0, os.geteuid()}:
         raise RecoveryError(
             f"the recovery file {path} belongs to another user (uid {status.st_uid}), and what it names is opened as "

@@ -48,9 +48,9 @@ class Recorder:
         try:
             self._files[path] = RecoveryFile.create(path, self._snapshot())
         except RecoveryError as error:
-            raise SettingsError(f"recover_file: {error}") from error
+            raise SettingsError(f"recover_file: {error}") from None
         except OSError as error:
-            raise SettingsError(f"recover_file: {path} cannot be written: {error.strerror}") from error
+            raise SettingsError(f"recover_file: {path} cannot be written: {error.strerror}") from None
 
     def _use_default(self) -> None:
         try:
@@ -79,7 +79,7 @@ class Recorder:
             try:
                 journal = self._journals[file.path] = Journal(file.store)
             except OSError as error:
-                raise SettingsError(f"durable: {file.store} cannot be written: {error.strerror}") from error
+                raise SettingsError(f"durable: {file.store} cannot be written: {error.strerror}") from None
         return journal
 
     def computation_stored(self, wanted: str | os.PathLike[str] | None, stored: ComputationStored) -> None:
