@@ -243,8 +243,10 @@ class DispyJob:
         value, problem = None, None
         try:
             value = loads_result(data)
-        except Exception as error:  # any class of the user can raise anything while it is rebuilt
-            problem = f"the result cannot be unpickled in this program: {type(error).__name__}: {error}"
+        except BaseException as error:  # any class of the user can raise anything while it is rebuilt
+            if _is_of_user(error):
+                raise
+            problem = f"the result cannot be unpickled in this program: {_described(error)}"
         with _waiters_lock:
             if self._lazy is not data:
                 return  # a later result has come, or another thread was quicker
@@ -327,6 +329,23 @@ class DispyJob:
 
     def __repr__(self) -> str:
         return f"<DispyJob {self.id}: {self._status.name}>"
+
+
+def _is_of_user(error: BaseException) -> bool:
+    """Whether it is (or cannot be told from) the user's Ctrl-C, which is heard in the main thread alone."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def _described(error: BaseException) -> str:
+    """Type and text of an exception, also of one that has no text to give."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as trouble:  # its __str__ is the user's as well
+        if _is_of_user(trouble):
+            raise
+        text = f"(its text cannot be told: {type(trouble).__name__})"
+    return f"{name}: {text}" if text else name
 
 
 def _renew_lock() -> None:

@@ -76,7 +76,11 @@ class Portal:
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while True:  # everybody waits for ever when it ends
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):  # what asyncio lets out of a callback
+                logger.exception("something in dispy's event loop failed; dispy goes on")
 
     def _run_callbacks(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import threading
 from typing import Any
@@ -102,6 +103,68 @@ def test_a_result_that_cannot_be_unpickled_ends_the_job_terminated(padding: int)
     assert job() is None
     assert job.status is DispyJob.Terminated
     assert "not here" in (job.exception or "")
+
+
+class _Wordless(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class _Numeric(Exception):
+    def __str__(self) -> str:
+        return 5  # type: ignore[return-value]
+
+
+def _raise(kind: type[BaseException], *args: object) -> None:
+    raise kind(*args)
+
+
+class Raising:
+    def __init__(self, kind: type[BaseException], *args: object) -> None:
+        self.how = (kind, *args)
+
+    def __reduce__(self) -> Any:
+        return (_raise, self.how)
+
+
+@pytest.mark.parametrize("padding", [0, INLINE_SIZE + 1])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (Raising(SystemExit, 4), "SystemExit: 4"),
+        (Raising(GeneratorExit), "GeneratorExit"),
+        (Raising(asyncio.CancelledError), "CancelledError"),
+        (Raising(_Wordless), "_Wordless: (its text cannot be told: SystemExit)"),
+        (Raising(_Numeric), "_Numeric: (its text cannot be told: TypeError)"),
+    ],
+)
+def test_whatever_a_result_raises_while_it_is_unpickled_ends_its_job(how: Raising, words: str, padding: int) -> None:
+    job = DispyJob()
+    job._take_provisional(pickle.dumps((b"x" * padding, how)))
+    assert job.result is None
+    settle(job, result=pickle.dumps((b"x" * padding, how)))
+    assert job.finish.is_set()
+    assert (job.status, job.result) == (DispyJob.Terminated, None)
+    assert job.exception == f"the result cannot be unpickled in this program: {words}"
+
+
+def test_ctrl_c_of_the_user_leaves_the_result_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = DispyJob()
+    settle(job, result=pickle.dumps(b"x" * (INLINE_SIZE + 1)))
+    with monkeypatch.context() as patched:
+        patched.setattr("dispy.job.loads_result", lambda _: _raise(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _ = job.status
+    assert (job.status, len(job.result)) == (DispyJob.Finished, INLINE_SIZE + 1)
+
+
+def test_an_interrupt_that_a_result_raises_in_another_thread_is_its_own() -> None:
+    job = DispyJob()
+    data = pickle.dumps(Raising(KeyboardInterrupt))
+    thread = threading.Thread(target=lambda: settle(job, result=data))
+    thread.start()
+    thread.join()
+    assert (job.status, job.result) == (DispyJob.Terminated, None)
 
 
 def test_a_large_result_is_unpickled_by_whoever_asks_first() -> None:

@@ -48,6 +48,21 @@ def test_callbacks_run_in_order_and_survive_exceptions(capsys: pytest.CaptureFix
     assert "of the user" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_the_loop_survives_what_asyncio_lets_out_of_it(
+    kind: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def answer() -> int:
+        return 4
+
+    def leave() -> None:
+        raise kind("of a callback")
+
+    portal().post(leave)
+    assert portal().call(answer(), 10) == 4
+    assert "of a callback" in capsys.readouterr().err
+
+
 def test_files_can_be_read_while_the_interpreter_ends() -> None:
     program = (
         "import atexit, asyncio\n"
