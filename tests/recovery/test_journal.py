@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,35 @@ def test_ids_that_cannot_be_pickled_are_numbers(tmp_path: Path) -> None:
     journal.stored([(Job(1), lambda: 0, b""), (Job(2), 2, b""), (Job(3), (1, "a"), b"")], 0.0)
     journal.close()
     assert [load_id(stored) for stored in load(tmp_path / "s").jobs.values()] == [1, 2, (1, "a")]
+
+
+class Odd:
+    """An id of which nothing can be asked."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+    def __repr__(self) -> str:
+        raise ValueError("no name")
+
+    def __reduce__(self) -> str:
+        raise SystemExit(3)
+
+
+class Leaving:
+    def __reduce__(self) -> tuple[object, ...]:
+        return sys.exit, (3,)
+
+
+def test_no_id_hurts_its_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(tmp_path / "s")
+    journal.stored([(Job(1), Odd(), b""), (Job(2), "two", b""), (Job(3), Odd(), b""), (Job(4), Leaving(), b"")], 0.0)
+    journal.close()
+    assert [load_id(stored) for stored in load(tmp_path / "s").jobs.values()] == [1, "two", 3, 4]
+    said = capsys.readouterr().err
+    assert said.count("the id of job 1, an object of class Odd, cannot be kept") == said.count("cannot be kept") == 1
 
 
 def test_a_torn_segment_ends_what_is_believed(tmp_path: Path) -> None:

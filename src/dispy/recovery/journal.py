@@ -67,6 +67,7 @@ class Journal:
         self._alive: Counter[int] = Counter()
         self._oldest = 1
         self._broken = False
+        self._told_of_ids = False
         self._closing = threading.Lock()
         self._begin_segment()
 
@@ -98,7 +99,8 @@ class Journal:
         entries: list[AnyEntry] = []
         segment, where = self._number, self._segment_of
         for record, id, args in jobs:
-            entries.append(JobStored(record.job, record.cluster, _dump_id(id, record.job), args, record.options, now))
+            name = self._dump_id(id, record.job)
+            entries.append(JobStored(record.job, record.cluster, name, args, record.options, now))
             where[record.job] = segment
         self._alive[segment] += len(entries)
         self._append(entries)
@@ -133,6 +135,24 @@ class Journal:
             fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _dump_id(self, id: object, job: int) -> bytes:
+        """Pickle an id that is not just the job's number; its own code is never asked whether it is equal."""
+        if type(id) is int and id == job:
+            return b""
+        try:
+            return pickle.dumps(id, 5)
+        except BaseException as error:  # also SystemExit, of the user's class: the job is worth more than its name
+            if not self._told_of_ids:
+                self._told_of_ids = True
+                logger.warning(
+                    "the id of job %d, an object of class %s, cannot be kept (pickling it raises %s): should this "
+                    "program be killed, recover_jobs gives the job's number in its place (said once)",
+                    job,
+                    type(id).__name__,
+                    type(error).__name__,
+                )
+            return b""
 
     def _append(self, entries: list[AnyEntry]) -> None:
         if self._fd < 0 or self._broken:
@@ -208,17 +228,10 @@ def load_id(stored: JobStored) -> object:
         return stored.job
     try:
         return pickle.loads(stored.id)
-    except Exception:  # a class of the user's can raise anything while it is rebuilt
+    except KeyboardInterrupt:  # of the user himself
+        raise
+    except BaseException:  # a class of the user's can raise anything while it is rebuilt, SystemExit as well
         return stored.job
-
-
-def _dump_id(id: object, job: int) -> bytes:
-    if id == job:
-        return b""
-    try:
-        return pickle.dumps(id, 5)
-    except Exception:  # it names a job for people; the job is worth more
-        return b""
 
 
 def _write_durably(path: Path, write: Callable[[Path], object]) -> None:

@@ -5,8 +5,9 @@ forget the result.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from dispy.logs import logger
@@ -58,21 +59,38 @@ class DurableMarks:
         """Jobs were submitted."""
         now = time.time()
         for keeper, mine in self._by_keeper(records, lambda record: record.cluster):
-            keeper.stored([(record, _id_of(record), self._arguments(record)) for record in mine], now)
-            self._sync_soon(keeper)
+            with self._giving_up(keeper):
+                keeper.stored([(record, _id_of(record), self._arguments(record)) for record in mine], now)
+                self._sync_soon(keeper)
 
     def hand(self, effects: Effects) -> None:
         """Jobs are about to be sent."""
         for notice in effects.notices:
             if isinstance(notice, JobsStarted):
                 for keeper, mine in self._by_keeper(notice.jobs, lambda record: record.cluster):
-                    keeper.handed(notice.node, [record.job for record in mine])
+                    with self._giving_up(keeper):
+                        keeper.handed(notice.node, [record.job for record in mine])
 
     def end(self, jobs: Iterable[JobEnded]) -> None:
         """Jobs have ended."""
         for keeper, mine in self._by_keeper(jobs, lambda ended: ended.job.cluster):
-            keeper.over(mine, self._address)
-            self._sync_soon(keeper)
+            with self._giving_up(keeper):
+                keeper.over(mine, self._address)
+                self._sync_soon(keeper)
+
+    @contextlib.contextmanager
+    def _giving_up(self, keeper: MarkKeeper) -> Iterator[None]:
+        """A keeper that fails is left alone from then on: a mark that is missing would make later ones lies, and jobs
+        are worth more than their marks."""
+        try:
+            yield
+        except Exception:
+            for cluster in [cluster for cluster, known in self._keepers.items() if known is keeper]:
+                del self._keepers[cluster]
+            logger.exception(
+                "durable jobs cannot be stored any more: they run, but those that have not ended are lost, or run "
+                "again, if this program is killed"
+            )
 
     def _by_keeper(self, things: Iterable[Any], cluster_of: Callable[[Any], ComputationId]) -> Any:
         sorted_out: dict[MarkKeeper, list[Any]] = {}
