@@ -7,16 +7,17 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dispy.errors import RecoveryError, SettingsError
 from dispy.job import DispyJob
 from dispy.logs import logger
-from dispy.model import Ending, JobState
+from dispy.model import Ending, JobState, ProcessId
 from dispy.portal import portal
-from dispy.recovery.book import Book, JobsReturned, JobStored, ResultKept
+from dispy.recovery.book import Book, JobsReturned, ResultKept
 from dispy.recovery.fetching import Fetched, Fetching
 from dispy.recovery.file import RecoveryFile, default_folder, unfinished
 from dispy.recovery.journal import load_id, load_jobs
@@ -25,6 +26,19 @@ from dispy.scheduler.flow import SENTENCES
 from dispy.secrets import Credentials, find_credentials
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What came of one recovery."""
+
+    path: Path | None = None
+    """The recovery file; None: there was none."""
+    jobs: list[DispyJob] = field(default_factory=list)
+    sealed: set[DispyJob] = field(default_factory=set)
+    """Those of `jobs` that finished, but whose result cannot be unpickled in this process: they stay in the file."""
+    is_complete: bool = True
+    """Whether nothing is left to wait for, and no node has forgotten what it had."""
 
 
 def recover_jobs(
@@ -41,7 +55,7 @@ def recover_jobs(
     """Fetch the results of the jobs of a program that was killed: those that have ended, then those that still run.
 
     What is returned is not returned again by a later call. Results are unpickled in this process; of one whose class
-    cannot be found here the job is Terminated, with the reason.
+    cannot be found here the job is Terminated, with the reason, and stays in the file for another call.
 
     Args:
         recover_file: the recovery file; None takes the newest one in the user's state directory that is neither in use
@@ -60,11 +74,37 @@ def recover_jobs(
         RecoveryError: there is no such file, it is in use, is none of ours, or belongs to another secret.
         SettingsError: a parameter is not usable.
     """
+    return recover(
+        recover_file,
+        timeout,
+        terminate_pending,
+        lambda path: f"dispy.recover_jobs({str(path)!r})",
+        secret=secret,
+        secret_file=secret_file,
+        certfile=certfile,
+        keyfile=keyfile,
+        cafile=cafile,
+    ).jobs
+
+
+def recover(
+    recover_file: str | os.PathLike[str] | None,
+    timeout: float | None,
+    terminate: bool,
+    again: Callable[[Path], str],
+    *,
+    secret: str | None = None,
+    secret_file: str | None = None,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    cafile: str | None = None,
+) -> Recovered:
+    """As `recover_jobs`, and tell what else came of it; `again`: what to call for the rest, for people."""
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0):
         raise SettingsError(f"timeout is a number of seconds, or None, not {timeout!r}")
     path = _newest() if recover_file is None else Path(recover_file).expanduser().absolute()
     if path is None:
-        return []
+        return Recovered()
     credentials = find_credentials(
         secret=secret, secret_file=secret_file, certfile=certfile, keyfile=keyfile, cafile=cafile, create=False
     )
@@ -72,9 +112,9 @@ def recover_jobs(
     try:
         if book.is_done:
             logger.info("everything in %s has been recovered before", path)
-            return []
+            return Recovered(path)
         _check_secret(book, credentials, path)
-        return _recover(file, book, credentials, timeout, terminate_pending)
+        return _recover(file, book, credentials, timeout, terminate, again)
     except OSError as error:
         raise RecoveryError(
             f"{path} cannot be written ({error.strerror}); what was fetched so far is in it, the rest is still on the "
@@ -112,8 +152,13 @@ def _check_secret(book: Book, credentials: Credentials, path: Path) -> None:
 
 
 def _recover(
-    file: RecoveryFile, book: Book, credentials: Credentials, timeout: float | None, terminate: bool
-) -> list[DispyJob]:
+    file: RecoveryFile,
+    book: Book,
+    credentials: Credentials,
+    timeout: float | None,
+    terminate: bool,
+    again: Callable[[Path], str],
+) -> Recovered:
     program = book.program
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(program.started_at))
     logger.info("recovering %s, which began at %s on %s", program.program, began, program.host)
@@ -125,25 +170,41 @@ def _recover(
     if sorted_out.runnable and time.monotonic() < until:
         file.append(as_free(sorted_out.runnable, book))
         ended |= _in_loop(resume(portal(), file, book, credentials, sorted_out.runnable, until))
-    jobs = [_job_of(kept, book) for kept in book.results.values()]
-    jobs += [_job_that_ended(book.jobs[job], book, *how) for job, how in ended.items() if not book.has_result(job)]
+    opened = {number: _job_of(kept, book) for number, kept in book.results.items()}
+    sealed = {number for number, job in opened.items() if _is_sealed(job, book.results[number])}
+    for number in sealed:
+        opened[number].exception += (  # type: ignore[operator]
+            f"; it stays in {file.path}: call dispy.recover_jobs({str(file.path)!r}) in a program that has its class"
+        )
+    ended |= {job: _why_lost(job, node, book, fetched) for job, node in book.lost().items()}
+    jobs = opened | {job: _job_that_ended(job, book, *how) for job, how in ended.items() if not book.has_result(job)}
     pending = len(book.jobs.keys() - book.results.keys() - ended.keys())
-    returned = JobsReturned(sorted({*book.results, *ended}))
+    returned = JobsReturned(sorted(jobs.keys() - sealed))
     try:
         file.append([returned])
         file.sync()
         book.add(returned)
-        if not fetched.waiting and not pending:
+        if not fetched.waiting and not pending and not sealed:
             file.finish(book)
     except OSError as error:  # the results are here, and worth more than the mark
         logger.error("%s cannot be written (%s): a later call may return these jobs again", file.path, error.strerror)
     for sentence in fetched.waiting:
         logger.warning("not all is recovered: %s", sentence)
+    if not jobs and not fetched.waiting and not pending:
+        logger.info("there was nothing to fetch: no node has a result of it")
+    if not book.keeps_all_jobs:
+        logger.info(
+            "jobs that had not started when it was killed, if there were any, are gone: durable=True keeps them"
+        )
     if fetched.waiting or pending:
         waiting = f"; {pending} jobs have not ended" if pending else ""
-        logger.warning("call again for the rest: dispy.recover_jobs(%r)%s", str(file.path), waiting)
-    order = {job: number for number, job in enumerate(returned.jobs)}
-    return [job for _, job in sorted(jobs, key=lambda each: order[each[0]])]
+        logger.warning("call again for the rest: %s%s", again(file.path), waiting)
+    return Recovered(
+        file.path,
+        [job for _, job in sorted(jobs.items())],
+        {opened[number] for number in sealed},
+        not (fetched.waiting or pending or fetched.lost),
+    )
 
 
 async def _fetch(
@@ -171,20 +232,36 @@ def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _job_of(kept: ResultKept, book: Book) -> tuple[int, DispyJob]:
+def _is_sealed(job: DispyJob, kept: ResultKept) -> bool:
+    """Whether it finished, but its result cannot be unpickled here; the state shows that after an attempt."""
+    return kept.done.ending == Ending.FINISHED and job.status is not JobState.Finished
+
+
+def _why_lost(job: int, node: ProcessId, book: Book, fetched: Fetched) -> tuple[JobState, str]:
+    if job in fetched.not_started:
+        cause = "it had not started when its program was killed, and only clusters with durable=True keep such jobs"
+    else:
+        cause = (
+            f"it ran on node {book.name_of(node)} after its program was killed, and that node ended, or was started "
+            "again, before the job had ended"
+        )
+    return JobState.Abandoned, cause
+
+
+def _job_of(kept: ResultKept, book: Book) -> DispyJob:
     done = kept.done
     job = _empty_job(done.job, book)
     ending = Ending(done.ending)
     state = JobState.Finished if ending is Ending.FINISHED else JobState.Terminated
     job.submit_time = job.submit_time or done.started_at or done.ended_at
     job._settle(state, done, kept.body, SENTENCES.get(ending), book.is_text(done.job), kept.address)
-    return done.job, job
+    return job
 
 
-def _job_that_ended(stored: JobStored, book: Book, state: JobState, cause: str) -> tuple[int, DispyJob]:
-    job = _empty_job(stored.job, book)
-    job._settle(state, None, b"", cause, book.is_text(stored.job), None)
-    return stored.job, job
+def _job_that_ended(number: int, book: Book, state: JobState, cause: str) -> DispyJob:
+    job = _empty_job(number, book)
+    job._settle(state, None, b"", cause, book.is_text(number), None)
+    return job
 
 
 def _empty_job(number: int, book: Book) -> DispyJob:

@@ -82,8 +82,8 @@ def sort_out(book: Book, fetched: Fetched, age: float, *, terminate: bool) -> So
             result.runnable.append(stored)
         else:
             cause = (
-                f"it had been handed to node {node} when its program was killed, and no node knows of it any more: it "
-                "may have started, and is not reentrant"
+                f"it had been handed to node {book.name_of(node)} when its program was killed, and no node knows of it "
+                "any more: it may have started, and is not reentrant"
             )
             result.ended[job] = (JobState.Abandoned, cause)
     return result

@@ -15,6 +15,8 @@ import pytest
 
 import dispy
 from dispy.errors import RecoveryError
+from dispy.recovery.book import Book
+from dispy.recovery.file import RecoveryFile
 
 PROGRAM = """
 import json, os, sys, time
@@ -79,6 +81,12 @@ def without_first(jobs: list[Any]) -> list[Any]:
     return [job for job in jobs if job[0] not in (1, "id0")]
 
 
+def book_of(path: Path) -> Book:
+    file, book = RecoveryFile.open(path)
+    file.close()
+    return book
+
+
 def kill(process: Any) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -111,6 +119,29 @@ def test_results_come_once_and_wait_for_those_who_are_late(
     [path] = files(environment)
     assert recover(recover_file=str(path)) == []
     assert not (tmp_path / "ran-3").exists()
+
+
+def test_jobs_that_died_with_their_node_are_not_forgotten(
+    dispynode: Callable[..., Any],
+    program: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wait_until: Callable[..., Any],
+) -> None:
+    """Neither those of which the node had told, nor that there may have been others."""
+    node = dispynode("--cpus", "2")
+    path = tmp_path / "here.recover"
+    kill(program(wait_until, 2, recover_file=str(path)))
+    shutil.copy2(path, tmp_path / "unasked")
+    wait_until(lambda: without_first(recover(recover_file=str(path), timeout=1)) or len(book_of(path).handed) == 2)
+    kill(node)
+    dispynode("--cpus", "2", name="node1")
+    ended = without_first(recover(recover_file=str(path)))
+    assert [job[:2] for job in ended] == [[2, "Abandoned"], [3, "Abandoned"]]
+    assert all("that node ended, or was started again, before" in job[-1] for job in ended)
+    assert "lost without a trace" not in capsys.readouterr().err
+    assert without_first(recover(recover_file=str(tmp_path / "unasked"))) == []
+    assert "was started again since: jobs that ran there when it ended are lost" in capsys.readouterr().err
 
 
 def test_another_machine_that_has_the_file_and_the_secret(

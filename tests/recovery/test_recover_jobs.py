@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import pickle
 from pathlib import Path
@@ -21,6 +22,7 @@ from dispy.recovery.book import (
     ComputationStored,
     JobsHanded,
     JobStored,
+    NodeCleared,
     NodeNoted,
     ProgramBegun,
     ResultKept,
@@ -31,6 +33,7 @@ from dispy.resuming import FORGETS_AFTER, sort_out
 from dispy.secrets import find_credentials
 
 FUNCTION = ClusterNoted(ComputationId("c"), "f", "function")
+ONE, TWO = ProcessId("1"), ProcessId("2")
 PROGRAM = ClusterNoted(ComputationId("c"), "p", "program")
 
 
@@ -67,12 +70,21 @@ def test_what_was_fetched_and_not_returned_is_returned_once(tmp_path: Path) -> N
     assert dispy.recover_jobs(path, secret="ours") == []
 
 
-def test_a_result_that_cannot_be_unpickled_harms_no_other(tmp_path: Path) -> None:
-    path = write(tmp_path / "x", FUNCTION, kept(1, Unknown()), kept(2, 2))
+def test_a_result_that_cannot_be_unpickled_waits_for_a_program_that_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "x", FUNCTION, kept(1, (Unknown(), bytes(100_000)), out="said"), kept(2, 2))
     one, two = dispy.recover_jobs(path, secret="ours")
     assert one.status == dispy.DispyJob.Terminated
     assert "cannot be unpickled in this program: NameError: name 'Elsewhere'" in one.exception
-    assert two.result == 2
+    assert one.exception.endswith(f"call dispy.recover_jobs({str(path)!r}) in a program that has its class")
+    assert (one.stdout, two.result) == ("said", 2)
+    [again] = dispy.recover_jobs(path, secret="ours")
+    assert (again.id, again.status) == (1, dispy.DispyJob.Terminated)
+    monkeypatch.setattr(builtins, "Elsewhere", lambda: "opened", raising=False)
+    [opened] = dispy.recover_jobs(path, secret="ours")
+    assert (opened.result[0], opened.status) == ("opened", dispy.DispyJob.Finished)
+    assert dispy.recover_jobs(path, secret="ours") == []
 
 
 def test_the_newest_file_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +163,40 @@ def test_the_command_prints_functions(tmp_path: Path) -> None:
     assert run(str(path)).exit_code == 0
 
 
+def test_the_command_leaves_what_it_cannot_open(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", FUNCTION, kept(1, Unknown(), out="said"))
+    done = run(str(path))
+    assert done.exit_code == 1
+    assert done.stdout == "== job 1  (Finished on 10.0.0.7 after 2.00 s)\nsaid\n"
+    assert f"has its class: call dispy.recover_jobs({str(path)!r}) there\n" in done.stderr
+    shown = json.loads(run(str(path), "--json").stdout)
+    assert (shown["status"], shown["result"], shown["stdout"]) == ("Finished", None, "said")
+    assert "cannot be unpickled" in shown["exception"]
+
+
+def test_the_command_fails_when_not_all_is_there(tmp_path: Path, free_base_port: int) -> None:
+    node = NodeNoted(ProcessId("n" * 32), "far", (("127.0.0.1", free_base_port),))
+    path = write(tmp_path / "it is", FUNCTION, node, kept(1, 1))
+    done = run(str(path), "--timeout", "0.2")
+    assert done.exit_code == 1
+    assert f"call again for the rest: dispy recover '{path}'" in done.stderr
+    assert "were any, are gone: durable=True keeps them" in done.stderr
+
+
+def test_jobs_that_a_node_had_and_has_no_more_are_abandoned(tmp_path: Path) -> None:
+    node = NodeNoted(ONE, "far", (("127.0.0.1", 1),))
+    path = write(tmp_path / "x", FUNCTION, node, JobsHanded(ONE, [1, 2]), kept(1, 1), NodeCleared(ONE))
+    one, two = dispy.recover_jobs(path, secret="ours")
+    assert (one.result, two.id, two.status) == (1, 2, dispy.DispyJob.Abandoned)
+    assert "it ran on node far after its program was killed" in two.exception
+    assert dispy.recover_jobs(path, secret="ours") == []
+
+
+def test_nothing_to_fetch_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispy.recover_jobs(write(tmp_path / "x"), secret="ours") == []
+    assert "nothing to fetch" in capsys.readouterr().err
+
+
 def test_the_command_prints_json(tmp_path: Path) -> None:
     done = run(str(write(tmp_path / "x", FUNCTION, kept(1, {1, 2}), kept(2, [3]))), "--json")
     one, two = map(json.loads, done.stdout.splitlines())
@@ -174,8 +220,6 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 # ---- which durable jobs can still run ----
-
-ONE, TWO = ProcessId("1"), ProcessId("2")
 
 
 def book(*entries: AnyEntry, reentrant: bool = False, options: JobOptions | None = None) -> Book:
@@ -215,6 +259,12 @@ def test_a_durable_job_runs_only_if_it_cannot_have_started(
         {1: JobState.Abandoned} if what == "abandoned" else {}
     )
     assert found.undecided == (what == "undecided")
+
+
+def test_the_node_of_an_abandoned_job_has_a_name() -> None:
+    known = book(*NOTED, HANDED, NodeCleared(ONE))
+    _, cause = sort_out(known, Fetched(), 0.0, terminate=False).ended[1]
+    assert "handed to node one when" in cause
 
 
 def test_pending_jobs_can_be_ended() -> None:

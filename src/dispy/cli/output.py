@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from dispy.job import DispyJob
@@ -55,24 +56,36 @@ class TextOutput:
             _write(stderr, f"== job {self._number}: {shlex.join(words)}\n".encode())
         _write(stderr, job.stderr or b"", end_line=self._headings)
 
-    def show_recovered(self, job: DispyJob, *, is_program: bool) -> None:
-        """Show a job of which only the number is known, and of a function's also the result."""
+    def show_recovered(self, job: DispyJob, *, is_program: bool, sealed_in: Path | None = None) -> None:
+        """Show a job of which only the number is known, and of a function's also the result.
+
+        `sealed_in`: its result cannot be opened here, and stays in this file.
+        """
         stdout, stderr = sys.stdout.buffer, sys.stderr.buffer
-        _write(stdout, f"== job {job.id}  ({_ending(job, is_program=is_program)})\n".encode())
+        ending = _ending(job, is_program=is_program, has_finished=sealed_in is not None)
+        _write(stdout, f"== job {job.id}  ({ending})\n".encode())
         for stream, output in ((stdout, job.stdout), (stderr, job.stderr)):
             data = output.encode() if isinstance(output, str) else output or b""
             _write(stream, data, end_line=True)
-        if job.status is not DispyJob.Finished:
+        if sealed_in is not None:
+            sentence = (
+                f"dispy: job {job.id}: finished; its result can only be opened by a program that has its class: call "
+                f"dispy.recover_jobs({str(sealed_in)!r}) there\n"
+            )
+            _write(stderr, sentence.encode())
+        elif job.status is not DispyJob.Finished:
             _write(stderr, f"dispy: job {job.id}: {_ending(job)}\n{_cause(job)}".encode())
         elif not is_program:
             _write(stdout, f"{job.result!r}\n".encode())
 
 
-def _ending(job: DispyJob, *, is_program: bool = True) -> str:
+def _ending(job: DispyJob, *, is_program: bool = True, has_finished: bool = False) -> str:
     where = f" on {job.ip_addr}" if job.ip_addr else ""
     ran = job.start_time is not None and job.end_time is not None
     took = f" after {job.end_time - job.start_time:.2f} s" if ran else ""  # type: ignore[operator]
     ending = f"exit code {job.result}" if job.status is DispyJob.Finished and is_program else job.status.name
+    if has_finished:
+        ending = DispyJob.Finished.name
     return f"{ending}{where}{took}"
 
 

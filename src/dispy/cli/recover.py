@@ -1,14 +1,16 @@
 """`dispy recover`: fetches the results of a program that was killed, and prints them as `dispy PROGRAM` does.
 
-0: every job finished (a program: with exit code 0); 1: some did not; 130: interrupted, everything stays to be fetched.
+0: every job finished (a program: with exit code 0) and is shown; 1: some did not, are not here yet, were lost, or have
+a result that cannot be opened here; 130: interrupted, everything stays to be fetched.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -17,6 +19,7 @@ from dispy.cli.options import NORMALIZED, credential_options
 
 if TYPE_CHECKING:
     from dispy.job import DispyJob
+    from dispy.recover import Recovered
 
 
 @click.command(short_help="Fetch the results of a program that was killed.", context_settings=NORMALIZED)
@@ -30,16 +33,21 @@ def recover(file: str | None, timeout: float | None, terminate: bool, as_json: b
 
     Jobs that still run are waited for. What was printed is not fetched again by a later call.
     """
-    from dispy.recover import recover_jobs
+    from dispy.recover import recover as fetch
 
     sys.path.insert(0, os.getcwd())  # results may be made of classes from there
     try:
-        jobs = recover_jobs(file, timeout, terminate, **credentials)
+        found = fetch(file, timeout, terminate, _command, **credentials)
     except KeyboardInterrupt:
-        click.echo("interrupted: nothing is lost, call again for it", err=True)
+        again = "dispy recover" if file is None else _command(Path(file))
+        click.echo(f"interrupted: nothing is lost, `{again}` goes on", err=True)
         sys.exit(130)
-    (_print_json if as_json else _print_text)(jobs)
-    sys.exit(0 if all(_has_succeeded(job) for job in jobs) else 1)
+    (_print_json if as_json else _print_text)(found)
+    sys.exit(0 if found.is_complete and all(_has_succeeded(job) for job in found.jobs) else 1)
+
+
+def _command(path: Path) -> str:
+    return f"dispy recover {shlex.quote(str(path))}"
 
 
 def _has_succeeded(job: DispyJob) -> bool:
@@ -52,18 +60,19 @@ def _is_program(job: DispyJob) -> bool:
     return isinstance(job.stdout, bytes)
 
 
-def _print_text(jobs: Iterable[DispyJob]) -> None:
+def _print_text(found: Recovered) -> None:
     from dispy.cli.output import TextOutput
 
     shown = TextOutput(headings=True)
-    for job in jobs:
-        shown.show_recovered(job, is_program=_is_program(job))
+    for job in found.jobs:
+        shown.show_recovered(job, is_program=_is_program(job), sealed_in=found.path if job in found.sealed else None)
 
 
-def _print_json(jobs: Iterable[DispyJob]) -> None:
-    for job in jobs:
+def _print_json(found: Recovered) -> None:
+    for job in found.jobs:
         finished = job.status is job.Finished
-        shown: dict[str, object] = {"id": _plain(job.id), "status": job.status.name}
+        status = "Finished" if job in found.sealed else job.status.name
+        shown: dict[str, object] = {"id": _plain(job.id), "status": status}
         if _is_program(job):
             shown["exit_code"] = job.result if finished else None
         else:

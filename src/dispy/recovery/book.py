@@ -128,7 +128,10 @@ class JobStored(Entry, frozen=True, gc=False):
 
 
 class JobsHanded(Entry, frozen=True):
-    """Jobs of a durable cluster are about to be handed to a node; to none: they are known not to have started."""
+    """Jobs of a durable cluster are about to be handed to a node; to none: they are known not to have started.
+
+    Of other clusters: jobs that ran on the node when it was asked for results.
+    """
 
     node: ProcessId
     jobs: list[int]
@@ -226,10 +229,12 @@ class Book:
         self.jobs: dict[int, JobStored] = {}
         """Of durable clusters, those that have not ended."""
         self.handed: dict[int, ProcessId] = {}
-        """Which node had a job of a durable cluster last."""
+        """Which node had a job last: one of a durable cluster, or one that ran there when whoever recovers asked."""
         self.freed: set[int] = set()
         """Those of which it became known that they had not started where they had been handed."""
         self.is_done = False
+        self._names: dict[ProcessId, str] = {}
+        self._closed: set[ComputationId] = set()
         for entry in listed:
             self.add(entry)
 
@@ -240,8 +245,10 @@ class Book:
                 self.clusters[entry.id] = entry
             case ClusterOver(id):
                 self.computations.pop(id, None)
+                self._closed.add(id)
             case NodeNoted():
                 self.nodes[entry.process] = entry
+                self._names[entry.process] = entry.name
             case ResultKept():
                 self._keep(entry)
             case JobsReturned(jobs) | JobsOver(jobs):
@@ -275,6 +282,23 @@ class Book:
         before = self.results.get(job)
         if job not in self.returned and (before is None or before.done.ending):
             self.results[job] = kept
+
+    @property
+    def keeps_all_jobs(self) -> bool:
+        """Whether every cluster that is not over is durable: then no job is lost without a word."""
+        return all(cluster in self.computations for cluster in self.clusters.keys() - self._closed)
+
+    def lost(self) -> dict[int, ProcessId]:
+        """Jobs of clusters that were not durable which a node had and has no more, nor their result."""
+        return {
+            job: node
+            for job, node in self.handed.items()
+            if job not in self.jobs and not self.has_result(job) and node not in self.nodes
+        }
+
+    def name_of(self, node: ProcessId) -> str:
+        """The name of a node, for people."""
+        return self._names.get(node, node)
 
     def has_result(self, job: int) -> bool:
         """Whether a job needs no further attempt."""

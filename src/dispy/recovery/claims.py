@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dispy.errors import TransferError
 from dispy.logs import logger
 from dispy.model import Ending, HeldAttempt, JobDone, NodeInfo, ProcessId
-from dispy.recovery.book import Book, ResultKept
+from dispy.recovery.book import Book, JobsHanded, ResultKept
 from dispy.recovery.file import RecoveryFile
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.link import Link
@@ -116,12 +116,34 @@ class Claim:
     def _answered(self, ended: list[HeldAttempt], running: list[HeldAttempt]) -> None:
         first = not self.is_answered
         self.is_answered = True
+        self._note_running({held.job for held in running})
         self.running = len(running)
         self.left = {(held.job, held.attempt) for held in (*ended, *running)}
         if first and self.left:
             still = f", {len(running)} jobs still run" if running else ""
             logger.info("node %s (%s): %d results%s", self.name, self.address, len(ended), still)
         self._on_news(self)
+
+    def _note_running(self, jobs: set[int]) -> None:
+        """Should the node end before them, it is known what was lost, also by a later call."""
+        if self.process not in self._book.nodes:
+            return
+        noted = [
+            job
+            for job in sorted(jobs)
+            if job not in self._book.jobs
+            and job not in self._book.returned
+            and self._book.handed.get(job) != self.process
+        ]
+        if not noted:
+            return
+        entry = JobsHanded(self.process, noted)
+        try:
+            self._file.append([entry])
+        except OSError as error:
+            self._problem = error
+            return
+        self._book.add(entry)
 
     def _batch_arrived(self, message: JobsDone, payload: bytes | memoryview) -> None:
         if message.sequence <= self._safe:  # its acknowledgement was lost with an earlier link

@@ -55,6 +55,8 @@ class Fetched:
     """Node processes that told all they had."""
     not_started: set[int] = field(default_factory=set)
     """Jobs of which nodes said that they had not started."""
+    lost: list[str] = field(default_factory=list)
+    """Sentences about nodes that forgot jobs, nobody knows which."""
 
 
 class Fetching:
@@ -134,10 +136,20 @@ class Fetching:
         self._dial([(host, port)], own)
 
     def _give_up(self, wanted: _Wanted, why: str) -> None:
-        logger.warning(
-            "the node that the program had started for itself cannot be asked: %s; what it held is lost", why
-        )
+        sentence = f"the node that the program had started for itself cannot be asked: {why}; what it held is lost"
+        if self._knew(wanted.noted):
+            logger.warning("%s", sentence)
+        else:
+            self._lost(sentence)
         self._forget(wanted)
+
+    def _knew(self, noted: NodeNoted) -> bool:
+        """Whether it is known of each job that the node had in hand."""
+        return self._book.keeps_all_jobs or noted.process in self._book.handed.values()
+
+    def _lost(self, sentence: str) -> None:
+        self._fetched.lost.append(sentence)
+        logger.warning("%s", sentence)
 
     def _dial(self, places: Iterable[tuple[str, int]], link_settings: LinkSettings | None = None) -> None:
         for place in places:
@@ -290,6 +302,11 @@ class Fetching:
             self._fetched.not_started |= wanted.claim.not_started
             if wanted.claim.process == wanted.noted.process:
                 self._fetched.answered.add(wanted.noted.process)
+            elif not self._knew(wanted.noted):
+                self._lost(
+                    f"node {wanted.noted.name} was started again since: jobs that ran there when it ended are lost "
+                    "without a trace (durable=True keeps track)"
+                )
             self._forget(wanted)
         await self._loop.run_in_executor(None, self._file.sync)
         for claim in [claim for claim in self._claims.values() if claim.is_done]:
