@@ -21,6 +21,7 @@ from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed,
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
 from dispy.shipping import Shipment, dumps_setup_args
+from dispy.words import counted
 
 CONSTRUCTION_MARGIN = 0.020
 """Seconds after the constructor's return before the first callback runs: callbacks use the `cluster` variable."""
@@ -241,7 +242,9 @@ class ClusterLedger:
         node.cpus, node.avail_cpus, node.update_time, node.reason = cpus, view.info.cpus, time.time(), ""
         self.nodes[view.process] = node
         self.views[view.process] = view
-        logger.debug("node %s (%s) is ready for %s with %d CPUs", node.name, node.ip_addr, self.spec.name, cpus)
+        logger.debug(
+            "node %s (%s) is ready for %s with %s", node.name, node.ip_addr, self.spec.name, counted(cpus, "CPU")
+        )
         if self.cluster_status is not None:
             self._call_status(DispyNode.Initialized, node, None)
 

@@ -16,6 +16,7 @@ from dispy.logs import logger
 from dispy.portal import Portal, current_portal
 from dispy.scheduler.identity import ServiceSettings
 from dispy.scheduler.service import SchedulerService
+from dispy.words import counted
 
 SAY_AFTER = 2.0
 """Seconds that an ending program waits in silence before it says what it waits for."""
@@ -149,7 +150,8 @@ def _end_interrupted(clusters: list[Closable]) -> None:
     pending = sum(cluster.pending for cluster in clusters)
     left = [cluster for cluster in clusters if not cluster.is_closed]
     with contextlib.suppress(KeyboardInterrupt):  # then the nodes end what is left, as the links say goodbye
-        logger.warning("interrupted: %d jobs are ended now (Ctrl-C once more: without waiting for that)", pending)
+        words = f"{counted(pending, 'job')} to be ended now (Ctrl-C once more: without waiting for that)"
+        logger.warning("interrupted: %s", words)
         for cluster in left:
             cluster.end_jobs()
         until = time.monotonic() + INTERRUPTED_TIMEOUT

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
@@ -58,12 +59,12 @@ def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[st
 
 
 def option_of_today(name: str) -> str:
-    """What an option of a command (without the dashes before it) is called now; warns when it has another name."""
+    """What an option of a command (without the dashes before it) is called now; says so when it has another name."""
     name_then = name.replace("-", "_")
     new = OLD_OPTIONS.get(name_then)
     if new is None:
         return name
-    warnings.warn(f"the option --{name_then} is called --{new} now", FutureWarning, stacklevel=2)
+    sys.stderr.write(f"the option --{name_then} is called --{new} now\n")
     return new
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dispy.nodes import DispyNode
+from dispy.words import size
 
 _HEADINGS = ("Node", "CPUs", "Jobs", "Sec/Job", "Node Time Sec", "Sent", "Rcvd")
 
@@ -49,8 +50,8 @@ def _cells(node: DispyNode) -> tuple[str, ...]:
         str(node.jobs_done),
         _seconds(per_job) if node.jobs_done else "-",
         f"{node.cpu_time:.3f}",
-        _size(node.tx),
-        _size(node.rx),
+        size(node.tx),
+        size(node.rx),
     )
 
 
@@ -65,12 +66,3 @@ def _number(address: str) -> tuple[tuple[int, str], ...]:
 
 def _seconds(value: float) -> str:
     return f"{value:.3f}" if value >= 0.01 or not value else f"{value:.6f}"
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -40,6 +40,7 @@ from dispy.scheduler.owner import Allocation
 from dispy.scheduler.service import SchedulerService
 from dispy.secrets import Credentials
 from dispy.settings import INLINE_SIZE, multicast
+from dispy.words import counted
 
 FORGETS_AFTER: Final = 60.0
 """Seconds for which a node that answers certainly remembers what it had: `--zombie_interval` is longer."""
@@ -265,7 +266,7 @@ async def resume(
             await service.open_cluster(owner)
             service.handle(JobsSubmitted([await _record(service, stored, file.store) for stored in mine]))
             owners.append(owner)
-            logger.info("%d jobs of %s go on", len(mine), owner.spec.name)
+            logger.info("%s: %s taken up again", owner.spec.name, counted(len(mine), "job"))
         try:
             async with asyncio.timeout_at(_loop_time(until)):
                 for owner in owners:
@@ -274,7 +275,7 @@ async def resume(
                 for owner in owners:
                     await owner.over.wait()
         except TimeoutError:
-            logger.info("the time is over; %d jobs wait", sum(len(owner.pending) for owner in owners))
+            logger.info("the time is over, with %s left", counted(sum(len(owner.pending) for owner in owners), "job"))
     finally:
         await service.stop("the recovery is over")
     return keeper.ended

@@ -226,10 +226,10 @@ def test_names_that_the_original_has() -> None:
         from dispy import SharedJobCluster  # type: ignore[attr-defined]  # noqa: F401
 
 
-def test_options_of_earlier_versions_are_accepted_with_a_warning() -> None:
+def test_options_of_earlier_versions_are_accepted_and_a_sentence_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     for old, new in OLD_OPTIONS.items():
-        with pytest.warns(FutureWarning, match=f"--{old} is called --{new}"):
-            assert option_of_today(old) == new
+        assert option_of_today(old) == new
+        assert capsys.readouterr().err == f"the option --{old} is called --{new} now\n"
     assert option_of_today("host") == "host"
 
 

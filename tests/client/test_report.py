@@ -20,7 +20,7 @@ def test_columns_are_aligned_and_nodes_in_the_order_of_their_addresses() -> None
         == """
 Node            | CPUs |  Jobs |  Sec/Job | Node Time Sec |   Sent |  Rcvd
 --------------------------------------------------------------------------
-10.0.0.9 (nine) |    4 | 12000 | 0.000050 |         0.600 | 1.5 KB |   0 B
+10.0.0.9 (nine) |    4 | 12000 | 0.000050 |         0.600 | 1.5 kB |   0 B
 10.0.0.10 (ten) |    4 |     2 |    1.750 |         3.500 | 2.5 MB | 999 B
 Total job time: 4.100 sec, wall time: 2.000 sec, speedup: 2.050
 """

@@ -65,7 +65,7 @@ def test_a_result_outlives_its_program_and_its_daemon(
     node.process.kill()
     node.wait()
     second = dispynode(name="here")
-    second.wait_for("1 result of programs that are gone wait to be fetched")
+    second.wait_for("to be fetched of programs that are gone: 1 result")
     [job] = dispy.recover_jobs(timeout=SOON)
     assert job.result == "x" * 100_000
     wait_until(lambda: not list((tmp_path / "prefix-here" / "spool").iterdir()), timeout=SOON)

@@ -36,7 +36,7 @@ def test_what_is_shown_of_a_node_in_use() -> None:
         unacknowledged=1,
         done=10,
         served=3,
-        avail=AvailInfo(cpu=50.0, memory=3 << 30, disk=5 << 30, swap=100.0),
+        avail=AvailInfo(cpu=50.0, memory=3 << 30, disk=5 * 10**9, swap=100.0),
         now=1000.0 + 3725,
     )
     rows = dict(status_rows(status))
@@ -46,13 +46,15 @@ def test_what_is_shown_of_a_node_in_use() -> None:
     assert rows["used by"].endswith(", 1:02:05 h")
     assert rows["in line"] == "1 more program"
     assert rows["computation"] == "compute (ready)"
-    assert rows["jobs here"] == "2 with 2 workers, 5 queued"
+    assert rows["jobs here"] == "2 at 2 workers, 5 queued"
     assert rows["jobs done"] == "10, 1 of them not yet fetched"
-    assert rows["free"] == "CPU 50 %, memory 3.0 GiB, disk 5.0 GiB"
+    assert rows["free"] == "CPU 50 %, memory 3.0 GiB, disk 5.0 GB"
 
 
 def test_what_is_shown_of_a_free_node() -> None:
     rows = status_rows(NodeStatus(info(0, closed="its owner has stopped it"), 1))
+    assert ("jobs here", "none") in rows
+    assert ("jobs done", "0") in rows
     assert rows[:2] == [("CPUs", "no CPU offered: its owner has stopped it"), ("used by", "nobody")]
 
 
@@ -120,10 +122,12 @@ def test_a_node_obeys_what_is_typed(terminal: Terminal) -> None:
     terminal.wait_for("nobody")
     terminal.type("stop")
     terminal.wait_for("no CPU offered: its owner has stopped it")
+    terminal.type("cpus 1")
+    terminal.wait_for("noted: it will offer 1 CPU, now it offers none: its owner has stopped it")
     terminal.type("start")
     terminal.wait_for("1 CPU offered")
     terminal.type("cpus")
-    terminal.wait_for("How many shall it be")
+    terminal.wait_for("This node offers 1 CPU. How many shall it offer")
     terminal.type("many")
     terminal.wait_for("'many' is no number of CPUs")
     terminal.type("cpus 9999")
@@ -134,6 +138,8 @@ def test_a_node_obeys_what_is_typed(terminal: Terminal) -> None:
     terminal.wait_for("say START STOP")
     terminal.type("hours always")
     terminal.wait_for("1 CPU offered")
+    terminal.type("exit now")
+    terminal.wait_for("exit stands alone, without 'now': nothing was done")
     terminal.type("release")
     terminal.wait_for("nobody uses this node")
     terminal.type("quit")

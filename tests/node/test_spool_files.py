@@ -197,7 +197,7 @@ def test_a_spool_that_cannot_be_written_stops_new_work_until_it_can(
 
     with caplog.at_level(logging.INFO, "dispy.node"):
         run(work)
-    assert "1 result of programs that are gone wait" in caplog.text
+    assert "not fetched yet of programs that are gone: 1 result in" in caplog.text
 
 
 # The files themselves

@@ -122,10 +122,3 @@ def test_output_is_cut_in_its_middle(size: int, limit: int, expected: bytes) -> 
 )
 def test_causes_of_death(status: int, words: str) -> None:
     assert deaths.cause_of_death(status, 35_000_000) == words
-
-
-@pytest.mark.parametrize(
-    ("count", "words"), [(1, "1 bytes"), (1500, "1.5 kB"), (25_000, "25 kB"), (3_200_000_000, "3.2 GB")]
-)
-def test_sizes(count: int, words: str) -> None:
-    assert deaths.size_words(count) == words

@@ -17,6 +17,7 @@ import click
 from dispy import settings
 from dispy.cli.nodes import split_host
 from dispy.cli.options import NORMALIZED
+from dispy.clicknumbers import WholeNumber
 from dispy.errors import LinkError, LinkLost, SettingsError
 from dispy.model import NodeOrder, NodeStatus, ProcessId, Role
 from dispy.node.window import read_hours
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT = 10.0
 """Seconds that a node has to be dialled and to answer."""
 _STATUS = "status"
-_WORDS = (_STATUS, *(order.value for order in NodeOrder))
+_ORDERS = (
+    NodeOrder.STOP,
+    NodeOrder.START,
+    NodeOrder.CPUS,
+    NodeOrder.HOURS,
+    NodeOrder.RELEASE,
+    NodeOrder.EXIT,
+    NodeOrder.QUIT,
+)
+"""As the help has them."""
+_WORDS = (_STATUS, *(order.value for order in _ORDERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,10 @@ class _Command(click.Command):
 @click.option("--cafile", metavar="FILE", help="Authority of the nodes' certificates, PEM (DISPY_CAFILE).")
 @click.option("--group", metavar="NAME", help="Group of the nodes (DISPY_GROUP).")
 @click.option(
-    *("-p", "--dispy_port"), type=int, metavar="PORT", help="Base port; nodes listen on the next one (DISPY_PORT)."
+    *("-p", "--dispy_port"),
+    type=WholeNumber(),
+    metavar="PORT",
+    help="Base port; nodes listen on the next one (DISPY_PORT).",
 )
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print one JSON object per node.")
 def admin(words: tuple[str, ...], as_json: bool, **options: Any) -> NoReturn:
@@ -109,6 +123,8 @@ def _take_wish(words: Sequence[str]) -> _Wish:
     elif len(words) > 1 and words[-2] == "cpus":
         *words, number = words
     *hosts, word = words
+    if word not in _WORDS and hosts:
+        raise SettingsError(f"{word} is no order; there are {', '.join(_WORDS[:-1])} and {_WORDS[-1]}")
     if word not in _WORDS or not hosts:
         raise SettingsError(f"say which nodes and what: dispy admin HOST… {'|'.join(_WORDS)}")
     order = None if word == _STATUS else NodeOrder(word)
@@ -230,10 +246,11 @@ def _print_text(told: _Told) -> None:
 
     from dispy.node.steering import status_rows
 
-    table = Table(title=f"{told.status.info.name} ({told.host})", show_header=False, title_justify="left")
+    table = Table(show_header=False)
     for row in status_rows(told.status):
         table.add_row(*row)
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
+    console.print(f"{told.status.info.name} ({told.host})", markup=False, highlight=False)
     console.print(table, markup=False, highlight=False)

@@ -14,6 +14,8 @@ import click
 
 from dispy import settings
 from dispy.cli.options import NORMALIZED, Connection, connection_options, take_connection
+from dispy.clicknumbers import Number
+from dispy.words import counted, size
 
 if TYPE_CHECKING:
     from dispy.model import NodeInfo
@@ -68,7 +70,9 @@ class Survey:
 @click.command(short_help="List the nodes that answer, and those that refuse.", context_settings=NORMALIZED)
 @click.argument("hosts", nargs=-1, metavar="[HOST[:PORT]]…")
 @connection_options
-@click.option("-w", "--wait", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds to listen.")
+@click.option(
+    "-w", "--wait", type=Number(0.1, 60), metavar="SECONDS", default=1.0, show_default=True, help="Seconds to listen."
+)
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print one JSON object per node.")
 def nodes(hosts: tuple[str, ...], wait: float, as_json: bool, **options: Any) -> NoReturn:
     """List the nodes that answer on this network (and at HOSTs), and those that refuse, with the reason.
@@ -259,9 +263,9 @@ def _print_table(survey: Survey) -> None:
             info, holder = node.info, node.info.holder
             by = f" ({holder.user}@{holder.host}: {holder.program})" if holder else ""
             by = f": {info.closed}{by}" if info.closed else by
-            gpus = f" + {info.gpus} GPU{'' if info.gpus == 1 else 's'}" if info.gpus else ""
+            gpus = f" + {counted(info.gpus, 'GPU')}" if info.gpus else ""
             table.add_row(
-                *(node.name, "\n".join(node.addresses), f"{info.cpus}{gpus}", f"{info.memory / 2**30:.1f} GiB"),
+                *(node.name, "\n".join(node.addresses), f"{info.cpus}{gpus}", size(info.memory)),
                 *(", ".join(info.pythons), *((", ".join(info.tags),) if tagged else ()), _state(info) + by),
             )
         console = Console()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dispy import settings
+from dispy.clicknumbers import WholeNumber
 
 if TYPE_CHECKING:
     from dispy.secrets import Credentials
@@ -65,7 +66,11 @@ _CONNECTION = (
     click.option("--cafile", metavar="FILE", help="Authority of the nodes' certificates, PEM (DISPY_CAFILE)."),
     click.option("--group", metavar="NAME", help="Only nodes of this group (DISPY_GROUP)."),
     click.option(
-        "-p", "--dispy_port", type=int, metavar="PORT", help="Base port; nodes listen on the next one (DISPY_PORT)."
+        "-p",
+        "--dispy_port",
+        type=WholeNumber(),
+        metavar="PORT",
+        help="Base port; nodes listen on the next one (DISPY_PORT).",
     ),
     click.option("--insecure", is_flag=True, help="Allow an empty secret beyond this machine (DISPY_INSECURE)."),
 )

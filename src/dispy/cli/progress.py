@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
+from dispy.words import counted
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -37,12 +39,12 @@ class _Line:
 
     def update(self) -> None:
         status = self._cluster.status()
-        nodes = f"{len(status.nodes)} node{'' if len(status.nodes) == 1 else 's'}"
+        nodes = counted(len(status.nodes), "node")
         cpus = sum(node.cpus for node in status.nodes)
         self._bar.update(
             self._task,
             completed=self._total - status.jobs_pending,
-            where=f"{nodes}, {cpus} CPUs" if cpus else "no node yet",
+            where=f"{nodes}, {counted(cpus, 'CPU')}" if cpus else "no node yet",
         )
 
     @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from dispy.cli.options import NORMALIZED, Connection, connection_options, take_connection
+from dispy.clicknumbers import Number, WholeNumber
 from dispy.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ _WAY = (
     ),
     click.option(
         *("-t", "--timeout"),
-        type=click.FloatRange(1, 3600),
+        type=Number(1, 3600),
+        metavar="SECONDS",
         default=60.0,
         show_default=True,
         help="Seconds for each machine.",
     ),
     click.option(
-        "--parallel", type=click.IntRange(1, 256), default=16, show_default=True, help="Machines at the same time."
+        "--parallel",
+        type=WholeNumber(1, 256),
+        metavar="N",
+        default=16,
+        show_default=True,
+        help="Machines at the same time.",
     ),
     click.option("-j", "--json", "as_json", is_flag=True, help="Print one JSON object per machine."),
 )

@@ -6,7 +6,6 @@ Exit codes: 0 the node was told to end, 1 it could not start or go on (one sente
 from __future__ import annotations
 
 import configparser
-import contextlib
 import ipaddress
 import logging
 import socket
@@ -18,9 +17,11 @@ from typing import Any, Final
 import click
 
 from dispy import settings
+from dispy.clicknumbers import WholeNumber
 from dispy.errors import SettingsError
 from dispy.node.embedded import run_embedded
 from dispy.node.launch import launch
+from dispy.node.masking import mask_secrets
 from dispy.node.options import comma_separated, owner_options, owner_settings
 from dispy.node.running import run
 from dispy.node.settings import NodeSettings
@@ -64,6 +65,12 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
     return value
 
 
+def _no_node_port(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        less = f": --dispy_port {int(value) - 1}" if value.isdecimal() else ""
+        raise click.BadParameter(f"say --dispy_port instead, the base port, which is one less than {value}{less}")
+
+
 @click.command(
     context_settings={
         "help_option_names": ["-h", "--help"],
@@ -73,7 +80,7 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
 )
 @click.option(
     *("-c", "--cpus"),
-    type=int,
+    type=WholeNumber(),
     default=0,
     envvar="DISPY_CPUS",
     metavar="N",
@@ -103,7 +110,7 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
 )
 @click.option(
     *("-p", "--dispy_port", "--dispy-port", "base_port"),
-    type=click.IntRange(1, 65533),
+    type=WholeNumber(1, 65533),
     envvar="DISPY_PORT",
     metavar="PORT",
     help=f"Base port (default {settings.BASE_PORT}); the node listens on the next one, UDP and TCP.",
@@ -170,6 +177,7 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: str
 )
 @click.option("--save_config", "--save-config", metavar="FILE", help="Write the options to this file and end.")
 @click.option("--embedded", type=int, hidden=True)
+@click.option("--node_port", hidden=True, expose_value=False, callback=_no_node_port)
 @click.option("--launch", is_flag=True, hidden=True, help="Serve `dispy up` and `dispy down` by standard input.")
 @click.version_option(settings.VERSION, prog_name="dispynode")
 @click.pass_context
@@ -198,8 +206,7 @@ def command(context: click.Context, /, **options: Any) -> None:
             insecure=options["insecure"],
         )
         node_settings = _node_settings(options, credentials)
-        for secret in (options["secret"], options["admin_secret"]):
-            _hide_secret(secret)
+        mask_secrets()
         if options["unsafe_setup"]:
             logger.warning("--unsafe_setup has no effect: %s", _SETUP_PLACE)
         context.exit(run(node_settings, daemon=options["daemon"]))
@@ -295,23 +302,6 @@ def _set_up_logging(*, debug: bool) -> None:
     root.addHandler(handler)
     root.propagate = False
     root.setLevel(logging.DEBUG if debug else word.upper())
-
-
-def _hide_secret(secret: str | None) -> None:
-    """Overwrite the secret in this process's arguments, which every user of the machine can list."""
-    if not secret or not sys.platform.startswith("linux") or not any(secret in each for each in sys.argv[1:]):
-        return
-    # Nothing depends on it: where the memory cannot be written the help has told what is visible.
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open("/proc/self/stat", "rb") as file:
-            numbers = file.read().rpartition(b")")[2].split()
-        start, end = int(numbers[45]), int(numbers[46])
-        with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            memory.seek(start)
-            arguments = memory.read(end - start)
-            hidden = arguments.replace(secret.encode(), b"*" * len(secret.encode()))
-            memory.seek(start)
-            memory.write(hidden)
 
 
 if __name__ == "__main__":

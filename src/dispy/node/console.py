@@ -14,11 +14,12 @@ from typing import Final
 from dispy.model import NodeOrder
 from dispy.node.service import NodeService
 from dispy.node.steering import status_rows
+from dispy.words import counted
 
 _HELP: Final = """\
 quit      end now; what has not started is given back
 exit      end when the jobs that are here have ended
-stop      start no new jobs
+stop      start no new jobs; what has not started is given back
 start     start jobs again
 cpus N    offer N CPUs (0: all, -N: all but N)
 hours START STOP [END]
@@ -77,14 +78,16 @@ class Console:
             words = ["cpus", *words]
         self._asked_for_cpus = False
         match words:
-            case ["help", *_]:
+            case ["help"]:
                 self._say(_HELP)
             case ["cpus", *rest]:
                 self._cpus(rest)
             case ["hours", *rest]:
                 self._order(NodeOrder.HOURS, hours=" ".join(rest))
-            case [word, *_] if word in _ORDERS:
+            case [word] if word in _ORDERS:
                 self._order(_ORDERS[word])
+            case [word, *more] if word in _ORDERS or word == "help":
+                self._say(f"{word} stands alone, without {' '.join(more)!r}: nothing was done")
             case _:
                 _show(self._service, self._say)
 
@@ -94,8 +97,11 @@ class Console:
     def _cpus(self, words: list[str]) -> None:
         if not words:
             self._asked_for_cpus = True
-            offered = self._service.steering.offer.cpus
-            self._say(f"{offered} are offered. How many shall it be (0: all, -N: all but N)?")
+            offered = counted(self._service.steering.offer.cpus, "CPU")
+            self._say(f"This node offers {offered}. How many shall it offer (0: all, -N: all but N)?")
+            return
+        if len(words) > 1:
+            self._say(f"cpus takes one number, not {' '.join(words)!r}: nothing was done")
             return
         try:
             asked = int(words[0])
@@ -109,11 +115,12 @@ def _show(service: NodeService, say: Callable[[str], None]) -> None:
     from rich.console import Console as Screen
     from rich.table import Table
 
-    table = Table(title=service.settings.name, show_header=False, title_justify="left")
+    table = Table(show_header=False)
     for name, value in status_rows(service.steering.status()):
         table.add_row(name, value)
     screen = Screen()
     with screen.capture() as shown:
+        screen.print(service.settings.name, markup=False, highlight=False)
         screen.print(table)
     say(shown.get().rstrip("\n"))
 

@@ -23,6 +23,7 @@ from dispy.node.leases import Leases
 from dispy.node.serving import ComputationState, Lease, lease_name
 from dispy.node.snapshot import Snapshot, take_snapshot
 from dispy.wire import messages as msg
+from dispy.words import counted
 
 
 @dataclass(slots=True, eq=False)
@@ -324,7 +325,7 @@ class NodeCore(Leases):
             due = self.departure.after_lease(now, unfetched=bool(self.keeper.orphans))
             self._depart(due, now, effects)
         elif self.served == self.serve:
-            self._exit(f"it has served {self.served} program{'' if self.served == 1 else 's'}", now, effects)
+            self._exit(f"it has served {counted(self.served, 'program')}", now, effects)
         elif self.line:
             self._grant(self.line.pop(0), now, effects)
         elif self.info.cpus:

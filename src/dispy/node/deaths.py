@@ -6,6 +6,7 @@ import os
 import signal
 
 from dispy.node.worker import DESCRIPTORS_GONE, SETUP_FAILED
+from dispy.words import size
 
 
 def cause_of_death(status: int, memory: int) -> str:
@@ -16,7 +17,7 @@ def cause_of_death(status: int, memory: int) -> str:
     if code == DESCRIPTORS_GONE:
         return "it has closed descriptors that are not its own, and what it returned could not be handed over"
     text = exit_words(code)
-    return f"{text}; it had used up to {size_words(memory)} of memory" if code and memory else text
+    return f"{text}; it had used up to {size(memory)} of memory" if code and memory else text
 
 
 def exit_words(code: int | None) -> str:
@@ -31,12 +32,3 @@ def exit_words(code: int | None) -> str:
         name = f"signal {-code}"
     words = (signal.strsignal(-code) or "").lower()
     return f"killed by {name} ({words})" if words else f"killed by {name}"
-
-
-def size_words(count: float) -> str:
-    """A number of bytes as people write it."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

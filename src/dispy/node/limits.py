@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from dispy.node.cgroups import Group
-from dispy.node.linux import gib_words
+from dispy.words import size
 
 
 def memory_of(worker: int, at_fork: int) -> int:
@@ -76,4 +76,4 @@ def memory_verdict(worker: int, at_fork: int, limit: int, group: Group | None, s
 def over_memory(used: int, limit: int, seconds: float) -> str:
     """The verdict on a job that used too much memory."""
     after = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2f}"
-    return f"killed: memory {gib_words(used)} over the limit of {gib_words(limit)} after {after} s"
+    return f"killed: memory {size(used, like=limit)} over the limit of {size(limit)} after {after} s"

@@ -169,8 +169,3 @@ def data_size() -> int:
 def exhaustion(error: OSError) -> str:
     """What a machine or process has run out of, by the error that says so; empty for other errors."""
     return _EXHAUSTIONS.get(error.errno or 0, "")
-
-
-def gib_words(count: float) -> str:
-    """Bytes of memory as people write them."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

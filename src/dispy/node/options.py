@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import click
 
-from dispy import settings
+from dispy import settings, words
+from dispy.clicknumbers import Number, WholeNumber
 from dispy.errors import SettingsError
 from dispy.node import vitals
 from dispy.node.account import find_account
@@ -44,38 +45,38 @@ _OPTIONS: Final = (
     ),
     _option("memory", "Memory that jobs may reserve together (default: all).", metavar="SIZE"),
     _option("gpus", "GPUs for jobs (default: auto, as many as are found).", metavar="N|auto", default="auto"),
-    _option("nice", "Run jobs at this niceness (1 to 19).", type=click.IntRange(0, 19), default=0, metavar="N"),
+    _option("nice", "Run jobs at this niceness (1 to 19).", type=WholeNumber(0, 19), default=0, metavar="N"),
     _option(
         "idle-only",
         f"Work only while the load of others is below LOAD CPUs (default {_IDLE_LOAD}).",
         is_flag=False,
         flag_value=str(_IDLE_LOAD),
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         metavar="[LOAD]",
     ),
     _option("service_start", "Time of day from which jobs are accepted.", metavar="HH:MM"),
     _option("service_stop", "Time of day from which no new jobs start.", metavar="HH:MM"),
     _option("service_end", "Time of day at which jobs are ended.", metavar="HH:MM"),
-    _option("serve", "End after so many programs (-1: never).", type=click.IntRange(min=-1), default=-1, metavar="N"),
+    _option("serve", "End after so many programs (-1: never).", type=WholeNumber(-1), default=-1, metavar="N"),
     _option("client_shutdown", "Let cleanup functions end the node by dispynode_shutdown().", is_flag=True),
     _option(
         "zombie_interval",
         "Minutes after which a program that vanished is given up, its results too (0: never).",
-        type=click.FloatRange(0),
+        type=Number(0),
         default=settings.ZOMBIE_INTERVAL / 60,
         metavar="MIN",
     ),
     _option(
         "ping_interval",
         "Seconds between announcements while the node is free (0: one).",
-        type=click.FloatRange(0),
+        type=Number(0),
         default=0.0,
         metavar="S",
     ),
     _option(
         "msg_timeout",
         "Seconds of silence after which a program's link is lost.",
-        type=click.FloatRange(1),
+        type=Number(1),
         default=settings.GRACE_TIMEOUT,
         metavar="S",
     ),
@@ -90,7 +91,7 @@ _OPTIONS: Final = (
     _option(
         "keep_days",
         "Days after which what was not used is removed (0: never).",
-        type=click.FloatRange(0),
+        type=Number(0),
         default=30.0,
         metavar="N",
     ),
@@ -168,7 +169,7 @@ def _memory(text: str | None) -> int:
         return there
     asked = size("--memory", text)
     if not 0 < asked <= there:
-        raise SettingsError(f"--memory {text}: this machine has {there >> 20} MB")
+        raise SettingsError(f"--memory {text}: this machine has {words.size(there, like=asked)}")
     return asked
 
 

@@ -14,6 +14,7 @@ from dispy.node import console
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
 from dispy.wire.interfaces import shown
+from dispy.words import counted
 
 logger = logging.getLogger("dispy.node")
 
@@ -99,7 +100,7 @@ def _ready_line(service: NodeService) -> str:
     interfaces = ", ".join(node.interfaces) or "all"
     parts = [
         f"{node.name} is ready at {where}",
-        f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}",
+        counted(node.cpus, "CPU"),
         f"secret: {node.credentials.source}",
         f"interfaces: {interfaces}",
     ]

@@ -44,6 +44,7 @@ from dispy.node.workdir import Prefix, Workdirs
 from dispy.settings import flag
 from dispy.wire.blobs import BlobSources, BlobStore
 from dispy.wire.interfaces import interface_addresses
+from dispy.words import counted, size
 
 logger = logging.getLogger("dispy.node")
 
@@ -333,8 +334,8 @@ class NodeService:
                 environments, in_use, time.time(), keep_size=node.keep_size, keep_seconds=node.keep_seconds
             )
         if gone:
-            size = sum(entry.size for entry in gone) / 1e6
-            logger.info("removed %d files and directories that were not used (%.0f MB)", len(gone), size)
+            things = counted(len(gone), "file or directory", "files and directories")
+            logger.info("removed what was not used: %s, %s", things, size(sum(entry.size for entry in gone)))
 
     def _exit(self, action: do.Exit) -> None:
         self._give_up(action.reason)

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from dispy import failpoints
+from dispy import failpoints, words
 from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef
 from dispy.node import effects as do
@@ -41,6 +41,7 @@ from dispy.node.spoolfiles import (
 )
 from dispy.wire.blobsources import BlobSources
 from dispy.wire.messages import JobsDone
+from dispy.words import counted
 
 logger = logging.getLogger("dispy.node")
 
@@ -115,7 +116,7 @@ class Spool:
                 leases[name] = found
         if leases:
             count = sum(len(each.message.jobs) for found in leases.values() for each in found)
-            logger.info("%s of programs that are gone wait to be fetched", _results(count))
+            logger.info("to be fetched of programs that are gone: %s", counted(count, "result"))
         return leases
 
     def offer(self) -> None:
@@ -203,8 +204,8 @@ class Spool:
         if self._index and keep:
             count = sum(written.jobs for written in self._index.values())
             logger.info(
-                "%s of programs that are gone wait in %s; they can be fetched when dispynode runs with this directory",
-                *(_results(count), self.directory),
+                "not fetched yet of programs that are gone: %s in %s; fetching needs a dispynode with this directory",
+                *(counted(count, "result"), self.directory),
             )
 
     def _begin(self) -> None:
@@ -296,7 +297,7 @@ class Spool:
         size = len(data) + sum(body.ref.size for body in work.bodies)
         if self._most is not None and self._size + size > self._most:
             raise NodeError(
-                f"{self._size / 1e6:,.0f} MB wait there already (--spool_size), which the programs that are gone may "
+                f"{words.size(self._size)} wait there already (--spool_size), which the programs that are gone may "
                 "still fetch"
             )
         folder = self._folder(lease)
@@ -347,10 +348,6 @@ def _pieces(body: _Body) -> Iterator[bytes]:
         if not piece:
             raise NodeError("a large result has become shorter")
         yield piece
-
-
-def _results(count: int) -> str:
-    return "1 result" if count == 1 else f"{count} results"
 
 
 def _why(error: Exception) -> str:

@@ -19,6 +19,7 @@ from dispy.node.offer import Offer
 from dispy.node.settings import NodeSettings
 from dispy.node.window import ServiceWindow, clock_text, read_hours
 from dispy.wire.messages import AnyMessage, AskStatus, NodeSteered, StatusTold, SteerNode
+from dispy.words import counted, size
 
 logger = logging.getLogger("dispy.node")
 
@@ -56,7 +57,7 @@ class Steering:
             case NodeOrder.RELEASE:
                 return self._release()
         self.post(ev.OfferChanged(*self.offer.now()))
-        return NodeSteered(True, offer_text(self.core.info.cpus, self.core.info.closed))
+        return NodeSteered(True, _obeyed(order, self.offer.cpus, self.core.info.cpus, self.core.info.closed))
 
     def _release(self) -> NodeSteered:
         lease = self.core.lease
@@ -112,7 +113,15 @@ def _avail(prefix: Path) -> AvailInfo | None:
 
 def offer_text(cpus: int, reason: str) -> str:
     """What is offered now, for people."""
-    return f"{cpus} CPU{'' if cpus == 1 else 's'} offered" if cpus else f"no CPU offered: {reason}"
+    return f"{counted(cpus, 'CPU')} offered" if cpus else f"no CPU offered: {reason}"
+
+
+def _obeyed(order: NodeOrder, cpus: int, now: int, reason: str) -> str:
+    """What an order about the offer has changed: `cpus` is what the owner offers, `now` what is offered now."""
+    if now or order not in {NodeOrder.CPUS, NodeOrder.START}:
+        return offer_text(now, reason)
+    done = "started" if order is NodeOrder.START else "noted"
+    return f"{done}: it will offer {counted(cpus, 'CPU')}, now it offers none: {reason}"
 
 
 def status_rows(status: NodeStatus) -> list[tuple[str, str]]:
@@ -128,13 +137,15 @@ def status_rows(status: NodeStatus) -> list[tuple[str, str]]:
         who = f"{holder.user}@{holder.host} ({holder.program}, process {holder.pid})"
         rows.append(("used by", f"{who} since {since}, {_span(status.now - holder.since)}"))
     if status.waiting:
-        rows.append(("in line", f"{status.waiting} more program{'' if status.waiting == 1 else 's'}"))
+        rows.append(("in line", counted(status.waiting, "more program")))
     rows += [("computation", f"{name} ({state})") for name, state in status.computations]
-    rows.append(("jobs here", f"{status.given} with {status.workers} workers, {status.queued} queued"))
-    rows.append(("jobs done", f"{status.done}, {status.unacknowledged} of them not yet fetched"))
+    at_work = f"{status.given} at {counted(status.workers, 'worker')}, " if status.given else ""
+    rows.append(("jobs here", f"{at_work}{status.queued} queued" if status.given or status.queued else "none"))
+    not_fetched = f", {status.unacknowledged} of them not yet fetched" if status.unacknowledged else ""
+    rows.append(("jobs done", f"{status.done}{not_fetched}"))
     rows.append(("programs", f"{status.served} served"))
     if (avail := status.avail) is not None:
-        free = f"CPU {avail.cpu:.0f} %, memory {avail.memory / 2**30:.1f} GiB, disk {avail.disk / 2**30:.1f} GiB"
+        free = f"CPU {avail.cpu:.0f} %, memory {size(avail.memory)}, disk {size(avail.disk)}"
         rows.append(("free", free))
     return rows
 

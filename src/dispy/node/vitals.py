@@ -16,6 +16,7 @@ from dispy.errors import NodeError, SettingsError
 from dispy.model import AvailInfo, NodeInfo, ProcessId
 from dispy.node.settings import NodeSettings
 from dispy.settings import VERSION
+from dispy.words import counted
 
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 FILES_NEEDED: Final = 1024
@@ -90,9 +91,9 @@ def offered_cpus(asked: int, *, oversubscribe: bool) -> int:
     there = usable_cpus()
     offered = asked if asked > 0 else there + asked
     if offered < 1:
-        raise SettingsError(f"this machine has {there} CPUs, so {asked} leaves none for jobs")
+        raise SettingsError(f"this machine has {counted(there, 'CPU')}, so {asked} leaves none for jobs")
     if offered > there and not oversubscribe:
-        raise SettingsError(f"this machine has {there} CPUs, not {asked}; to offer more add --oversubscribe")
+        raise SettingsError(f"this machine has {counted(there, 'CPU')}, not {asked}; to offer more add --oversubscribe")
     return offered
 
 

@@ -14,8 +14,8 @@ from typing import Final
 
 from dispy.node import limits, linux
 from dispy.node.channel import MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
-from dispy.node.deaths import size_words
 from dispy.node.workerrecord import WorkerRecord
+from dispy.words import size
 
 _INTERVAL: Final = 0.03
 _START_TIMEOUT: Final = 10.0
@@ -91,8 +91,8 @@ class Watch:
                 worker.punched[index] = end - half
             if end - at > _KILL_AT * self._output_limit and worker.limited[0] != running:
                 name = ("stdout", "stderr")[index]
-                limit = f"{size_words(self._output_limit)} are kept, {_KILL_AT} times as much ends a job"
-                worker.limited = (running, f"it wrote {size_words(end - at)} to {name} ({limit})")
+                limit = f"{size(self._output_limit)} are kept, {_KILL_AT} times as much ends a job"
+                worker.limited = (running, f"it wrote {size(end - at, like=self._output_limit)} to {name} ({limit})")
                 self._signal(worker.number, running, signal.SIGKILL)
 
     def _look_at_memory(self, worker: WorkerRecord, running: int) -> None:

@@ -70,10 +70,14 @@ def service_window(start: str | None, stop: str | None, end: str | None) -> Serv
     """
     if start is None and stop is None and end is None:
         return None
+    names = ("--service_start", "--service_stop", "--service_end")
+    for name, text in zip(names, (start, stop, end), strict=True):
+        if text is not None:
+            _minutes(name, text)
     stops = end if stop is None else stop
     if start is None or stops is None:
         raise SettingsError("a service window needs --service_start and --service_stop or --service_end (or both)")
-    return _window(start, stops, end, ("--service_start", "--service_stop", "--service_end"))
+    return _window(start, stops, end, names)
 
 
 def read_hours(text: str) -> ServiceWindow | None:

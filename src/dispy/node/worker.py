@@ -42,7 +42,7 @@ from dispy.node.channel import (
     send_with,
 )
 from dispy.node.hygiene import NormalState, Output
-from dispy.node.linux import gib_words
+from dispy.words import size
 
 FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, LIMITED, UNSENDABLE = range(7)
 """As `dispy.model.Ending`, which needs more than the standard library; a test compares them."""
@@ -348,7 +348,7 @@ class _Worker:
             return RAISED, _encoded(str(raised))
         text = calls.user_trace(raised, __file__)
         if isinstance(raised, MemoryError) and self._memory_limit:
-            words = f"memory: an allocation went far over the limit of {gib_words(self._memory_limit)}"
+            words = f"memory: an allocation went far over the limit of {size(self._memory_limit)}"
             return LIMITED, _encoded(f"{words}\n{text}")
         if isinstance(raised, NameError) and raised.name in self._omitted:
             text += f"({raised.name!r} of the client's program was not sent: {self._omitted[raised.name]})\n"

@@ -13,7 +13,8 @@ from dispy.model import ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, Shape
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
-from dispy.scheduler.prospects import counted, why_lacking
+from dispy.scheduler.prospects import why_lacking
+from dispy.words import counted
 
 NEARLY: float = 1e-9
 """Parts of CPUs are sums of fractions."""

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from dispy.model import Holder, NodeInfo
 from dispy.scheduler.jobs import Shape
+from dispy.words import counted, size
 
 
 @dataclass(slots=True, frozen=True)
@@ -94,7 +95,7 @@ def why_lacking(info: NodeInfo, shape: Shape) -> str:
     if shape.gpus > info.gpus:
         return f"has {counted(info.gpus, 'GPU')}, not {shape.gpus}"
     if shape.memory > info.memory:
-        return f"has {gib(info.memory)} of memory, not {gib(shape.memory)}"
+        return f"has {size(info.memory, like=shape.memory)} of memory, not {size(shape.memory)}"
     return ""
 
 
@@ -136,16 +137,6 @@ def why_unsure(info: NodeInfo, python: str) -> str:
     return f"has Python {there}, not {python}: it refuses functions unless it finds python{version} on its PATH"
 
 
-def gib(count: int) -> str:
-    """Bytes as people write memory."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
-
-
-def counted(number: int, word: str) -> str:
-    """A number of things."""
-    return f"{number} {word}" if number == 1 else f"{number or 'no'} {word}s"
-
-
 def wishes(shape: Shape) -> str:
     """What a job of this shape asks for, in words; empty when it takes its turn on any CPU."""
     parts = []
@@ -154,7 +145,7 @@ def wishes(shape: Shape) -> str:
     elif shape.is_heavy:
         parts.append("1 CPU")
     if shape.memory:
-        parts.append(f"{gib(shape.memory)} of memory")
+        parts.append(f"{size(shape.memory)} of memory")
     if shape.gpus:
         parts.append(counted(shape.gpus, "GPU"))
     if shape.tags:

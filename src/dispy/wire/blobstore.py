@@ -20,6 +20,7 @@ from typing import Final, Protocol, TypeVar
 from dispy import failpoints
 from dispy.errors import TransferError
 from dispy.model import BlobRef
+from dispy.words import size
 
 Piece = tuple[int, bytes | memoryview]
 """Offset and content."""
@@ -235,8 +236,7 @@ class BlobStore:
 
 def blob_text(ref: BlobRef) -> str:
     """A blob as people read it: the first digits of its name, and its size."""
-    size = f"{ref.size / 1e6:.1f} MB" if ref.size >= 100_000 else f"{ref.size} bytes"
-    return f"blob {ref.name.hex()[:12]} ({size})"
+    return f"blob {ref.name.hex()[:12]} ({size(ref.size)})"
 
 
 def check_digest(ref: BlobRef, digest: bytes) -> None:

@@ -308,7 +308,7 @@ class Handshake:
     def _other_secret(self) -> str:
         claimed = self._claimed
         if self.identity.role is Role.ADMIN or (claimed is not None and claimed.role == Role.ADMIN):
-            return _OTHER_ADMIN_SECRET
+            return _OTHER_ADMIN_SECRET if self.identity.role is Role.ADMIN else _OTHER_ADMIN
         return _OTHER_CERTIFICATES if self._keys.key is None else _OTHER_SECRET
 
     def _mac(self, side: str, role: str) -> bytes:
@@ -371,6 +371,7 @@ class Handshake:
 
 _OTHER_SECRET: Final = "has another secret; make them equal with `dispy secret show | ssh HOST dispy secret set`"
 _OTHER_ADMIN_SECRET: Final = "has another admin secret; give the one with which the node was started (--admin_secret)"
+_OTHER_ADMIN: Final = "has another admin secret than this node, and was refused"
 _NO_ADMINS: Final = (
     "takes no orders over the network; start it with --admin_secret (or this side's certificate is not for an admin)"
 )

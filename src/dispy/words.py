@@ -1,0 +1,37 @@
+"""Numbers as people write them; pure."""
+
+from __future__ import annotations
+
+_DECIMAL = ("B", "kB", "MB", "GB", "TB")
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+_MIB = 1 << 20
+
+
+def counted(number: int, word: str, many: str = "") -> str:
+    """A number of things: `1 CPU`, `2 CPUs`.
+
+    Args:
+        number: how many; 0 is written as `no`.
+        word: one of them.
+        many: several of them, where that is not the word with an s.
+    """
+    return f"{number} {word}" if number == 1 else f"{number or 'no'} {many or word + 's'}"
+
+
+def size(count: float, like: float | None = None) -> str:
+    """A number of bytes.
+
+    Args:
+        count: how many.
+        like: another size of which the same sentence speaks: its units are taken. Sizes that are whole MiB were given
+            in such and are written so, all others in powers of 1000.
+    """
+    whole = count if like is None else like
+    binary = whole > 0 and whole % _MIB == 0
+    base, units = (1024, _BINARY) if binary else (1000, _DECIMAL)
+    value, power = float(count), 0
+    while round(value) >= base and power < len(units) - 1:
+        value /= base
+        power += 1
+    exact = not power or (value >= 10 and power < 3) or (binary and power < 3 and value == round(value))
+    return f"{value:.0f} {units[power]}" if exact else f"{value:.1f} {units[power]}"
