@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dispy.node.channel import RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.channel import STDERR_AT, STDOUT_AT
 from dispy.node.deaths import cause_of_death
 from dispy.node.hygiene import read_output
 from dispy.node.memorybounds import kernel_verdict
@@ -37,10 +37,10 @@ def examine(worker: WorkerRecord, cause: str, status: int | None, output_limit: 
         output_limit: bytes kept of each of its outputs.
         exhausted: whether it was never started, as the machine had nothing left for it.
     """
-    running = worker.cell[RUNNING] if worker.open else 0
+    running = worker.running() if worker.open else 0
     death = WorkerDeath(running, cause, exhausted=exhausted)
-    death.stdout = read_output(*worker.extent(STDOUT_AT), output_limit)
-    death.stderr = read_output(*worker.extent(STDERR_AT), output_limit)
+    death.stdout = _written(worker, STDOUT_AT, output_limit)
+    death.stderr = _written(worker, STDERR_AT, output_limit)
     if running:
         death.started = worker.begun_at if worker.seen == running else worker.fed_at
         limited, verdict = worker.limited
@@ -54,6 +54,14 @@ def examine(worker: WorkerRecord, cause: str, status: int | None, output_limit: 
     death.expected = code in (0, SHUTDOWN_ASKED)
     failed_in = {SETUP_FAILED: "setup", CLEANUP_FAILED: "cleanup"}.get(code, "") if code is not None else ""
     return Findings(death, failed_in, code == SHUTDOWN_ASKED)
+
+
+def _written(worker: WorkerRecord, word: int, output_limit: int) -> bytes:
+    """What the job wrote; a death is told whatever has become of that."""
+    try:
+        return read_output(*worker.extent(word), output_limit)
+    except OSError as error:
+        return f"(what it wrote cannot be read: {error.strerror})\n".encode()
 
 
 def told_cause(report: Mapping[str, Any]) -> str:

@@ -257,7 +257,11 @@ class NormalState:
 
 
 def read_output(fd: int, at: int, end: int, limit: int) -> bytes:
-    """What lies between two offsets of an output memfd; beyond the limit its head and tail with a note between."""
+    """What lies between two offsets of an output memfd; beyond the limit its head and tail with a note between.
+
+    `at` may be anything: it comes from the cell, into which jobs can write.
+    """
+    at = min(at, end)
     if end - at <= limit:
         return os.pread(fd, end - at, at)
     half = limit // 2

@@ -7,6 +7,7 @@ do not start here in `dispy.node.returning`, and all leave through `dispy.node.o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from dispy.model import BlobRef, Ending, JobDone, JobOptions, JobSpec
@@ -199,7 +200,8 @@ class JobDesk:
         if event.replies:
             worker.answered += len(event.replies)
             computation.stillborn = computation.exhausted = 0
-            computation.measure(seconds, len(event.replies))
+            # a job can write anything into its worker's answers
+            computation.measure(seconds if 0.0 <= seconds < math.inf else 0.0, len(event.replies))
         if blobs:
             _withdraw(blobs, done, effects)
         if done:

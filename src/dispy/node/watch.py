@@ -6,14 +6,13 @@ It looks only when there is something to see: at workers that should have starte
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from dispy.node import limits, linux
-from dispy.node.channel import MEMORY_AT_FORK, RUNNING, STDERR_AT, STDOUT_AT
+from dispy.node.channel import MEMORY_AT_FORK, STDERR_AT, STDOUT_AT
 from dispy.node.workerrecord import WorkerRecord
 from dispy.words import size
 
@@ -66,8 +65,7 @@ class Watch:
             self._signal(worker.number, 0, signal.SIGKILL)
 
     def _look_at_output(self, worker: WorkerRecord) -> None:
-        cell = worker.cell
-        running = cell[RUNNING]
+        running = worker.running()
         if not running:
             return
         if worker.seen != running:
@@ -78,16 +76,15 @@ class Watch:
             self._look_at_memory(worker, running)
         half = self._output_limit // 2
         for index, word in enumerate((STDOUT_AT, STDERR_AT)):
-            at = cell[word]
-            end = os.fstat(worker.outputs[index]).st_size
+            fd, at, end = worker.extent(word)
             if end - at <= 2 * half:
                 continue
-            if cell[RUNNING] != running:
+            if worker.running() != running:
                 return
             # Offsets only grow, so that this part can never belong to a later job.
             begin = max(at + half, worker.punched[index])
             if end - half > begin:
-                linux.punch(worker.outputs[index], begin, end - half - begin)
+                linux.punch(fd, begin, end - half - begin)
                 worker.punched[index] = end - half
             if end - at > _KILL_AT * self._output_limit and worker.limited[0] != running:
                 name = ("stdout", "stderr")[index]
@@ -103,6 +100,6 @@ class Watch:
             return
         seconds = max(0.0, time.time() - worker.begun_at)  # the clock may have been set meanwhile
         verdict = limits.memory_verdict(worker.pid, worker.cell[MEMORY_AT_FORK], limit, worker.group, seconds)
-        if verdict and worker.cell[RUNNING] == running:
+        if verdict and worker.running() == running:
             worker.limited = (running, verdict)
             self._signal(worker.number, running, signal.SIGKILL)

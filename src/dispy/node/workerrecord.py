@@ -10,7 +10,7 @@ import socket
 from typing import Final
 
 from dispy.node.cgroups import Group
-from dispy.node.channel import CELL_SIZE, STDOUT_AT
+from dispy.node.channel import CELL_SIZE, RUNNING, STDOUT_AT
 from dispy.node.outbox import Outbox
 from dispy.node.replies import Reply
 
@@ -23,6 +23,7 @@ class WorkerRecord:
     __slots__ = (
         "answered",
         "begun_at",
+        "broken",
         "cancels",
         "cell",
         "cell_map",
@@ -81,13 +82,25 @@ class WorkerRecord:
         self.group: Group | None = None
         """The control group in which it is, if a job with a memory limit was given to it."""
         self.expected = False
+        self.broken = ""
+        """Why nothing that it says is read any more; empty: it is."""
         self.speaks = False
         """Among the replies that were read and not delivered is one that ends no job."""
+
+    def running(self) -> int:
+        """Sequence of the job that it runs, 0: none. A job can write anything into the cell: only what can be is true."""
+        told = int(self.cell[RUNNING])
+        if told > self.fed:
+            return self.answered + 1 if self.open else 0
+        if told > self.answered:
+            return told
+        return self.seen if self.answered < self.seen <= self.fed else 0
 
     def extent(self, word: int) -> tuple[int, int, int]:
         """Where the output of its job lies that begins at this word of the cell: descriptor, begin, end."""
         fd = self.outputs[word - STDOUT_AT]
-        return fd, self.cell[word], os.fstat(fd).st_size
+        end = os.fstat(fd).st_size
+        return fd, min(self.cell[word], end), end
 
     def tail(self, word: int) -> bytes:
         """The last of that output."""

@@ -10,6 +10,7 @@ import asyncio
 import bisect
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -42,6 +43,8 @@ from dispy.node.workerrecord import WorkerRecord, open_record
 logger = logging.getLogger("dispy.node")
 
 _END_TIMEOUT: Final = 5.0
+_NO_WORKER: Final = -1
+"""Asked for jobs of this one, a fork server answers that there are none."""
 
 
 class ForkServer:
@@ -114,6 +117,8 @@ class ForkServer:
         """
         if self._control is None:
             return ""
+        # The function may take its time; whether anybody is there to call it is seen in front of it.
+        self.recall(_NO_WORKER, 0)
         if self.setup_in == "worker" and self._workers:
             self._emptied = self._loop.create_future()
             self.retire_all()
@@ -227,7 +232,9 @@ class ForkServer:
     def _end_senseless(self, worker: int, sequence: int) -> None:
         """A job can spoil its worker so far that it runs nothing and answers nothing: then no signal finds the job."""
         to = self._workers.get(worker)
-        if to is not None and to.pid and to.answered < sequence <= to.fed and not to.cell[RUNNING]:
+        if to is None or not to.pid or not to.answered < sequence <= to.fed:
+            return
+        if not to.answered < to.cell[RUNNING] <= to.fed:
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(to.pid, signal.SIGKILL)
 
@@ -251,13 +258,15 @@ class ForkServer:
         """A job can stop its fork server (SIGSTOP) or spoil it; a node that waited for it would hang."""
         stopped = "it was stopped (SIGSTOP) and" if linux.is_stopped(self.pid) else "it"
         self._verdict = f"{stopped} answered nothing for {seconds:g} s"
-        with contextlib.suppress(ProcessLookupError):  # its guard tells its end
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)  # its guard, which tells its end, may have been stopped too
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def tail(self, worker: int, sequence: int) -> tuple[bytes, bytes]:
         """The last of what a job has written so far, if it is running: stdout, stderr."""
         of = self._workers.get(worker)
-        if of is None or of.cell[RUNNING] != sequence:
+        if of is None or of.running() != sequence:
             return b"", b""
         return of.tail(STDOUT_AT), of.tail(STDERR_AT)
 
@@ -274,8 +283,16 @@ class ForkServer:
         if not data:
             self._on_death()
             return
-        for kind, info, _ in self._reader.feed(data):
-            self._on_report(kind, info)
+        try:
+            for kind, info, _ in self._reader.feed(data):
+                self._on_report(kind, info)
+        except Exception as error:
+            # The loop would call this again and again, for ever, and nobody would hear of the computation any more.
+            logger.exception("%s: its fork server cannot be followed any more and is ended", self._spec.name)
+            self._verdict = f"the node cannot follow it any more ({type(error).__name__}: {error})"
+            if self._process is not None:
+                self._process.kill()
+            self._on_death()
 
     def _on_report(self, kind: int, info: dict[str, Any]) -> None:
         if kind in (channel.FORKED, channel.RECALLED) or _tells_no_fork(kind, info):
@@ -318,7 +335,12 @@ class ForkServer:
     def _on_worker_death(
         self, worker: WorkerRecord, cause: str, status: int | None, *, exhausted: bool = False
     ) -> None:
-        self._deliver(worker, self._replies.read_all(worker))
+        if not worker.broken:
+            try:
+                self._deliver(worker, self._replies.read_all(worker))
+            except Exception as error:
+                self._break_with(worker, error)
+        cause = worker.broken or cause
         if worker.number not in self._workers:
             return  # the handler has killed the fork server while it was told of the last answers
         found = examine(worker, cause, status, self._spec.output_limit, exhausted=exhausted)
@@ -341,7 +363,11 @@ class ForkServer:
             process.wait(_END_TIMEOUT)
         cause = f"the computation's fork server ended: {self._verdict or exit_words(process.returncode)}"
         for worker in list(self._workers.values()):
-            self._on_worker_death(worker, cause, None)
+            try:
+                self._on_worker_death(worker, cause, None)
+            except Exception:  # a worker that cannot be examined; all the others shall be
+                logger.exception("%s: the end of worker %d is not understood", self._spec.name, worker.number)
+                self._forget(worker)
         if self._control is None:
             return
         loading = not self._loaded.done()
@@ -363,9 +389,20 @@ class ForkServer:
 
     def _on_readable(self, worker: WorkerRecord) -> None:
         replies: list[Reply] = []
-        if not self._replies.read(worker, replies):
-            self._loop.remove_reader(worker.socket)  # death is what the fork server says, never the end of the stream
-        self._deliver(worker, replies)
+        try:
+            if not self._replies.read(worker, replies):
+                self._loop.remove_reader(worker.socket)  # the fork server tells of deaths, not the end of the stream
+            self._deliver(worker, replies)
+        except Exception as error:
+            self._break_with(worker, error)
+
+    def _break_with(self, worker: WorkerRecord, error: Exception) -> None:
+        """A job has written where only its worker writes: nothing more is read from it, and it is ended."""
+        logger.exception("%s: what worker %d sent makes no sense; it is ended", self._spec.name, worker.number)
+        worker.broken = f"what it sent to the node makes no sense ({type(error).__name__}: {error})"
+        if worker.number in self._workers:
+            self._loop.remove_reader(worker.socket)
+            self.signal(worker.number, 0, signal.SIGKILL)
 
     def _uncancel(self, worker: WorkerRecord, first: int, before: int) -> None:
         """Recalled jobs need no interrupt; whoever is next in line gets it."""
@@ -384,9 +421,13 @@ class ForkServer:
             return
         if not replies:
             return
-        worker.open -= len(replies)
-        worker.fed_at = replies[-1].ended_at or worker.fed_at
-        worker.answered = replies[-1].sequence
+        last = replies[-1]
+        if not worker.answered < last.sequence <= worker.fed:
+            raise ValueError(f"an answer to job {last.sequence}, which it was not given")
+        worker.open = max(0, worker.open - len(replies))
+        if 0.0 < last.ended_at < math.inf:
+            worker.fed_at = last.ended_at
+        worker.answered = last.sequence
         if worker.group is not None and not self._memory.lift(worker):
             self.retire(worker.number)  # better no worker than one with the limit of another job
         if worker.cancels:
