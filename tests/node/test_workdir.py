@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
 from dispy.errors import NodeError
-from dispy.node.workdir import Prefix
+from dispy.model import ComputationSpec
+from dispy.node.workdir import DirectoryGone, Prefix, Workdirs
 
 
 def mode(path: Path) -> int:
@@ -43,3 +45,44 @@ def test_a_missing_or_empty_one_is_taken_and_made_private(tmp_path: Path) -> Non
         prefix.release()
         Prefix.claim(path, clean=True).release()
         assert not (path / "kept").exists()
+
+
+def test_a_directory_that_somebody_has_removed_is_made_and_locked_again(tmp_path: Path) -> None:
+    path = tmp_path / "node"
+    prefix = Prefix.claim(path)
+    workdirs = Workdirs(prefix)
+    before = workdirs.open(ComputationSpec("a", "before", "function"))
+    shutil.rmtree(path)
+    assert workdirs.make_again(before)
+    assert mode(path) == 0o700
+    with pytest.raises(NodeError, match="belongs to a dispynode that runs"):
+        Prefix.claim(path)
+    assert workdirs.open(ComputationSpec("b", "after", "function")).path.is_dir()
+    prefix.release()
+    Prefix.claim(path).release()
+
+
+def test_a_removed_directory_that_another_node_has_by_now_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "node"
+    prefix = Prefix.claim(path)
+    shutil.rmtree(path)
+    other = Prefix.claim(path)
+    with pytest.raises(DirectoryGone, match=r"was removed; the directory .* belongs to a dispynode that runs"):
+        Workdirs(prefix).open(ComputationSpec("a", "late", "function"))
+    prefix.release(remove=True)
+    assert path.is_dir()
+    other.release(remove=True)
+    assert not path.exists()
+
+
+def test_a_removed_directory_that_cannot_be_made_again_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "above" / "node"
+    prefix = Prefix.claim(path)
+    shutil.rmtree(tmp_path / "above")
+    (tmp_path / "above").write_text("in the way")
+    workdirs = Workdirs(prefix)
+    with pytest.raises(DirectoryGone, match="was removed and cannot be made again: Not a directory"):
+        workdirs.open(ComputationSpec("a", "early", "function"))
+    (tmp_path / "above").unlink()
+    assert workdirs.open(ComputationSpec("a", "early", "function")).path.is_dir()
+    prefix.release()

@@ -24,7 +24,7 @@ from dispy.node.loans import Loans
 from dispy.node.places import NodePlaces
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.variables import environment_of_fork_server
-from dispy.node.workdir import Workdir
+from dispy.node.workdir import DirectoryGone, Workdir
 from dispy.node.workers import ForkServer
 from dispy.wire.blobs import BlobExchange
 
@@ -152,6 +152,8 @@ class HostedComputation:
             await work
         except SetupFailed as error:
             self._failed(error.reason, error.trace, final=error.final)
+        except DirectoryGone as error:
+            self._failed(str(error), final=False)
         except NodeError as error:
             # what the machine lacks now it may have later
             cause = error.__cause__

@@ -302,6 +302,7 @@ class Spool:
             )
         folder = self._folder(lease)
         if not folder.is_dir():
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
             folder.mkdir(mode=0o700)
             sync_folder(self.directory)
         for body in work.bodies:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,8 +27,14 @@ from dispy.node.leftovers import start_time
 from dispy.node.litter import OWN_NAMES
 from dispy.wire import beneath
 
+logger = logging.getLogger("dispy.node")
+
 _END_TIMEOUT = 10.0
 _COPY_SIZE = 8 << 20
+
+
+class DirectoryGone(NodeError):
+    """Somebody has removed the node's own directory, and it cannot be made again for now."""
 
 
 def _check_ours(path: Path) -> None:
@@ -54,6 +61,8 @@ class Prefix:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
+        self._is_open = False
+        """Whether other users may come to what is theirs."""
         self._processes: dict[int, int] = {}
         self._marks: set[str] = set()
         self._directories: set[str] = set()
@@ -85,8 +94,7 @@ class Prefix:
             prefix._end_leftovers()
             if clean:
                 prefix._wipe()
-            (path / "jobs").mkdir(exist_ok=True)
-            (path / "blobs").mkdir(exist_ok=True)
+            prefix._make_places()
         except OSError as error:
             os.close(lock)
             raise NodeError(f"the node's directory {path} cannot be used: {error.strerror}") from error
@@ -95,12 +103,60 @@ class Prefix:
             raise
         return prefix
 
+    def renew(self) -> None:
+        """Make the directory again, and lock it, where somebody has removed it (a tool that empties caches).
+
+        Raises:
+            DirectoryGone: it cannot be made, or another node has it by now.
+        """
+        if self._is_ours():
+            return
+        path = self.path
+        try:
+            if path.exists():
+                _check_ours(path)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _take(lock, path, False)
+                path.chmod(0o700)
+                os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+                self._make_places()
+                if self._is_open:
+                    self.let_in()
+            except BaseException:
+                os.close(lock)
+                raise
+        except OSError as error:
+            why = (
+                f"{path} was removed and cannot be made again: {error.strerror}; make that possible, it is tried again"
+            )
+            raise DirectoryGone(f"the node's directory {why}") from error
+        except NodeError as error:
+            raise DirectoryGone(f"the node's directory was removed; {error}") from error
+        os.close(self._lock)
+        self._lock = lock
+        self._write_down()
+        logger.warning("somebody has removed the node's directory %s; it is made again", path)
+
+    def _is_ours(self) -> bool:
+        try:
+            there, own = os.stat(self.path / "lock"), os.fstat(self._lock)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+
+    def _make_places(self) -> None:
+        for name in ("jobs", "blobs"):
+            (self.path / name).mkdir(exist_ok=True)
+
     def let_in(self) -> None:
         """Let other users come to the directories that are theirs; they cannot list what is here.
 
         Raises:
             NodeError: it cannot be changed.
         """
+        self._is_open = True
         try:
             self.path.chmod(0o711)
             (self.path / "jobs").chmod(0o711)
@@ -110,7 +166,7 @@ class Prefix:
 
     def release(self, *, remove: bool = False) -> None:
         """Let another daemon have it, or remove it with all that is in it."""
-        if remove:
+        if remove and self._is_ours():
             shutil.rmtree(self.path, ignore_errors=True)
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
@@ -260,6 +316,7 @@ class Workdirs:
 
         Raises:
             NodeError: its `dest_path` leads outside, or the directory cannot be made (a full disk, …).
+            DirectoryGone: there is nowhere to make it for now.
         """
         base = self._prefix.path
         if spec.dest_path:
@@ -290,6 +347,7 @@ class Workdirs:
         return True
 
     def _make(self, path: Path) -> None:
+        self._prefix.renew()
         try:
             root = os.open(self._prefix.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
