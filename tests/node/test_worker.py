@@ -91,6 +91,18 @@ def test_a_job_waits_for_its_file_as_long_as_it_says(monkeypatch: pytest.MonkeyP
     os.close(silent.kept)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device"])
+def test_only_regular_files_are_sent_and_nothing_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = {"pipe": tmp_path / "pipe", "directory": tmp_path, "device": Path("/dev/zero")}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    monkeypatch.setattr(jobside, "_speaker", object())
+    assert jobside.dispy_send_file(str(path), timeout=None) == -1
+    assert f"{path} is not sent: it is not a regular file" in caplog.text
+
+
 def test_a_trace_is_bounded() -> None:
     error: Any = ValueError("x" * 1_000_000)
     assert len(calls.user_trace(error)) < 70_000

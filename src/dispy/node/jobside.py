@@ -114,6 +114,8 @@ def dispy_send_file(path: str, relay: bool = False, timeout: float | None = MESS
     if _speaker is None:
         return -1
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe may wait for ever
+            raise ValueError("it is not a regular file")
         with open(path, "rb", buffering=0) as file:
             return _send_file(_speaker, path, file, timeout)
     except (OSError, ValueError, TypeError) as error:
@@ -123,8 +125,6 @@ def dispy_send_file(path: str, relay: bool = False, timeout: float | None = MESS
 
 def _send_file(speaker: Speaker, path: str, file: io.FileIO, timeout: float | None) -> int:
     status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a file")
     import hashlib  # loads OpenSSL, which most jobs do not need
 
     digest = hashlib.file_digest(file, "sha256").hexdigest()
