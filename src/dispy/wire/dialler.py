@@ -235,7 +235,7 @@ async def _authenticate(sock: socket.socket, context: ssl.SSLContext, link: Link
         ) from error
     except OSError as error:
         raise ConnectFailed(
-            f"{where} broke the connection while TLS was set up ({error.strerror or error or type(error).__name__})",
+            f"{where} broke the connection while TLS was set up ({error.strerror or str(error) or 'without a word'})",
             reason="eof",
         ) from error
     except asyncio.CancelledError:
