@@ -1036,7 +1036,8 @@ def test_a_cleanup_function_may_take_longer_than_an_answer(tmp_path: Path, monke
         import time
 
         time.sleep(1.5)
-        print("done", file=open("done", "w"))
+        with open("done", "w") as file:
+            file.write("done")
 
     async def main() -> None:
         async with serving(tmp_path, len, cleanup=cleanup) as at:

@@ -88,7 +88,7 @@ class WorkerRecord:
         """Among the replies that were read and not delivered is one that ends no job."""
 
     def running(self) -> int:
-        """Sequence of the job that it runs, 0: none. A job can write anything into the cell: only what can be is true."""
+        """Sequence of the job that it runs, 0: none; the cell, into which a job can write, is not simply believed."""
         told = int(self.cell[RUNNING])
         if told > self.fed:
             return self.answered + 1 if self.open else 0
