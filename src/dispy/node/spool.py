@@ -302,7 +302,8 @@ class Spool:
             )
         folder = self._folder(lease)
         if not folder.is_dir():
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
+            if not self.directory.exists():  # somebody has removed it
+                self.directory.mkdir(mode=0o700, parents=True)
             folder.mkdir(mode=0o700)
             sync_folder(self.directory)
         for body in work.bodies:
