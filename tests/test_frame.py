@@ -25,7 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 WALL_CLOCK = {
-    "cluster.py": "start_time and end_time of a cluster, for people",
+    "cluster.py": "start_time of a cluster, for people",
+    "closing.py": "end_time of a cluster, for people",
     "standing.py": "since when a cluster works, for people",
     "job.py": "times of a job, for people",
     "ledger.py": "times of jobs and nodes, for people",

@@ -2,7 +2,8 @@
 
 This is the blocking face of the scheduler service: the caller's thread pickles arguments and queues, the portal's loop
 does the rest (`dispy.ledger` keeps the books there). Signatures and return values are those that users of the original
-know. How jobs are submitted is in `dispy.submission`; `steering`, `talk` and `standing` have its other methods.
+know. How jobs are submitted is in `dispy.submission`; how a cluster ends in `closing`; `steering`,
+`talk` and `standing` have its other methods.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import inspect
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -19,11 +19,12 @@ from typing import Any, Self
 import msgspec
 
 from dispy import config, parameters
+from dispy.closing import ClusterClosing
 from dispy.durability import keep_computation
 from dispy.errors import SettingsError, ShippingError, TransferError
 from dispy.job import KEEPERS, DispyJob
 from dispy.ledger import ClusterLedger
-from dispy.lifetime import release, remember, service_for, stop_if_unused
+from dispy.lifetime import remember, service_for, stop_if_unused
 from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec
 from dispy.nodes import DispyNode, parse_nodes
@@ -43,7 +44,7 @@ from dispy.talk import NodeTalk
 SETUP_PLACES = ("node", "worker", "auto")
 
 
-class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding):
+class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, ClusterClosing):
     """Run a function or a program on all nodes that can be found.
 
     Args:
@@ -269,75 +270,10 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding):
     def cluster_status(self, function: Callable[[int, DispyNode | None, DispyJob | None], Any] | None) -> None:
         self._ledger.cluster_status = parameters.fitting("cluster_status", function, "status", "node", "job")
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all jobs have ended.
-
-        Args:
-            timeout: seconds; None waits as long as it takes.
-
-        Returns:
-            True when all have ended, False when the time was over first.
-        """
-        self._check_process()
-        return self._ledger.wait(timeout)
-
-    def __call__(self) -> None:
-        """Same as `wait()`."""
-        self.wait()
-
-    def close(self, timeout: float | None = None, terminate: bool = False) -> bool | None:
-        """Wait for all jobs and callbacks, clean up on the nodes and release them.
-
-        Args:
-            timeout: seconds to wait for jobs.
-            terminate: end the jobs that are not done by then; without `timeout`, end them now.
-
-        Returns:
-            True when closed, False when the time was over and the cluster stays open, None when it was closed before.
-        """
-        self._check_process()
-        if self.is_closed:
-            return None
-        if not (terminate and timeout is None) and not self.wait(timeout) and not terminate:
-            return False
-        self.finish(terminate)
-        return True
-
-    def finish(self, terminate: bool) -> None:
-        """Close the cluster whatever is pending; with `terminate` pending jobs are ended, else they finish."""
-        self._ledger.closing = True
-        self._portal.post(self.service.close_cluster, self._id, terminate)
-        self._ledger.over.wait()
-        self.is_closed = True
-        KEEPERS.pop(self._id, None)
-        self.end_time = time.time()
-        release(self)
-        if not self._portal.in_callback:
-            drained = threading.Event()
-            self._portal.callback(drained.set)
-            drained.wait()
-
     def shutdown(self) -> None:
         """Close the cluster, and the scheduler of this process when no other cluster uses it."""
         self.close()
         stop_if_unused(self.service)
-
-    def end_jobs(self) -> None:
-        """Ask for the end of pending jobs, and do not wait for it."""
-        self._portal.post(self.service.close_cluster, self._id, True)
-
-    def expect_no_more_nodes(self) -> None:
-        """Let jobs end that none of the known nodes can ever run; others still wait."""
-        self._portal.post(self.service.narrow, self._id)
-
-    @property
-    def abandoned(self) -> str:
-        """Why the last job was abandoned; empty when none was."""
-        return self._ledger.abandoned
-
-    def forget(self) -> None:
-        """Mark this object closed, as its process forked and only the parent owns the jobs."""
-        self.is_closed = True
 
     def __enter__(self) -> Self:
         return self

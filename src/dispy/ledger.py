@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
-from dispy.errors import SettingsError
+from dispy.errors import ClosedError, SettingsError
 from dispy.job import DispyJob
 from dispy.logs import logger
 from dispy.model import AvailInfo, ComputationSpec, JobState, NodeInfo, ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, NodeView, available, by_specificity, capped
-from dispy.portal import Portal
+from dispy.portal import Calling, Portal
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
@@ -65,6 +65,8 @@ class ClusterLedger:
         """Why the last job was abandoned."""
         self.cpu_time = 0.0
         self.closing = False
+        self.is_sealed = False
+        """No more jobs are taken: all that were accepted were handed over before."""
         self.over = threading.Event()
         self._portal = portal
         self._items = list(items)
@@ -82,10 +84,26 @@ class ClusterLedger:
 
     # From any thread.
 
-    def count_submitted(self) -> None:
-        """One more job."""
+    def accept(self, record: JobRecord, hand_over: Callable[[JobRecord], None]) -> None:
+        """Take one more job: count it, tell of it and hand it over, all of it before `seal` or nothing.
+
+        Raises:
+            ClosedError: the cluster takes no more jobs.
+        """
         with self._count_lock:
+            if self.is_sealed:
+                raise ClosedError(f"cluster {self.spec.name} is being closed; make another JobCluster")
             self._submitted += 1
+            if self.cluster_status is not None:
+                self._call_status(JobState.Created, None, cast("DispyJob", record.handle))
+            hand_over(record)
+
+    def seal(self, *, if_idle: bool = False) -> bool:
+        """Take no more jobs; with `if_idle` only when none is pending. Returns whether it is so now."""
+        with self._count_lock:
+            if not (if_idle and self.pending):
+                self.is_sealed = True
+            return self.is_sealed
 
     @property
     def pending(self) -> int:
@@ -100,11 +118,6 @@ class ClusterLedger:
             return not self.pending or event.wait(timeout)
         finally:
             self._idle.remove(event)
-
-    def tell_created(self, job: DispyJob) -> None:
-        """A job was submitted."""
-        if self.cluster_status is not None:
-            self._call_status(JobState.Created, None, job)
 
     def find_node(self, node: object) -> DispyNode | None:
         """The node of this cluster that a DispyNode, an address or a name means."""
@@ -334,4 +347,5 @@ class ClusterLedger:
     def _when_constructed(self, function: Callable[..., Any], *args: Any) -> None:
         while (early := self.constructed_at + CONSTRUCTION_MARGIN - time.monotonic()) > 0 or not self.constructed_at:
             time.sleep(early if self.constructed_at else CONSTRUCTION_MARGIN)
+        self._portal.calling = Calling(function, time.monotonic())
         function(*args)

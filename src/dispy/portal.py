@@ -14,7 +14,7 @@ import selectors
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from dispy.errors import ClosedError
 from dispy.logs import logger
@@ -60,6 +60,14 @@ class LastingExecutor(ThreadPoolExecutor):
         return future
 
 
+class Calling(NamedTuple):
+    """A callback of the user's that runs."""
+
+    function: Callable[..., Any]
+    since: float
+    """By the monotonic clock."""
+
+
 class Portal:
     """The threads of this process that work for all its clusters."""
 
@@ -69,6 +77,8 @@ class Portal:
         self.loop = asyncio.SelectorEventLoop(self._selector)
         self.loop.set_default_executor(LastingExecutor(FILE_THREADS))
         self._callbacks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.calling: Calling | None = None
+        """The callback that runs now, as far as whoever queued it says so."""
         self._loop_thread = threading.Thread(target=self._run_loop, name="dispy-loop", daemon=True)
         self._callback_thread = threading.Thread(target=self._run_callbacks, name="dispy-callbacks", daemon=True)
         self._loop_thread.start()
@@ -89,6 +99,7 @@ class Portal:
                 callback()
             except BaseException:  # sys.exit would end this thread, and whoever waits for callbacks waits for ever
                 logger.exception("a callback of this program failed; dispy goes on")
+            self.calling = None
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine in the loop and wait for its result.

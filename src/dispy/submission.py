@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from dispy.clusterbase import ClusterBase
-from dispy.errors import ShippingError, TransferError
+from dispy.errors import ClosedError, ShippingError, TransferError
 from dispy.job import DispyJob
 from dispy.joboptions import take_options
 from dispy.model import JobDepends, JobOptions, JobState
@@ -58,8 +58,8 @@ class JobSubmission(ClusterBase):
         return self._submit(job_id, found.process, args, kwargs)
 
     def _submit(self, job_id: Any, node: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DispyJob:
-        if self.is_closed or os.getpid() != self.pid:
-            self._check_open()
+        if self.is_closed or self._ledger.is_sealed or os.getpid() != self.pid:
+            self._check_submission()
         options, depends = None, None
         if kwargs or node:
             depends = kwargs.pop("dispy_job_depends", None)
@@ -75,10 +75,17 @@ class JobSubmission(ClusterBase):
             data = b""
         record = JobRecord(next(_record_numbers), self._id, data, job, blob, options)
         job._record = record
-        self._ledger.count_submitted()
-        self._ledger.tell_created(job)
-        self.service.submit(record)
+        try:
+            self._ledger.accept(record, self.service.submit)
+        except ClosedError:  # it was closed since we looked
+            self._portal.post(self.service.take_back, record)
+            raise
         return job
+
+    def _check_submission(self) -> None:
+        self._check_open()
+        if self._ledger.is_sealed:
+            raise ClosedError(f"cluster {self.name} is being closed; make another JobCluster")
 
     def _with_depends(
         self, options: JobOptions, depends: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from dispy.errors import ClosedError
 from dispy.ledger import ClusterLedger
 from dispy.model import AvailInfo, ComputationId, ComputationSpec, NodeInfo, ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, NodeView
 from dispy.portal import Portal
+from dispy.scheduler.jobs import JobRecord
 from dispy.shipping import Shipment
 
 ONE = ProcessId("1" * 32)
@@ -58,3 +62,21 @@ def test_nodes_show_what_they_offer_now() -> None:
         (DispyNode.AvailInfo, 3, 6),
         (DispyNode.Initialized, 5, 5),
     ]
+
+
+def test_what_is_accepted_is_handed_over_before_the_seal() -> None:
+    ledger = ledger_that_hears([])
+    ledger.cluster_status = None
+    outbox: list[JobRecord] = []
+    first, second = (JobRecord(number, ComputationId("c"), b"") for number in range(2))
+    ledger.accept(first, outbox.append)
+    assert not ledger.seal(if_idle=True), "a job is pending"
+    ledger.accept(second, outbox.append)
+    assert ledger.seal()
+    with pytest.raises(ClosedError, match="compute is being closed"):
+        ledger.accept(first, outbox.append)
+    assert (outbox, ledger.pending) == ([first, second], 2)
+
+
+def test_a_ledger_without_jobs_is_sealed_at_once() -> None:
+    assert ledger_that_hears([]).seal(if_idle=True)

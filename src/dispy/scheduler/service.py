@@ -174,6 +174,13 @@ class SchedulerService:
         """Wait for no further nodes: jobs of the cluster that no known node can ever run end."""
         self.handle(ClusterNarrowed(cluster))
 
+    def take_back(self, record: JobRecord) -> None:
+        """What nodes could have fetched for a job is not wanted any more."""
+        if record.blob is not None:
+            self.links.sources.withdraw(record.blob.name)
+        if record.options is not None and record.options.depends is not None:
+            self.offers.release(record.options.depends.files)
+
     def flush_now(self) -> None:
         """Hand queued jobs to the core before anything else happens."""
         if self._outbox:
@@ -264,11 +271,8 @@ class SchedulerService:
             node = ended.node
             if node is not None and node not in views:
                 views[node] = self.links.view(node)
-            if ended.job.blob is not None:
-                self.links.sources.withdraw(ended.job.blob.name)
-            options = ended.job.options
-            if options is not None and options.depends is not None:
-                self.offers.release(options.depends.files)
+            if ended.job.blob is not None or ended.job.options is not None:
+                self.take_back(ended.job)
             if owner is not None:
                 owner.job_ended(ended, None if node is None else views[node])
         if self.durable:
