@@ -14,6 +14,8 @@ from dispy.errors import SettingsError
 from dispy.model import JobOptions
 
 PREFIX: Final = "dispy_"
+DEPENDS: Final = "dispy_job_depends"
+"""The option that is taken before the others: what it names is sent."""
 _UNITS: Final[Mapping[str, int]] = {
     "": 1,
     "b": 1,
@@ -38,7 +40,7 @@ def take_options(kwargs: dict[str, Any], node: str = "") -> JobOptions | None:
     for name in [name for name in kwargs if name.startswith(PREFIX)]:
         check = _CHECKS.get(name)
         if check is None:
-            known = ", ".join(sorted(_CHECKS))
+            known = ", ".join(sorted([*_CHECKS, DEPENDS]))
             raise SettingsError(
                 f"submit: {name} is not a job option; names that begin with {PREFIX} are kept for options: {known}"
             )

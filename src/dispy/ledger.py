@@ -282,7 +282,9 @@ class ClusterLedger:
     def node_closed(self, closed: NodeClosed) -> None:
         """A node is gone, unless it is only being set up anew."""
         if closed.trace:
-            logger.warning("the cleanup of %s failed on a node:\n%s", self.spec.name, closed.trace.rstrip())
+            known = self.nodes.get(closed.node) or self.gone.get(closed.node)
+            where = f"node {known.name} ({known.ip_addr})" if known is not None else f"node {closed.node}"
+            logger.warning("the cleanup of %s failed on %s:\n%s", self.spec.name, where, closed.trace.rstrip())
         if not closed.renewing:
             self._node_gone(closed.node, closed.cause)
 

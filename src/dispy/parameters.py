@@ -43,6 +43,7 @@ def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[st
         SettingsError: a name is neither new nor old, or both the old and the new one were given.
     """
     values = dict(given)
+    named = {name: name for name in given}
     for name, value in old.items():
         if name == OLD_NODE_PORT:
             new, hint = "dispy_port", "dispy_port (the port of nodes less one)"
@@ -52,10 +53,21 @@ def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[st
         else:
             raise SettingsError(f"JobCluster has no parameter {name!r}{_nearest(name, known)}")
         if values.get(new) is not None and values[new] is not False:
-            raise SettingsError(f"{name} is the old name of {new}: give one of them, not both")
+            _check_same_port(named[new], name, new, fits=new == "dispy_port" and values[new] == value)
         warnings.warn(f"the parameter {name} is called {hint} now", DeprecationWarning, stacklevel=3)
-        values[new] = value
+        values[new], named[new] = value, name
     return values
+
+
+def _check_same_port(name: str, other: str, new: str, *, fits: bool) -> None:
+    """Two names were given for one parameter; that is right for a base port and the node port that belongs to it."""
+    if fits:
+        return
+    if OLD_NODE_PORT in (name, other):
+        raise SettingsError(f"{name} and {other} do not fit together (the port of nodes is one more): give one of them")
+    if name == new:
+        raise SettingsError(f"{other} is the old name of {new}: give one of them, not both")
+    raise SettingsError(f"{name} and {other} are both old names of {new}: give one of them")
 
 
 def option_of_today(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import shlex
 import shutil
 import stat
 import sys
@@ -45,6 +46,8 @@ __all__ = [
 
 _PLAIN: Final = frozenset({int, float, bool, str, type(None)})
 """Types whose values always can be pickled and refer to nothing; looking no further saves half the time."""
+_INTERPRETED: Final = (".py", ".java")
+"""Nodes run these with an interpreter."""
 _SYSTEM_FOLDERS: Final = ("/bin/", "/sbin/", "/usr/", "/lib/", "/lib64/", "/nix/", "/snap/")
 """Programs from there are expected on the nodes, built for their machines; others are sent."""
 
@@ -135,6 +138,8 @@ def _pack_program(path: Path, files: dict[str, LocalFile], names: dict[str, obje
             raise ShippingError(f"program {str(path)!r} is neither a file here nor a command on $PATH")
         found = Path(on_path)
     found = found.absolute()
+    if found.suffix not in _INTERPRETED and not found.stat().st_mode & 0o111:
+        raise ShippingError(f"program {found} is not executable: chmod +x {shlex.quote(str(path))}")
     if str(found).startswith(_SYSTEM_FOLDERS):
         program = str(found)
     else:

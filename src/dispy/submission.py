@@ -11,7 +11,7 @@ import msgspec
 from dispy.clusterbase import ClusterBase
 from dispy.errors import ClosedError, ShippingError, TransferError
 from dispy.job import DispyJob
-from dispy.joboptions import take_options
+from dispy.joboptions import DEPENDS, take_options
 from dispy.model import JobDepends, JobOptions, JobState
 from dispy.recovery.journal import Journal
 from dispy.scheduler.jobs import JobRecord
@@ -52,7 +52,7 @@ class JobSubmission(ClusterBase):
 
     def submit_job_id_node(self, job_id: Any, node: Any, /, *args: Any, **kwargs: Any) -> DispyJob | None:
         """Both `submit_job_id` and `submit_node`."""
-        found = self._ledger.find_node(node)
+        found = None if node is None else self._ledger.find_node(node)
         if found is None:
             return None
         return self._submit(job_id, found.process, args, kwargs)
@@ -62,7 +62,7 @@ class JobSubmission(ClusterBase):
             self._check_submission()
         options, depends = None, None
         if kwargs or node:
-            depends = kwargs.pop("dispy_job_depends", None)
+            depends = kwargs.pop(DEPENDS, None)
             options = take_options(kwargs, node)
         if depends:
             data, options = self._with_depends(options or JobOptions(), depends, args, kwargs)

@@ -47,7 +47,9 @@ def test_help_shows_the_options_for_programs_and_the_commands() -> None:
     ("words", "message"),
     [
         (("no-such-program",), "'no-such-program' is neither a file nor a program on the PATH"),
-        (("-d", "nodes"), "the command of that name comes first: dispy nodes"),
+        (("-d", "nodes"), "the command of that name comes first: dispy nodes …, its options behind it"),
+        (("-p", "9850", "explain", "true"), "the command of that name comes first: dispy explain …"),
+        (("true", "x", "y z"), "behind -a, in one piece: dispy -a 'x '\"'\"'y z'\"'\"'' PROGRAM"),
         (("--scheduler_node", "x", "true"), "no scheduler that several programs share: leave the option out"),
         (("--scheduler_host", "x", "true"), "no scheduler that several programs share"),
         (("--timeout", "0", "true"), "'--timeout': must be a number of seconds above 0"),

@@ -53,7 +53,7 @@ def test_nothing_asked_is_none() -> None:
         ("dispy_gpus", -1, "from 0 to 1024"),
         ("dispy_tags", [""], "not empty"),
         ("dispy_retries", "2", "from 0 to 1000"),
-        ("dispy_nonsense", 2, "is not a job option"),
+        ("dispy_nonsense", 2, "is not a job option.*dispy_gpus, dispy_job_depends, dispy_memory"),
     ],
 )
 def test_refused_with_name_and_range(name: str, value: Any, range: str) -> None:

@@ -245,3 +245,25 @@ def test_dest_path_is_below_the_directory_of_a_node(capsys: pytest.CaptureFixtur
 def test_a_dest_path_that_leads_outside_is_refused(path: str) -> None:
     with pytest.raises(SettingsError, match="dest_path must be a relative path"):
         directory("dest_path", path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_old_port_and_the_node_port_that_belongs_to_it_are_accepted() -> None:
+    assert renamed({"dispy_port": None}, {"port": 9800, "node_port": 9801}, [])["dispy_port"] == 9800
+    assert renamed({"dispy_port": None}, {"node_port": 9801, "port": 9800}, [])["dispy_port"] == 9800
+    assert renamed({"dispy_port": 9800}, {"node_port": 9801}, [])["dispy_port"] == 9800
+
+
+@pytest.mark.parametrize(
+    ("given", "old", "words"),
+    [
+        (None, {"port": 9800, "node_port": 9800}, "port and node_port do not fit together"),
+        (None, {"node_port": 9800, "port": 9800}, "node_port and port do not fit together"),
+        (9801, {"node_port": 9801}, "dispy_port and node_port do not fit together"),
+        (9801, {"port": 9800}, "port is the old name of dispy_port: give one of them, not both"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ports_that_do_not_fit_together_are_named(given: int | None, old: dict[str, int], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        renamed({"dispy_port": given}, old, [])

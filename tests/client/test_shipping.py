@@ -362,6 +362,10 @@ def test_what_is_missing_or_unusable_is_named(tmp_path: Path) -> None:
         shipping.pack(len, [5])
     with pytest.raises(ShippingError, match="'no-such-program' is neither a file here nor a command"):
         shipping.pack("no-such-program")
+    program = tmp_path / "noexec.sh"
+    program.touch()
+    with pytest.raises(ShippingError, match=r"noexec.sh is not executable: chmod \+x "):
+        shipping.pack(str(program))
     with pytest.raises(ShippingError, match="a computation is a function or the path of a program, not 5"):
         shipping.pack(5)  # type: ignore[arg-type]
     with pytest.raises(ShippingError, match="a program cannot use functions"):

@@ -161,6 +161,7 @@ def test_closed_node_can_be_allocated_again(cluster_on: Callable[..., Any]) -> N
     assert cluster.close_node("one") == -1
     assert cluster.status().nodes == []
     assert cluster.submit_node("one", 1) is None
+    assert cluster.submit_node(None, 1) is None
     job = cluster.submit(2)
     assert cluster.allocate_node("one") == 0
     assert job() == 2

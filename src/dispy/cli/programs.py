@@ -74,8 +74,19 @@ def _find(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
         return value
     from dispy.cli import main
 
-    hint = f"; the command of that name comes first: dispy {value} …" if value in main.commands else ""
+    hint = (
+        f"; the command of that name comes first: dispy {value} …, its options behind it"
+        if value in main.commands
+        else ""
+    )
     raise click.BadParameter(f"{value!r} is neither a file nor a program on the PATH{hint}")
+
+
+def _no_more(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
+    if value:
+        raise click.UsageError(
+            f"arguments of a job stand behind -a, in one piece: dispy -a {shlex.quote(shlex.join(value))} PROGRAM"
+        )
 
 
 def _no_scheduler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
@@ -98,6 +109,7 @@ def _option_of_today(name: str) -> str:
     context_settings={**NORMALIZED, "max_content_width": 110, "token_normalize_func": _option_of_today},
 )
 @click.argument("program", callback=_find)
+@click.argument("more", nargs=-1, expose_value=False, metavar="", callback=_no_more)
 @click.option(
     "-a", "--args", "arguments", multiple=True, callback=_split, metavar="ARGS", help="Arguments of one job; repeat."
 )
@@ -106,8 +118,9 @@ def _option_of_today(name: str) -> str:
     "--file",
     "files",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, readable=True),
-    help="File that the jobs need beside the program; repeat.",
+    type=click.Path(exists=True, readable=True),
+    metavar="PATH",
+    help="File or folder that the jobs need beside the program; repeat.",
 )
 @click.option(
     "-n", "--nodes", multiple=True, metavar="NODE,…", help="Names, addresses or patterns (DISPY_NODES); repeat."

@@ -45,7 +45,11 @@ def run_setup(computation: namespace.Computation, arguments: tuple[object, ...])
     """
     if computation.setup is None:
         return
-    status = computation.setup(*arguments)
+    try:
+        status = computation.setup(*arguments)
+    except TypeError as error:
+        _say_arguments(error, "setup", arguments)
+        raise
     if status is not None and status not in (0, 1, 2):
         raise SetupRefusedError(f"setup returned {status!r}; 0 or nothing means success")
 
@@ -73,8 +77,17 @@ def run_cleanup(
     try:
         computation.cleanup(*arguments)
     except BaseException as error:
+        _say_arguments(error, "cleanup", arguments)
         return user_trace(error), asked
     return "", asked
+
+
+def _say_arguments(error: BaseException, name: str, arguments: tuple[object, ...]) -> None:
+    """A function that cannot be called with what it gets has no frame: then say what that was."""
+    trace = error.__traceback__
+    if isinstance(error, TypeError) and trace is not None and trace.tb_next is None:
+        given = f"{len(arguments)} of them" if arguments else "none"
+        error.add_note(f"({name} is called with the setup_args of its node, here {given})")
 
 
 def user_trace(error: BaseException, *own_files: str) -> str:
