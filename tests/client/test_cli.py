@@ -64,7 +64,7 @@ def test_help_shows_the_options_for_programs_and_the_commands() -> None:
         (("-f", "missing.txt", "true"), "missing.txt"),
         (("-p", "much", "true"), "is no whole number"),
         (("-p", "70000", "--local", "true"), "the base port must be a number"),
-        (("true", "false"), "unexpected extra argument"),
+        (("true", "false"), "arguments of a job stand behind -a"),
     ],
 )
 def test_wrong_use_ends_with_2_and_a_sentence(words: tuple[str, ...], message: str) -> None:

@@ -59,7 +59,7 @@ class _Commands(click.Group):
         formatter.write_usage(ctx.command_path, "COMMAND …", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        shown = [*program.params, *self.get_params(ctx)]
+        shown = [each for each in (*program.params, *self.get_params(ctx)) if isinstance(each, click.Option)]
         records = [record for option in shown if (record := option.get_help_record(ctx)) is not None]
         with formatter.section("Options"):
             formatter.write_dl(records)
