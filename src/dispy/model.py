@@ -179,6 +179,21 @@ class Holder(msgspec.Struct, frozen=True):
     program: str
     since: float = 0.0
     """Wall clock of the node when the lease was granted."""
+    gone: bool = False
+    """Its link ended and nobody came back in time; said by the node, as what follows."""
+    results: int = 0
+    """Results that wait for whoever recovers them, when it is gone."""
+    running: int = 0
+    """Jobs that still run for it, when it is gone."""
+
+    @property
+    def absence(self) -> str:
+        """What to know when it is gone, as a sentence; empty when it is not."""
+        if not self.gone:
+            return ""
+        waits = f"{self.results} result{' waits' if self.results == 1 else 's wait'} for `dispy recover` there"
+        still = f", {self.running} job{' still runs' if self.running == 1 else 's still run'}" if self.running else ""
+        return f"that program is gone or cut off, {waits}{still}"
 
 
 class NodeInfo(msgspec.Struct, frozen=True):

@@ -232,6 +232,9 @@ def test_nodes_are_shown_with_who_holds_them(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     for part in ("n1", "10.0.0.1:9701", "8", "4.0 GiB", "cpython-3.11", "busy (ann@desk: fit.py)"):
         assert part in out
+    left = msgspec.structs.replace(HELD, gone=True, results=2)
+    _print_table(Survey([NodeSeen("n1", "10.0.0.1", 9701, info(left))], []))
+    assert "program is gone or cut off, 2 results wait for `dispy recover`" in capsys.readouterr().out
 
 
 def test_a_node_is_shown_once_with_all_its_addresses_tags_and_gpus(capsys: pytest.CaptureFixture[str]) -> None:

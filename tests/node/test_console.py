@@ -51,6 +51,16 @@ def test_what_is_shown_of_a_node_in_use() -> None:
     assert rows["free"] == "CPU 50 %, memory 3.0 GiB, disk 5.0 GB"
 
 
+def test_what_is_shown_of_a_node_whose_program_is_gone() -> None:
+    holder = Holder("anna", "box", 7, "run.py", since=1000.0, gone=True, results=2)
+    rows = status_rows(NodeStatus(info(2, holder=holder), 2, now=1010.0))
+    assert rows[2] == (
+        "",
+        "that program is gone or cut off, 2 results wait for `dispy recover` there; "
+        "`release` frees the node when no job runs any more",
+    )
+
+
 def test_what_is_shown_of_a_free_node() -> None:
     rows = status_rows(NodeStatus(info(0, closed="its owner has stopped it"), 1))
     assert ("jobs here", "none") in rows

@@ -29,6 +29,7 @@ from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.core import NodeCore
 from dispy.node.effects import Effects, Send
+from dispy.settings import GRACE_TIMEOUT
 from dispy.wire import messages as msg
 
 ANNA, BERT = ProcessId("a" * 32), ProcessId("b" * 32)
@@ -152,6 +153,22 @@ def test_describes_who_holds_it(node: Node) -> None:
     holder = send.message.info.holder
     assert holder is not None
     assert holder.user == HOLDER.user
+
+
+def test_describes_what_waits_for_a_holder_that_is_gone(ready: Node) -> None:
+    ready.run(1, 2)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    known = ready.core.snapshot().holder
+    assert known is not None
+    assert not known.gone, "it may come back"
+    ready.wait(GRACE_TIMEOUT)
+    refused = ready.lease(BERT, b"B", OTHER).sends[-1].message
+    assert isinstance(refused, msg.LeaseRefused)
+    assert (refused.holder.gone, refused.holder.results, refused.holder.running) == (True, 1, 1)
+    assert refused.holder.absence == (
+        "that program is gone or cut off, 1 result waits for `dispy recover` there, 1 job still runs"
+    )
 
 
 def test_free_node_is_leased(node: Node) -> None:

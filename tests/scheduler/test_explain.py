@@ -246,6 +246,11 @@ def test_what_a_node_says_of_itself_decides() -> None:
     assert why_never(node, Shape(gpus=1)) == "has no GPUs, not 1"
     held = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", 1_700_000_000.0))
     assert why_not_now(held) == "is used by bert@other (his.py) since 2023-11-14 22:13 UTC"
+    left = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", gone=True, results=3))
+    assert why_not_now(left) == (
+        "is used by bert@other (his.py): that program is gone or cut off, 3 results wait for `dispy recover` there; "
+        "the next program gets the node when no job runs there"
+    )
     assert why_not_now(NodeInfo(N1, "n", 0, "x", ())) == "offers no CPU now"
     python = NodeInfo(N1, "n", 1, "x", ("cpython-3.11",))
     assert why_unsure(python, "cpython-3.11") == why_unsure(python, "") == ""

@@ -261,7 +261,8 @@ def _print_table(survey: Survey) -> None:
         for node in usable:
             assert node.info is not None
             info, holder = node.info, node.info.holder
-            by = f" ({holder.user}@{holder.host}: {holder.program})" if holder else ""
+            away = f"; {holder.absence}" if holder and holder.gone else ""
+            by = f" ({holder.user}@{holder.host}: {holder.program}{away})" if holder else ""
             by = f": {info.closed}{by}" if info.closed else by
             gpus = f" + {counted(info.gpus, 'GPU')}" if info.gpus else ""
             table.add_row(

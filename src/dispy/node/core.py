@@ -233,7 +233,7 @@ class NodeCore(Leases):
             return
         self.info = msgspec.structs.replace(before, cpus=event.cpus, closed=event.reason)
         lease = self.lease
-        holder = None if lease is None else lease.holder
+        holder = None if lease is None else lease.holder_now
         description = msg.NodeDescribed(msgspec.structs.replace(self.info, holder=holder))
         effects.sends += [Send(peer, description) for peer in sorted(self.links)]
         self.desk.feeder.cpus = event.cpus

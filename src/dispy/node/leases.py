@@ -56,7 +56,7 @@ class Leases:
         if event.peer in self.links:
             self._drop_link(event.peer, goodbye=False, now=now, effects=effects)
         self.links.add(event.peer)
-        holder = None if self.lease is None else self.lease.holder
+        holder = None if self.lease is None else self.lease.holder_now
         effects.sends.append(Send(event.peer, msg.NodeDescribed(msgspec.structs.replace(self.info, holder=holder))))
 
     def _on_link_lost(self, event: ev.LinkLost, now: float, effects: Effects) -> None:
@@ -106,7 +106,7 @@ class Leases:
             self.desk.arguments.fetch_again(lease, effects)
         else:
             self.line.append(Waiter(ask.token, ask.holder, peer))
-            effects.sends.append(Send(peer, msg.LeaseRefused(lease.holder)))
+            effects.sends.append(Send(peer, msg.LeaseRefused(lease.holder_now)))
 
     def _grant(self, waiter: Waiter, now: float, effects: Effects) -> None:
         holder = msgspec.structs.replace(waiter.holder, since=now + self.wall_offset)

@@ -115,6 +115,11 @@ class Results:
                 if done.ending != Ending.PROVISIONAL:
                     yield HeldAttempt(done.job, done.attempt)
 
+    def waiting(self) -> int:
+        """How many attempts that had started have their result here."""
+        nothing = (Ending.PROVISIONAL, Ending.NOT_STARTED)
+        return sum(done.ending not in nothing for batch in self.batches for done in batch.message.jobs)
+
     def due(self, now: float, *, linked: bool, most: int | None = None) -> list[Batch]:
         """Up to `most` batches that are to be written now: those that waited too long, or all without a link."""
         self.look_at = None

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
+import msgspec
+
 from dispy.model import (
     BlobRef,
     ComputationId,
@@ -273,6 +275,13 @@ class Lease:
 
     def __post_init__(self) -> None:
         self.name = lease_name(self.token)
+
+    @property
+    def holder_now(self) -> Holder:
+        """Who holds it, and what is here for him when he is gone."""
+        if not self.expired or self.peer is not None:
+            return self.holder
+        return msgspec.structs.replace(self.holder, gone=True, results=self.results.waiting(), running=len(self.jobs))
 
     @property
     def hearer(self) -> ProcessId | None:

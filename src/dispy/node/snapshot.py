@@ -35,7 +35,7 @@ def take_snapshot(lease: Lease | None, line: Sequence[Waiter], desk: JobDesk, ke
     """Look at the tables of a core; `served`: leases that are over."""
     computations = [] if lease is None else list(lease.computations.values())
     return Snapshot(
-        holder=None if lease is None else lease.holder,
+        holder=None if lease is None else lease.holder_now,
         waiting=len(line),
         computations=[(each.id, each.spec.name, each.state.name.lower()) for each in computations],
         queued=sum(len(each.queue) + len(each.heavy) + len(each.arriving) for each in computations),

@@ -136,6 +136,8 @@ def status_rows(status: NodeStatus) -> list[tuple[str, str]]:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
         who = f"{holder.user}@{holder.host} ({holder.program}, process {holder.pid})"
         rows.append(("used by", f"{who} since {since}, {_span(status.now - holder.since)}"))
+        if holder.gone:
+            rows.append(("", f"{holder.absence}; `release` frees the node when no job runs any more"))
     if status.waiting:
         rows.append(("in line", counted(status.waiting, "more program")))
     rows += [("computation", f"{name} ({state})") for name, state in status.computations]

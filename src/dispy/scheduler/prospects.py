@@ -109,7 +109,8 @@ def why_closed(info: NodeInfo) -> str:
 def used_by(holder: Holder) -> str:
     """Who holds a node since when, as the end of a sentence."""
     since = f" since {datetime.fromtimestamp(holder.since, UTC):%Y-%m-%d %H:%M} UTC" if holder.since else ""
-    return f"is used by {holder.user}@{holder.host} ({holder.program}){since}"
+    away = f": {holder.absence}; the next program gets the node when no job runs there" if holder.gone else ""
+    return f"is used by {holder.user}@{holder.host} ({holder.program}){since}{away}"
 
 
 def why_never(info: NodeInfo, shape: Shape) -> str:

@@ -98,7 +98,8 @@ def open_share(out: Outbox, share: Share) -> None:
 
 def held_by(holder: Holder) -> str:
     """Who has a node, in words."""
-    return f"used by {holder.user}@{holder.host} ({holder.program}, process {holder.pid})"
+    away = f": {holder.absence}" if holder.gone else ""
+    return f"used by {holder.user}@{holder.host} ({holder.program}, process {holder.pid}){away}"
 
 
 def computation_advanced(tables: Tables, node: NodeRecord, id: ComputationId, step: str, now: float) -> None:
