@@ -230,6 +230,7 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
         if durable and recover_file is not False:
             self._journal = keep_computation(self.service.recorder, recover_file, ledger, shipment, items)
             self.service.durable.add(spec.id, self._journal)
+            ledger.when_told = self.service.durable.told
         self._portal.call(self.service.open_cluster(ledger))
         self.is_closed = False
         remember(self)

@@ -55,6 +55,8 @@ class ClusterLedger:
         self.cluster: Any = None
         self.job_status: JobStatus | None = None
         self.cluster_status: ClusterStatusCallback | None = None
+        self.when_told: Callable[[int], None] | None = None
+        """Called with the number of a job when callbacks about its end have returned."""
         self.constructed_at = 0.0
         self.nodes: dict[ProcessId, DispyNode] = {}
         self.gone: dict[ProcessId, DispyNode] = {}
@@ -199,8 +201,12 @@ class ClusterLedger:
             if self.cluster_status is not None:
                 self._call_status(running, self._node_of(view), job)
 
-    def job_ended(self, ended: JobEnded, view: NodeView | None) -> None:
-        """Set the fields of a job that has ended and wake who waits for it."""
+    def job_ended(self, ended: JobEnded, view: NodeView | None) -> bool:
+        """Set the fields of a job that has ended and wake who waits for it.
+
+        Returns:
+            Whether `when_told` will be called when callbacks have returned.
+        """
         job: Any = ended.job.handle
         done = ended.done
         job._settle(ended.state, done, ended.body, ended.cause, self._text, None if view is None else view.address)
@@ -215,10 +221,18 @@ class ClusterLedger:
             node.rx += len(ended.body)
             node.tx += len(ended.job.args) if ended.job.blob is None else ended.job.blob.size
             self.cpu_time += seconds
-        if self.job_status is not None and ended.state is not JobState.Abandoned:
+        tells = self.job_status is not None and ended.state is not JobState.Abandoned
+        if tells:
             self._call_job_status(job)
         if self.cluster_status is not None:
             self._call_status(ended.state, node, job)
+            tells = True
+        when_told = self.when_told
+        if when_told is None or not tells:
+            return False
+        number = ended.job.job
+        self._portal.callback(lambda: when_told(number))
+        return True
 
     def batch_ended(self) -> None:
         """Wake those who wait for all jobs."""

@@ -107,6 +107,9 @@ class _Keeper:
         """Jobs are about to be sent."""
         self._write([JobsHanded(node, jobs)])
 
+    def kept(self, jobs: Sequence[JobEnded], address: Callable[[ProcessId], str]) -> None:
+        """There are no callbacks."""
+
     def over(self, jobs: Sequence[JobEnded], address: Callable[[ProcessId], str]) -> None:
         """Keep their results."""
         kept: list[AnyEntry] = []
@@ -199,9 +202,10 @@ class _ResumedCluster:
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """Nobody looks at jobs before they have ended."""
 
-    def job_ended(self, ended: JobEnded, view: NodeView | None) -> None:
-        """One less."""
+    def job_ended(self, ended: JobEnded, view: NodeView | None) -> bool:
+        """One less; nobody has to be told."""
         self.pending.discard(ended.job.job)
+        return False
 
     def batch_ended(self) -> None:
         """Perhaps that was all."""

@@ -9,10 +9,12 @@ from typing import Any, cast
 import pytest
 
 from dispy.errors import ClosedError
+from dispy.job import DispyJob
 from dispy.ledger import ClusterLedger
-from dispy.model import AvailInfo, ComputationId, ComputationSpec, NodeInfo, ProcessId
+from dispy.model import AvailInfo, ComputationId, ComputationSpec, JobState, NodeInfo, ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, NodeView
 from dispy.portal import Portal
+from dispy.scheduler.effects import JobEnded
 from dispy.scheduler.jobs import JobRecord
 from dispy.shipping import Shipment
 
@@ -80,3 +82,18 @@ def test_what_is_accepted_is_handed_over_before_the_seal() -> None:
 
 def test_a_ledger_without_jobs_is_sealed_at_once() -> None:
     assert ledger_that_hears([]).seal(if_idle=True)
+
+
+def test_the_mark_of_a_job_follows_its_callbacks() -> None:
+    heard: list[Any] = []
+    ledger = ledger_that_hears(heard)
+    ledger.cluster_status = None
+    ended = JobEnded(JobRecord(7, ComputationId("c"), b"", DispyJob()), JobState.Cancelled)
+    assert not ledger.job_ended(ended, None), "nothing is durable"
+    ledger.when_told = lambda job: heard.append(("told", job))
+    assert not ledger.job_ended(ended, None), "there is no callback"
+    ledger.job_status = lambda job: heard.append("job_status")
+    ledger.cluster_status = lambda status, node, job: heard.append("cluster_status")
+    heard.clear()
+    assert ledger.job_ended(ended, None)
+    assert heard == ["job_status", "cluster_status", ("told", 7)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dispy.model import ComputationId, JobOptions, ProcessId
+from dispy.model import ComputationId, Ending, JobDone, JobOptions, ProcessId
 from dispy.recovery.book import Book, JobsHanded, JobsReturned, ProgramBegun
 from dispy.recovery.journal import Journal, content, load_id, load_jobs
 
@@ -29,6 +29,9 @@ class Job:
 @dataclass
 class Ended:
     job: Job
+    node: ProcessId | None = NODE
+    done: JobDone | None = None
+    body: bytes = b""
 
 
 def store(journal: Journal, *numbers: int, args: bytes = b"args") -> None:
@@ -62,6 +65,23 @@ def test_jobs_are_there_until_they_have_ended(tmp_path: Path) -> None:
     assert book.handed == {2: NODE}
     assert book.returned == {1}, "the program knew its end: a result that a node still has is not wanted"
     assert (load_id(book.jobs[2]), book.jobs[2].args, book.jobs[2].submitted_at) == ("id2", b"args", 5.0)
+
+
+def test_results_are_kept_until_the_program_was_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s")
+    store(journal, 1, 2, 3)
+    journal.handed(NODE, [1, 2, 3])
+    ended = [
+        Ended(Job(number), NODE, JobDone(number, 1, int(Ending.FINISHED), 1.0, 2.0, 4, 0, 0, 0, None), b"body")
+        for number in (1, 2)
+    ]
+    journal.kept([*ended, Ended(Job(3), None)], lambda node: "10.0.0.1")
+    journal.over(ended[:1])
+    journal.close()
+    book = load(tmp_path / "s")
+    assert {job: (kept.body, kept.address) for job, kept in book.results.items()} == {2: (b"body", "10.0.0.1")}
+    assert (book.returned, set(book.jobs)) == ({1}, {2, 3})
+    assert not load(tmp_path / "s", JobsReturned([2])).results
 
 
 def test_what_a_recovery_has_written_counts_more(tmp_path: Path) -> None:

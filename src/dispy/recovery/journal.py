@@ -1,9 +1,10 @@
 """What durable clusters leave beside a recovery file: the contents that their nodes need, and every job until it has
 ended.
 
-Jobs stand in segments of bounded size, which are removed from the oldest on when all their jobs have ended: a mark
-never stands before the job that it is about. What is written survives the death of this process at once, and that of
-the machine as soon as the thread that follows has made the disk keep it, for all that came meanwhile together.
+Jobs stand in segments of bounded size, together with their results while callbacks are still to tell of them. Segments
+are removed from the oldest on when all their jobs have ended: a mark never stands before the job that it is about. What
+is written survives the death of this process at once, and that of the machine as soon as the thread that follows has
+made the disk keep it, for all that came meanwhile together.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from dispy.logs import logger
-from dispy.model import ComputationId, JobOptions, ProcessId
-from dispy.recovery.book import MAGIC, AnyEntry, Book, JobsHanded, JobsOver, JobStored, decode, encode
+from dispy.model import ComputationId, JobDone, JobOptions, ProcessId
+from dispy.recovery.book import MAGIC, AnyEntry, Book, JobsHanded, JobsOver, JobStored, ResultKept, decode, encode
 
 SEGMENT_SIZE: Final = 64 << 20
 """Bytes after which a new segment is begun."""
@@ -43,6 +44,18 @@ class EndedJob(Protocol):
     @property
     def job(self) -> StorableJob:
         """The job."""
+
+    @property
+    def node(self) -> ProcessId | None:
+        """Where it ended."""
+
+    @property
+    def done(self) -> JobDone | None:
+        """What the node said."""
+
+    @property
+    def body(self) -> bytes:
+        """With these bytes."""
 
 
 class Journal:
@@ -108,6 +121,16 @@ class Journal:
     def handed(self, node: ProcessId, jobs: list[int]) -> None:
         """Jobs are about to be sent to a node."""
         self._append([JobsHanded(node, jobs)])
+
+    def kept(self, jobs: Sequence[EndedJob], address: Callable[[ProcessId], str]) -> None:
+        """Jobs have ended and the program is still to be told: keep what their nodes said."""
+        self._append(
+            [
+                ResultKept(ended.done, address(ended.node), ended.body)
+                for ended in jobs
+                if ended.done is not None and ended.node is not None
+            ]
+        )
 
     def over(self, jobs: Sequence[EndedJob], address: object = None) -> None:
         """Jobs have ended and the program knows; what became of them, and where, is its affair."""
@@ -208,6 +231,8 @@ def load_jobs(book: Book, folder: Path) -> float:
         for entry in decode(data)[0] if len(data) >= len(MAGIC) else ():
             jobs.add(entry)
     book.returned |= jobs.over
+    for kept in jobs.results.values():
+        book.add(kept)
     # What the file itself says was written later, by whoever recovered before.
     for job, stored in jobs.jobs.items():
         if job not in book.returned:

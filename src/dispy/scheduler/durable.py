@@ -1,5 +1,5 @@
-"""Marks of durable jobs: stored before the core hears of them, handed before a node does, over before the node may
-forget the result.
+"""Marks of durable jobs: stored before the core hears of them, handed before a node does, and before the node may
+forget a result either over, or the result itself: that is kept until the user's callbacks have returned.
 """
 
 from __future__ import annotations
@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from dispy.logs import logger
-from dispy.model import ComputationId, ProcessId
+from dispy.model import ComputationId, JobState, ProcessId
 from dispy.recovery.journal import StorableJob
 from dispy.scheduler.effects import Effects, JobEnded, JobsStarted
 from dispy.scheduler.jobs import JobRecord
@@ -27,8 +28,11 @@ class MarkKeeper(Protocol):
     def handed(self, node: ProcessId, jobs: list[int]) -> None:
         """Jobs are about to be sent to a node."""
 
+    def kept(self, jobs: Sequence[JobEnded], address: Callable[[ProcessId], str]) -> None:
+        """Jobs have ended and callbacks are still to tell the program; `address` tells that of a node."""
+
     def over(self, jobs: Sequence[JobEnded], address: Callable[[ProcessId], str]) -> None:
-        """Jobs have ended and the program knows; `address` tells that of a node."""
+        """Jobs have ended and the program knows."""
 
     def sync(self) -> None:
         """In a thread: let what was written survive the death of the machine."""
@@ -37,10 +41,21 @@ class MarkKeeper(Protocol):
 class DurableMarks:
     """The durable clusters of one service, and who keeps their marks. In the loop's thread."""
 
-    def __init__(self, sources: BlobSources, address: Callable[[ProcessId], str]) -> None:
+    def __init__(
+        self,
+        sources: BlobSources,
+        address: Callable[[ProcessId], str],
+        post: Callable[[Callable[[], None]], object],
+    ) -> None:
+        """`post` lets a function run in the loop, from any thread."""
         self._sources = sources
         self._address = address
+        self._post = post
         self._keepers: dict[ComputationId, MarkKeeper] = {}
+        self._untold: dict[int, tuple[MarkKeeper, JobEnded]] = {}
+        """Jobs whose callbacks have not returned; also of a cluster that is over."""
+        self._told: deque[int] = deque()
+        self._marking = False
         self._unsynced: set[MarkKeeper] = set()
         self._syncing: set[MarkKeeper] = set()
 
@@ -71,9 +86,34 @@ class DurableMarks:
                     with self._giving_up(keeper):
                         keeper.handed(notice.node, [record.job for record in mine])
 
-    def end(self, jobs: Iterable[JobEnded]) -> None:
-        """Jobs have ended."""
+    def end(self, jobs: Iterable[JobEnded], untold: Collection[int]) -> None:
+        """Jobs have ended; of those in `untold` callbacks will tell the program, and then `told` is called."""
         for keeper, mine in self._by_keeper(jobs, lambda ended: ended.job.cluster):
+            # that a job is cancelled was the program's own wish, and no result is lost with it
+            later = [ended for ended in mine if ended.job.job in untold and ended.state is not JobState.Cancelled]
+            with self._giving_up(keeper):
+                if later:
+                    keeper.kept(later, self._address)
+                    self._untold.update((ended.job.job, (keeper, ended)) for ended in later)
+                if len(later) < len(mine):
+                    keeper.over([ended for ended in mine if ended.job.job not in self._untold], self._address)
+                self._sync_soon(keeper)
+
+    def told(self, job: int) -> None:
+        """From any thread: the callbacks of a job have returned. Marks are written for all that came meanwhile."""
+        self._told.append(job)
+        if not self._marking:
+            self._marking = True
+            self._post(self._mark_told)
+
+    def _mark_told(self) -> None:
+        self._marking = False
+        by_keeper: dict[MarkKeeper, list[JobEnded]] = {}
+        while self._told:
+            keeper, ended = self._untold.pop(self._told.popleft(), (None, None))
+            if keeper is not None and ended is not None:
+                by_keeper.setdefault(keeper, []).append(ended)
+        for keeper, mine in by_keeper.items():
             with self._giving_up(keeper):
                 keeper.over(mine, self._address)
                 self._sync_soon(keeper)

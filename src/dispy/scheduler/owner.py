@@ -50,8 +50,12 @@ class ClusterOwner(Protocol):
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """Jobs were handed to a node."""
 
-    def job_ended(self, ended: JobEnded, view: NodeView | None) -> None:
-        """A job has ended; called for each, then `batch_ended` once."""
+    def job_ended(self, ended: JobEnded, view: NodeView | None) -> bool:
+        """A job has ended; called for each, then `batch_ended` once.
+
+        Returns:
+            Whether the durable marks are to wait for callbacks of the user's.
+        """
 
     def batch_ended(self) -> None:
         """All jobs that ended in this round have been told."""

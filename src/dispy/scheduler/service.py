@@ -98,7 +98,7 @@ class SchedulerService:
         )
         self.offers = FileOffers(self.links.sources, lambda: (owner.spec for owner in self.owners.values()))
         self.allocating = Allocating(portal, self.links, self.owners, self.offers, self.handle)
-        self.durable = DurableMarks(self.links.sources, self._address_of)
+        self.durable = DurableMarks(self.links.sources, self._address_of, portal.post)
         self.search = NodeSearch(
             portal.loop,
             self.links,
@@ -260,6 +260,7 @@ class SchedulerService:
     def _tell_ended(self, jobs: Iterable[JobEnded]) -> None:
         touched: dict[ComputationId, ClusterOwner] = {}
         views: dict[ProcessId, NodeView | None] = {}
+        untold: set[int] = set()
         owner: ClusterOwner | None = None
         cluster: ComputationId | None = None
         for ended in jobs:
@@ -273,10 +274,10 @@ class SchedulerService:
                 views[node] = self.links.view(node)
             if ended.job.blob is not None or ended.job.options is not None:
                 self.take_back(ended.job)
-            if owner is not None:
-                owner.job_ended(ended, None if node is None else views[node])
+            if owner is not None and owner.job_ended(ended, None if node is None else views[node]):
+                untold.add(ended.job.job)
         if self.durable:
-            self.durable.end(jobs)
+            self.durable.end(jobs, untold)
         for owner in touched.values():
             owner.batch_ended()
 
