@@ -42,26 +42,36 @@ ENTRIES = [BEGUN, ClusterNoted(ComputationId("c"), "f", "function"), NODE, kept(
 
 def test_entries_come_back_as_they_were_written() -> None:
     data = MAGIC + encode(ENTRIES)
-    assert decode(data) == (ENTRIES, len(data))
+    assert decode(data) == (ENTRIES, len(data), [])
 
 
 @given(st.integers(min_value=len(MAGIC)))
 def test_a_file_that_ends_anywhere_holds_the_entries_before(cut: int) -> None:
     data = MAGIC + encode(ENTRIES)
     cut = len(MAGIC) + cut % (len(data) - len(MAGIC))
-    entries, size = decode(data[:cut])
+    entries, size, gaps = decode(data[:cut])
+    assert not gaps
     assert entries == ENTRIES[: len(entries)]
     assert MAGIC + encode(entries) == data[:size]
 
 
 @given(st.integers(min_value=0), st.integers(1, 255))
-def test_a_spoiled_byte_ends_what_is_believed(at: int, change: int) -> None:
+def test_a_spoiled_byte_costs_one_entry(at: int, change: int) -> None:
     data = bytearray(MAGIC + encode(ENTRIES))
     at = len(MAGIC) + at % (len(data) - len(MAGIC))
     data[at] ^= change
-    entries, _ = decode(bytes(data))
-    assert entries == ENTRIES[: len(entries)]
-    assert len(entries) < len(ENTRIES)
+    entries, end, gaps = decode(bytes(data))
+    assert len(entries) == len(ENTRIES) - 1
+    lost = next((number for number, entry in enumerate(entries) if entry != ENTRIES[number]), len(entries))
+    assert entries == ENTRIES[:lost] + ENTRIES[lost + 1 :]
+    assert gaps == [lost] or (lost == len(entries) and end < len(data)), "only at its end it can look torn"
+
+
+def test_what_a_file_system_left_empty_is_torn_or_a_gap() -> None:
+    data = MAGIC + encode(ENTRIES[:2])
+    assert decode(data + bytes(4096)) == (ENTRIES[:2], len(data), [])
+    again = data + bytes(4096) + encode(ENTRIES[2:])
+    assert decode(again) == (ENTRIES, len(again), [2])
 
 
 @pytest.mark.parametrize("data", [b"", b"dispy recov", b"\x89PNG", b"dispy recovery 2\n"])

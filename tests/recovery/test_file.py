@@ -54,6 +54,26 @@ def test_a_torn_tail_is_cut_off_before_more_is_written(tmp_path: Path) -> None:
     assert read(path).returned == {7}
 
 
+def test_damage_in_the_middle_is_said_and_nothing_is_destroyed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x"
+    RecoveryFile.create(path, [BEGUN, NODE, JobsReturned([7])]).close()
+    spoiled = bytearray(path.read_bytes())
+    spoiled[len(MAGIC) + len(encode([BEGUN])) + 14] ^= 1
+    path.write_bytes(spoiled)
+    file, book = RecoveryFile.open(path)
+    assert (book.nodes, book.returned) == ({}, {7})
+    with pytest.raises(RecoveryError, match="in use"):
+        RecoveryFile.open(path)
+    file.append([JobsReturned([8])])
+    file.close()
+    assert read(path).returned == {7, 8}
+    (aside,) = tmp_path.glob("x.damaged-*")
+    assert aside.read_bytes() == bytes(spoiled)
+    assert capsys.readouterr().err.count(f"the recovery file {path} is damaged: 1 place in it") == 1
+
+
 def test_what_cannot_be_written_leaves_no_half_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = RecoveryFile.create(tmp_path / "x", [BEGUN])
     write = os.write

@@ -11,7 +11,7 @@ import pytest
 
 from dispy.model import ComputationId, Ending, JobDone, JobOptions, ProcessId
 from dispy.recovery.book import Book, JobsHanded, JobsReturned, ProgramBegun
-from dispy.recovery.journal import Journal, content, load_id, load_jobs
+from dispy.recovery.journal import UNKNOWN_NODE, Journal, content, load_id, load_jobs
 
 BEGUN = ProgramBegun(b"t" * 32, b"k" * 8, "", 9700, "me", "here", 1, "p.py", 1.0)
 CLUSTER = ComputationId("c")
@@ -155,6 +155,25 @@ def test_a_torn_segment_ends_what_is_believed(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     (tmp_path / "s" / "jobs-000002").write_bytes(b"disp")
     assert set(load(tmp_path / "s").jobs) == {1}
+
+
+def test_jobs_before_a_damaged_mark_may_have_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(tmp_path / "s")
+    store(journal, 1, 2)
+    journal.handed(NODE, [1])
+    path = tmp_path / "s" / "jobs-000001"
+    at = path.stat().st_size
+    over(journal, 2)
+    store(journal, 3)
+    journal.close()
+    spoiled = bytearray(path.read_bytes())
+    spoiled[at + 12] ^= 1
+    path.write_bytes(spoiled)
+    book = load(tmp_path / "s")
+    assert set(book.jobs) == {1, 2, 3}
+    assert book.handed == {1: NODE, 2: UNKNOWN_NODE}
+    assert "jobs-000001 is damaged: 1 place in it" in capsys.readouterr().err
+    assert path.read_bytes() == bytes(spoiled)
 
 
 def test_a_full_disk_is_said_once_and_what_is_there_stays(

@@ -1,15 +1,16 @@
 """What stands in a recovery file: entries that are only ever appended, and the account that they add up to. Pure.
 
 A file is a line of magic and then entries: CRC-32 and size of the body, then the body, one tagged msgpack array. A
-process can die at any byte: what follows the last whole entry is a torn tail and means nothing.
+process can die at any byte: what follows the last whole entry is a torn tail and means nothing. Where a disk has
+spoiled what lies before, the entries behind it are looked for and count as well.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -20,6 +21,7 @@ KIND: Final = b"dispy recovery "
 """How a recovery file of any version begins."""
 MAGIC: Final = KIND + b"1\n"
 _HEAD: Final = struct.Struct(">IQ")
+_SIZE_AT: Final = 4
 
 
 class Entry(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -171,8 +173,18 @@ def encode(entries: Iterable[AnyEntry]) -> bytes:
     return b"".join(parts)
 
 
-def decode(data: bytes) -> tuple[list[AnyEntry], int]:
-    """The whole entries of a file's content, and where the torn tail begins (the size if there is none).
+class Contents(NamedTuple):
+    """What can be read of a file."""
+
+    entries: list[AnyEntry]
+    end: int
+    """Where the torn tail begins; the size if there is none."""
+    gaps: list[int]
+    """Damaged places: before each stand so many of the entries."""
+
+
+def decode(data: bytes) -> Contents:
+    """The whole entries of a file's content.
 
     Raises:
         RecoveryError: it does not begin like a recovery file, or a whole entry is of a later version.
@@ -180,26 +192,52 @@ def decode(data: bytes) -> tuple[list[AnyEntry], int]:
     if not data.startswith(MAGIC):
         raise RecoveryError("it is not a recovery file of this version of dispy")
     entries: list[AnyEntry] = []
-    at = len(MAGIC)
-    for body in _bodies(memoryview(data)[at:]):
+    gaps: list[int] = []
+    view, at = memoryview(data), len(MAGIC)
+    while at < len(data):
+        body = _body_at(view, at)
+        if body is None:
+            found = _next_entry(data, at + 1)
+            if found is None:
+                if _is_torn(data, at):
+                    return Contents(entries, at, gaps)
+                found = len(data)
+            gaps.append(len(entries))
+            at = found
+            continue
         try:
             entries.append(_decoder.decode(body))
         except msgspec.MsgspecError as error:
             raise RecoveryError(f"an entry in it is not known to this version of dispy ({error})") from None
         at += _HEAD.size + len(body)
-    return entries, at
+    return Contents(entries, at, gaps)
 
 
-def _bodies(view: memoryview) -> Iterator[memoryview]:
-    at = 0
-    while at + _HEAD.size <= len(view):
-        checksum, size = _HEAD.unpack_from(view, at)
-        at += _HEAD.size
-        body = view[at : at + size]
-        if len(body) < size or zlib.crc32(body) != checksum:
-            return
-        yield body
-        at += size
+def _body_at(view: memoryview, at: int) -> memoryview | None:
+    """The body of the entry that begins here, if it is whole."""
+    if at + _HEAD.size > len(view):
+        return None
+    checksum, size = _HEAD.unpack_from(view, at)
+    body = view[at + _HEAD.size : at + _HEAD.size + size]
+    return body if size and len(body) == size and zlib.crc32(body) == checksum else None
+
+
+def _next_entry(data: bytes, at: int) -> int | None:
+    """Where the next whole entry begins: no size has its three highest bytes set."""
+    view = memoryview(data)
+    while (zeros := data.find(b"\0\0\0", at + _SIZE_AT)) >= 0:
+        at = zeros - _SIZE_AT
+        if _body_at(view, at) is not None:
+            return at
+        at += 1
+    return None
+
+
+def _is_torn(data: bytes, at: int) -> bool:
+    """Whether what lies here is an entry whose writing was not finished, or what a file system puts in its place."""
+    if at + _HEAD.size > len(data) or not data[at:].strip(b"\0"):
+        return True
+    return int(_HEAD.unpack_from(data, at)[1]) > len(data) - at - _HEAD.size
 
 
 class Book:

@@ -16,9 +16,13 @@ from typing import Final
 
 from dispy import failpoints, settings
 from dispy.errors import RecoveryError
-from dispy.recovery.book import KIND, MAGIC, AllReturned, AnyEntry, Book, decode, encode
+from dispy.logs import logger
+from dispy.recovery.book import KIND, MAGIC, AllReturned, AnyEntry, Book, Contents, decode, encode
+from dispy.words import counted
 
 SUFFIX: Final = ".recover"
+DAMAGED: Final = ".damaged-"
+"""In the name of a file as it was, beside what could be read of it."""
 KEEP_DAYS: Final = 30
 """Days after which a file in the default place is removed that nobody has recovered."""
 _DAY: Final = 86400.0
@@ -68,6 +72,8 @@ class RecoveryFile:
     def open(cls, path: Path) -> tuple[RecoveryFile, Book]:
         """Take over the file of a program that is gone, and cut off its torn tail.
 
+        A file that is damaged before its tail is replaced by what can be read of it; as it was it stays beside.
+
         Raises:
             RecoveryError: it cannot be read, is in use, can be changed by others, or is no recovery file.
         """
@@ -80,15 +86,34 @@ class RecoveryFile:
             _check_private(path, os.fstat(fd))
             if not _try_lock(fd):
                 raise RecoveryError(f"{path} is in use: {_by_whom(fd)}")
-            book, size = _read_book(fd, path)
-            os.ftruncate(fd, size)
+            contents, book = _read_book(fd, path)
+            if contents.gaps:
+                repaired = cls._repair(path, contents)
+                os.close(fd)
+                return repaired, book
+            os.ftruncate(fd, contents.end)
         except OSError as error:
             os.close(fd)
             raise RecoveryError(f"the recovery file {path} cannot be read: {error.strerror}") from None
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, size), book
+        return cls(path, fd, contents.end), book
+
+    @classmethod
+    def _repair(cls, path: Path, contents: Contents) -> RecoveryFile:
+        """Put what can be read of a damaged file in its place; the file as it was stays beside. Raises OSError."""
+        aside = path.with_name(f"{path.name}{DAMAGED}{secrets.token_hex(3)}")
+        aside.hardlink_to(path)
+        repaired = cls._write_whole(path, MAGIC + encode(contents.entries))
+        logger.warning(
+            "the recovery file %s is damaged: %s in it cannot be read, and what was said there of nodes, jobs and "
+            "results is missing; all else in it is used. The file as it was lies in %s",
+            path,
+            counted(len(contents.gaps), "place"),
+            aside,
+        )
+        return repaired
 
     def append(self, entries: Iterable[AnyEntry]) -> None:
         """Write entries behind what is there; they survive the death of this process at once.
@@ -198,6 +223,10 @@ def prune() -> None:
             if book.is_done or age > KEEP_DAYS * _DAY:
                 file.remove()
             file.close()
+    for aside in default_folder().glob(f"*{SUFFIX}{DAMAGED}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if now - aside.stat().st_mtime > KEEP_DAYS * _DAY:
+                aside.unlink()
 
 
 def _check_replaceable(path: Path) -> None:
@@ -214,13 +243,13 @@ def _check_replaceable(path: Path) -> None:
         )
 
 
-def _read_book(fd: int, path: Path) -> tuple[Book, int]:
+def _read_book(fd: int, path: Path) -> tuple[Contents, Book]:
     with open(os.dup(fd), "rb") as file:
         file.seek(0)
         data = file.read()
     try:
-        entries, size = decode(data)
-        return Book(entries), size
+        contents = decode(data)
+        return contents, Book(contents.entries)
     except RecoveryError as error:
         raise RecoveryError(f"{path} cannot be used: {error}") from None
 
@@ -230,7 +259,7 @@ def _by_whom(fd: int) -> str:
     try:
         with open(os.dup(fd), "rb") as file:
             file.seek(0)
-            program = Book(decode(file.read())[0]).program
+            program = Book(decode(file.read()).entries).program
     except RecoveryError:
         return "another program has it open"
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(program.started_at))

@@ -22,10 +22,24 @@ from typing import Final, Protocol
 
 from dispy.logs import logger
 from dispy.model import ComputationId, JobDone, JobOptions, ProcessId
-from dispy.recovery.book import MAGIC, AnyEntry, Book, JobsHanded, JobsOver, JobStored, ResultKept, decode, encode
+from dispy.recovery.book import (
+    MAGIC,
+    AnyEntry,
+    Book,
+    Contents,
+    JobsHanded,
+    JobsOver,
+    JobStored,
+    ResultKept,
+    decode,
+    encode,
+)
+from dispy.words import counted
 
 SEGMENT_SIZE: Final = 64 << 20
 """Bytes after which a new segment is begun."""
+UNKNOWN_NODE: Final = ProcessId("(unknown: the file that says it is damaged)")
+"""The node of jobs of which nobody knows whether they have started."""
 _PATTERN: Final = "jobs-*"
 
 
@@ -228,8 +242,8 @@ def load_jobs(book: Book, folder: Path) -> float:
     for path in sorted(folder.glob(_PATTERN)):
         written = max(written, path.stat().st_mtime)
         data = path.read_bytes()
-        for entry in decode(data)[0] if len(data) >= len(MAGIC) else ():
-            jobs.add(entry)
+        if len(data) >= len(MAGIC):
+            _add_segment(jobs, decode(data), path)
     book.returned |= jobs.over
     for kept in jobs.results.values():
         book.add(kept)
@@ -240,6 +254,28 @@ def load_jobs(book: Book, folder: Path) -> float:
             if job in jobs.handed and job not in book.freed:
                 book.handed.setdefault(job, jobs.handed[job])
     return written
+
+
+def _add_segment(jobs: Book, contents: Contents, path: Path) -> None:
+    for number, entry in enumerate(contents.entries):
+        if number in contents.gaps:
+            _doubt(jobs)
+        jobs.add(entry)
+    if contents.gaps:
+        if contents.gaps[-1] == len(contents.entries):
+            _doubt(jobs)
+        logger.warning(
+            "%s is damaged: %s in it cannot be read. Jobs may be missing, and of those before it is not known "
+            "whether they have started: they run again only if they may run twice",
+            path,
+            counted(len(contents.gaps), "place"),
+        )
+
+
+def _doubt(jobs: Book) -> None:
+    """What cannot be read may have said of any job before that a node has it, or that it has ended."""
+    for job in jobs.jobs:
+        jobs.handed.setdefault(job, UNKNOWN_NODE)
 
 
 def content(folder: Path, name: bytes) -> Path:
