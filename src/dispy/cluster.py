@@ -40,6 +40,7 @@ from dispy.standing import ClusterStanding
 from dispy.steering import NodeSteering
 from dispy.submission import JobSubmission
 from dispy.talk import NodeTalk
+from dispy.words import counted
 
 SETUP_PLACES = ("node", "worker", "auto")
 
@@ -286,9 +287,8 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
             self.close(terminate=True)
             return
         if kind is not None and self.pending:
-            logger.warning(
-                "%s left the with block; waiting for %d jobs (Ctrl-C ends them)", kind.__name__, self.pending
-            )
+            pending = counted(self.pending, "job")
+            logger.warning("%s left the with block; waiting for %s (Ctrl-C ends all)", kind.__name__, pending)
         try:
             self.close()
         except KeyboardInterrupt:

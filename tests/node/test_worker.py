@@ -58,6 +58,19 @@ def test_setup_may_return_what_the_original_allowed() -> None:
             calls.run_setup(Computation(len, setup=lambda status=refused: status), ())
 
 
+def test_a_cleanup_that_cannot_be_called_says_what_it_gets() -> None:
+    from dispy.namespace import Computation
+
+    def cleanup(number: int) -> None:
+        raise TypeError(f"of the function itself: {number}")
+
+    computation = Computation(len, cleanup=cleanup)
+    trace, _ = calls.run_cleanup(computation, (), may_end_node=False)
+    assert trace.endswith("(cleanup is called with the setup_args of its node, here none)\n")
+    trace, _ = calls.run_cleanup(computation, (5,), may_end_node=False)
+    assert trace.endswith("TypeError: of the function itself: 5\n")
+
+
 def test_a_cleanup_may_ask_for_the_end_of_the_node_where_that_is_allowed() -> None:
     from dispy.namespace import Computation
 
