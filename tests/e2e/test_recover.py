@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -135,11 +136,16 @@ def test_jobs_that_died_with_their_node_are_not_forgotten(
     shutil.copy2(path, tmp_path / "unasked")
     wait_until(lambda: without_first(recover(recover_file=str(path), timeout=1)) or len(book_of(path).handed) == 2)
     kill(node)
+    damaged = tmp_path / "prefix-node1" / "spool" / hashlib.sha256(book_of(path).program.token).hexdigest()
+    damaged.mkdir(parents=True, exist_ok=True)
+    (damaged / f"{1:020d}.batch").write_text("torn")
     dispynode("--cpus", "2", name="node1")
     ended = without_first(recover(recover_file=str(path)))
     assert [job[:2] for job in ended] == [[2, "Abandoned"], [3, "Abandoned"]]
     assert all("that node ended, or was started again, before" in job[-1] for job in ended)
-    assert "lost without a trace" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "lost without a trace" not in told
+    assert "node node1 has 1 file with results of this program that cannot be read" in told
     assert without_first(recover(recover_file=str(tmp_path / "unasked"))) == []
     assert "was started again since: jobs that ran there when it ended are lost" in capsys.readouterr().err
 

@@ -201,6 +201,11 @@ def test_a_claim_gets_what_lies_here_and_what_runs(gone: Node) -> None:
     assert claim(gone).sends[-1] == Send(BERT, msg.ResultsClaimed([], []))
 
 
+def test_a_claim_hears_of_results_that_are_damaged(ready: Node) -> None:
+    ready.handle(ev.SpoolFound({}, {lease_name(b"?"): 2}))
+    assert claim(ready, token=b"?").sends[-1] == Send(BERT, msg.ResultsClaimed([], [], 2))
+
+
 def test_what_a_claimer_has_not_acknowledged_waits_for_the_next(gone: Node) -> None:
     answer(gone)
     gone.wait(0)

@@ -277,8 +277,9 @@ def test_what_cannot_be_read_is_set_aside(tmp_path: Path, damage: str, caplog: p
     assert [each.message.sequence for each in again.found[LEASE]] == [2]
     assert "cannot be read" in caplog.text
     assert {path.suffix for path in files(tmp_path)} == {".batch", ".unreadable"}
+    assert again.spool.unreadable == {LEASE: 1}
     caplog.clear()
-    Told(tmp_path)
+    assert Told(tmp_path).spool.unreadable == {LEASE: 1}
     assert "cannot be read" not in caplog.text  # said once
 
 

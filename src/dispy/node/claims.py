@@ -74,7 +74,8 @@ class ClaimDesk:
             claim.answered = True
             results = self._results(claim, lease)
             ended = [] if results is None else list(results.held())
-            effects.sends.append(Send(claim.peer, msg.ResultsClaimed(ended, running)))
+            unreadable = self._keeper.unreadable.get(claim.name, 0)
+            effects.sends.append(Send(claim.peer, msg.ResultsClaimed(ended, running, unreadable)))
             if results is not None:
                 effects.sends += [Send(claim.peer, batch.message, batch.bodies) for batch in results.batches]
 

@@ -246,6 +246,8 @@ class SpoolFound:
     """What an earlier daemon has left on the disk, by the names of leases, in the order of its numbers."""
 
     leases: Mapping[bytes, Sequence[SpooledBatch]]
+    unreadable: Mapping[bytes, int] = field(default_factory=dict)
+    """How many further files are damaged, where there are any."""
 
 
 @dataclass(slots=True, frozen=True)

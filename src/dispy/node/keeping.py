@@ -6,6 +6,7 @@ results are found again whoever proves the token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,12 +30,14 @@ class Orphan:
 class Keeper:
     """The results that nobody has acknowledged: those of leases that are over, and the way of all to the disk."""
 
-    __slots__ = ("orphans", "retry_at", "zombie_interval")
+    __slots__ = ("orphans", "retry_at", "unreadable", "zombie_interval")
 
     def __init__(self, zombie_interval: float) -> None:
         self.zombie_interval = zombie_interval
         self.orphans: dict[bytes, Orphan] = {}
         """By the name of their lease."""
+        self.unreadable: Mapping[bytes, int] = {}
+        """Damaged files with results, by the name of their lease."""
         self.retry_at: float | None = None
         """The disk could not be written: nothing is tried before this time, and then one batch at first."""
 
@@ -48,6 +51,7 @@ class Keeper:
     def found(self, event: ev.SpoolFound, now: float, wall_offset: float) -> int:
         """Take in what an earlier daemon has left on the disk; returns the highest number of a batch."""
         highest = 0
+        self.unreadable = event.unreadable
         for name, batches in event.leases.items():
             results = Results()
             for each in batches:

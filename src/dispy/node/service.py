@@ -283,8 +283,8 @@ class NodeService:
         except OSError as error:
             raise NodeError(f"the directory {self._spool.directory} cannot be used: {error.strerror}") from error
         self._spool.offer()
-        if leases:
-            self.handle(ev.SpoolFound(leases))
+        if leases or self._spool.unreadable:
+            self.handle(ev.SpoolFound(leases, self._spool.unreadable))
 
     def _spool_told(self, event: ev.Event) -> None:
         self._tell_spool_trouble()

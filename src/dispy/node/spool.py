@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,8 @@ class Spool:
         self._index: dict[_Key, _Written] = {}
         self._work: deque[_Write | do.UnspoolBatches] = deque()
         self._working: asyncio.Task[None] | None = None
+        self.unreadable: Counter[bytes] = Counter()
+        """Damaged files that `load` found, by the name of their lease."""
         self.trouble = ""
         """Why results cannot be written, for people; empty if they can, as far as is known."""
 
@@ -112,6 +114,8 @@ class Spool:
                 continue
             found = list(self._load_lease(name, folder, now, keep_seconds))
             self._remove_strays(name, folder, now, keep_seconds)
+            if aside := len(list(folder.glob(f"*{ASIDE}"))):
+                self.unreadable[name] = aside
             if found:
                 leases[name] = found
         if leases:

@@ -39,6 +39,8 @@ class Claim:
         self.is_answered = False
         self.fetched = 0
         """Results that came from it."""
+        self.unreadable = 0
+        """Files with results that were damaged on its disk."""
         self.left: set[tuple[int, int]] = set()
         """Jobs with their attempts whose results have not arrived."""
         self.running = 0
@@ -94,7 +96,8 @@ class Claim:
                     if self.info is None or not self.is_answered:
                         self._ask()
                     self.info = info
-                case ResultsClaimed(ended, running):
+                case ResultsClaimed(ended, running, unreadable):
+                    self.unreadable = unreadable
                     self._answered(ended, running)
                 case JobsDone():
                     self._batch_arrived(message, payload)

@@ -28,6 +28,7 @@ from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound
 from dispy.wire.link import Dialler, Link, LinkSettings
 from dispy.wire.messages import AnyMessage
+from dispy.words import counted
 
 ASK_AFTER: Final = (0.3, 0.6, 1.2)
 """Seconds after which the network is asked for nodes that do not answer where they were."""
@@ -300,6 +301,12 @@ class Fetching:
         for wanted in done:
             assert wanted.claim is not None
             self._fetched.not_started |= wanted.claim.not_started
+            if wanted.claim.unreadable:
+                files = counted(wanted.claim.unreadable, "file")
+                self._lost(
+                    f"node {wanted.claim.name} has {files} with results of this program that cannot be read: damaged "
+                    "on its disk, and set aside as *.unreadable in spool/ of its directory"
+                )
             if wanted.claim.process == wanted.noted.process:
                 self._fetched.answered.add(wanted.noted.process)
             elif not self._knew(wanted.noted):

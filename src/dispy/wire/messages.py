@@ -241,6 +241,8 @@ class ResultsClaimed(Message, frozen=True):
     """Attempts whose results lie here."""
     running: list[HeldAttempt]
     """Attempts that have not ended; their results come when they have."""
+    unreadable: int = 0
+    """Files with further results that were damaged on the node's disk, and set aside."""
 
 
 class JobsRecalled(Message, frozen=True):
