@@ -130,6 +130,13 @@ def test_too_long_messages_are_not_sent() -> None:
         encode_frames([(Goodbye("x" * (HEADER_LIMIT + 1)), [])])
 
 
+def test_a_message_that_cannot_be_encoded_is_named() -> None:
+    with pytest.raises(LocalProtocolError, match=r"^Goodbye cannot be encoded: .*surrogates"):
+        encode_frames([(Goodbye("\udcfe"), [])])
+    with pytest.raises(LocalProtocolError, match=r"^Chunk cannot be encoded"):
+        encode_frames([(Chunk(b"n", 1 << 70), [])])
+
+
 @pytest.mark.parametrize(
     "header",
     [

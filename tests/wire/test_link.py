@@ -557,6 +557,40 @@ def test_abort_is_told_here_and_seen_there() -> None:
     run(test)
 
 
+def test_a_message_that_cannot_be_encoded_breaks_the_link_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        here, there = Recorder(), Recorder()
+        async with listening(there) as listener:
+            link = await dial("127.0.0.1", listener.port, settings=settings(), handler=here)
+            link.send_now([(RunJobs(ComputationId("\udcfe"), []), ())])
+            await here.heard("lost: RunJobs cannot be encoded")
+            await link.wait_closed()
+
+    run(test)
+    said = capsys.readouterr().err
+    assert "what is to be sent there cannot be" in said
+    assert "Fatal error" not in said
+
+
+def test_nothing_is_written_to_a_broken_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        here, there = Recorder(), Recorder()
+        async with listening(there) as listener:
+            link = await dial("127.0.0.1", listener.port, settings=settings(), handler=here)
+            await there.heard("opened")
+            transport = there.links[0]._transport
+            assert transport is not None
+            transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+            for number in range(50):  # in the same turn of the loop, which cannot notice meanwhile
+                link.send_now([(Chunk(b"name", number), [b"x" * 1000])])
+            await here.heard("lost: ")
+            await link.wait_closed()
+
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        run(test)
+    assert not [record.message for record in caplog.records if record.name == "asyncio"]
+
+
 def test_a_second_link_of_the_same_process_replaces_the_first() -> None:
     async def test() -> None:
         here, there = Recorder(), Recorder()

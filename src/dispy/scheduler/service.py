@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
+from typing import Final
 
 from dispy.logs import logger
 from dispy.model import ComputationId, ProcessId
@@ -53,6 +54,9 @@ from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import ClusterOwner
 from dispy.scheduler.search import NodeSearch
 from dispy.settings import embedded_handle, flag
+
+FLUSH_MOST: Final = 4096
+"""Jobs that the core gets in one turn of the loop: between two turns links are heard, and heartbeats leave in time."""
 
 _Told = JobRequeued | NodeOpened | NodeClosed | NodeMeasured | NodeOffered | NodeRefused | ClusterEnded
 
@@ -118,7 +122,7 @@ class SchedulerService:
     # From any thread.
 
     def submit(self, record: JobRecord) -> None:
-        """Queue a job; the loop takes all that is queued at once."""
+        """Queue a job; the loop takes what is queued by large portions."""
         self._outbox.append(record)
         if not self._flushing:
             self._flushing = True
@@ -126,7 +130,7 @@ class SchedulerService:
 
     def cancel(self, job: int) -> None:
         """Cancel a job."""
-        self.portal.post(self.handle, CancelAsked([job]))
+        self.portal.post(self._cancel, job)
 
     # In the loop.
 
@@ -182,19 +186,29 @@ class SchedulerService:
             self.offers.release(record.options.depends.files)
 
     def flush_now(self) -> None:
-        """Hand queued jobs to the core before anything else happens."""
-        if self._outbox:
-            self._flush()
+        """Hand all queued jobs to the core before anything else happens."""
+        self._hand_over(len(self._outbox))
 
     def _flush(self) -> None:
         self._flushing = False
-        outbox = self._outbox
-        count = len(outbox)
+        count = len(self._outbox)
+        if count > FLUSH_MOST:
+            count = FLUSH_MOST
+            self._flushing = True
+            self.portal.loop.call_soon(self._flush)
+        self._hand_over(count)
+
+    def _hand_over(self, count: int) -> None:
         if count:
+            outbox = self._outbox
             records = [outbox.popleft() for _ in range(count)]
             if self.durable:
                 self.durable.store(records)
             self.handle(JobsSubmitted(records))
+
+    def _cancel(self, job: int) -> None:
+        self.flush_now()
+        self.handle(CancelAsked([job]))
 
     def handle(self, event: Event) -> None:
         """Give an event to the core and do what it wants done. Events that come meanwhile wait in line."""
@@ -243,19 +257,22 @@ class SchedulerService:
         if effects.sends:
             self.links.send(effects.sends)
         for notice in effects.notices:
-            match notice:
-                case JobsEnded():
-                    self._tell_ended(notice.jobs)
-                case JobsStarted():
-                    self._tell_started(notice)
-                case JobSpoke():
-                    owner = self.owners.get(notice.job.cluster)
-                    if owner is not None:
-                        owner.job_spoke(notice, self.links.view(notice.node))
-                case AskAllocation():
-                    self._spawn(self.allocating.ask(notice))
-                case _:
-                    self._tell(notice)
+            try:
+                match notice:
+                    case JobsEnded():
+                        self._tell_ended(notice.jobs)
+                    case JobsStarted():
+                        self._tell_started(notice)
+                    case JobSpoke():
+                        owner = self.owners.get(notice.job.cluster)
+                        if owner is not None:
+                            owner.job_spoke(notice, self.links.view(notice.node))
+                    case AskAllocation():
+                        self._spawn(self.allocating.ask(notice))
+                    case _:
+                        self._tell(notice)
+            except BaseException:  # the other notices are for others
+                logger.exception("a cluster could not be told of %s; dispy goes on", type(notice).__name__)
 
     def _tell_ended(self, jobs: Iterable[JobEnded]) -> None:
         touched: dict[ComputationId, ClusterOwner] = {}
@@ -274,12 +291,19 @@ class SchedulerService:
                 views[node] = self.links.view(node)
             if ended.job.blob is not None or ended.job.options is not None:
                 self.take_back(ended.job)
-            if owner is not None and owner.job_ended(ended, None if node is None else views[node]):
-                untold.add(ended.job.job)
+            if owner is not None:
+                try:
+                    if owner.job_ended(ended, None if node is None else views[node]):
+                        untold.add(ended.job.job)
+                except BaseException:  # other jobs have ended as well
+                    logger.exception("the end of job %s could not be told; dispy goes on", ended.job.job)
         if self.durable:
             self.durable.end(jobs, untold)
         for owner in touched.values():
-            owner.batch_ended()
+            try:
+                owner.batch_ended()
+            except BaseException:
+                logger.exception("the end of jobs of %s could not be told; dispy goes on", owner.spec.name)
 
     def _tell_started(self, notice: JobsStarted) -> None:
         view = self.links.view(notice.node)

@@ -16,6 +16,7 @@ from typing import Final, Protocol, cast
 
 from dispy import failpoints
 from dispy.errors import ConnectFailed, LocalProtocolError
+from dispy.logs import logger
 from dispy.model import Role
 from dispy.wire.frames import Buffer
 from dispy.wire.handshake import Channel, HandshakeRejected, ProvenPeer, Refusal
@@ -151,11 +152,7 @@ class Link(asyncio.BufferedProtocol):
                 failpoints.hit(f"sent.{type(message).__name__}")
 
     def flush(self) -> None:
-        """Write now what is queued.
-
-        Raises:
-            LocalProtocolError: a message is too long for a frame; the link is aborted.
-        """
+        """Write now what is queued. A message that cannot be encoded breaks the link, and the log says which."""
         self._flush_asked = False
         session, transport = self._session, self._transport
         if session is None or transport is None:
@@ -163,8 +160,9 @@ class Link(asyncio.BufferedProtocol):
         try:
             buffers = session.data_to_send(self._loop.time())
         except LocalProtocolError as error:
+            logger.exception("the link to %s is broken off: what is to be sent there cannot be", self.where)
             self.abort(str(error))
-            raise
+            return
         if buffers:
             self._unwritten.extend(buffers)
             self._write()
@@ -281,7 +279,7 @@ class Link(asyncio.BufferedProtocol):
         transport, unwritten = self._transport, self._unwritten
         assert transport is not None
         while unwritten and not self._writing_paused:
-            if transport.is_closing():
+            if _is_gone(transport):
                 unwritten.clear()
                 return
             batch: list[memoryview] = []
@@ -405,6 +403,20 @@ class Link(asyncio.BufferedProtocol):
     def _abort_transport(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+def _is_gone(transport: asyncio.Transport) -> bool:
+    """Whether nothing can be written any more.
+
+    A TLS transport says so a turn of the loop after its socket broke; writes until then are lost, each with a warning.
+    """
+    if transport.is_closing():
+        return True
+    try:
+        transport.get_extra_info("socket").getpeername()
+    except OSError:
+        return True
+    return False
 
 
 def _why(error: Exception | None) -> str:

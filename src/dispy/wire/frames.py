@@ -47,14 +47,18 @@ def encode_frames(frames: Iterable[tuple[AnyMessage, Sequence[Buffer]]]) -> list
     are written. Buffers are views because asyncio slices what it could not write yet.
 
     Raises:
-        LocalProtocolError: a header or payload is longer than the other side would accept.
+        LocalProtocolError: a header or payload is longer than the other side would accept, or a message holds what
+            cannot be sent, as text that is not Unicode.
     """
     buffers: list[memoryview] = []
     joined = bytearray()
     for message, payload in frames:
         at = len(joined)
         joined += b"\0\0\0\0\0\0\0\0"
-        _encoder.encode_into(message, joined, -1)
+        try:
+            _encoder.encode_into(message, joined, -1)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise LocalProtocolError(f"{type(message).__name__} cannot be encoded: {error}") from error
         header_size = len(joined) - at - LENGTHS.size
         if len(payload) > MANY_PARTS and max(map(len, payload)) <= JOIN_SIZE:
             payload = (b"".join(payload),)
