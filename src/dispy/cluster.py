@@ -146,9 +146,10 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
             _PARAMETERS,
         )
         dest_path = now["dest_path"]
-        for name, text in {"secret": secret, "group": group, "dest_path": dest_path}.items():
-            if text is not None and not isinstance(text, str):
-                raise SettingsError(f"{name} must be a string, not {text!r}")
+        if secret is not None and not isinstance(secret, str):
+            raise SettingsError(f"secret must be a string, not {type(secret).__name__}")
+        group = parameters.text("group", variable("DISPY_GROUP") if group is None else group)
+        dest_path = parameters.text("dest_path", dest_path)
         if loglevel is not None or variable("DISPY_LOGLEVEL"):
             logger.setLevel(parameters.loglevel(loglevel))
         self.pid = os.getpid()
@@ -171,7 +172,7 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
             logger.warning("only a node on this machine can be used: %s", credentials.not_kept)
         settings = ServiceSettings(
             credentials=credentials,
-            group=(variable("DISPY_GROUP") or "") if group is None else group,
+            group=group or "",
             base_port=base_port(config.DispyPort if now["dispy_port"] is None else now["dispy_port"]),
             client_port=config.ClientPort if now["dispy_port"] is None else now["dispy_port"],
             interfaces=parameters.interfaces(now["host"]),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from dispy.errors import SettingsError
 from dispy.model import JobOptions
+from dispy.settings import is_sendable
 
 PREFIX: Final = "dispy_"
 DEPENDS: Final = "dispy_job_depends"
@@ -91,9 +92,15 @@ def _memory(name: str, value: Any) -> int:
 
 def _tags(name: str, value: Any) -> tuple[str, ...]:
     tags = (value,) if isinstance(value, str) else value
-    if isinstance(tags, (list, tuple, set, frozenset)) and all(isinstance(tag, str) and tag.strip() for tag in tags):
+    if isinstance(tags, (list, tuple, set, frozenset)) and all(map(_is_tag, tags)):
         return tuple(sorted({tag.strip() for tag in tags}))
-    raise SettingsError(f"submit: {name} must be a tag or a list of tags (strings that are not empty), not {value!r}")
+    raise SettingsError(
+        f"submit: {name} must be a tag or a list of tags (strings of Unicode that are not empty), not {value!r}"
+    )
+
+
+def _is_tag(tag: object) -> bool:
+    return isinstance(tag, str) and bool(tag.strip()) and is_sendable(tag)
 
 
 _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from dispy.errors import SettingsError
 from dispy.logs import logger
-from dispy.settings import names, variable
+from dispy.settings import is_sendable, names, variable
 
 OLD_NAMES: Final[Mapping[str, str]] = {
     "callback": "job_status",
@@ -152,13 +152,24 @@ def interfaces(host: str | Sequence[str] | None) -> tuple[str, ...]:
     return names(variable("DISPY_INTERFACES")) or names(variable("DISPY_HOST"))
 
 
+def text(name: str, value: object) -> str | None:
+    """Text that can be sent, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} must be a string, not {value!r}")
+    if not is_sendable(value):
+        raise SettingsError(f"{name}={value!r} cannot be sent: it is not Unicode text (bytes that are not UTF-8?)")
+    return value
+
+
 def first_host(ext_host: str | Sequence[str] | None) -> str:
     """The name or address by which others know this machine: the argument, else DISPY_EXT_HOST; empty for none."""
     if ext_host is None:
         given: Sequence[str] = names(variable("DISPY_EXT_HOST"))
     else:
         given = [ext_host] if isinstance(ext_host, str) else ext_host
-    return str(given[0]).strip() if given else ""
+    return (text("ext_host", str(given[0])) or "").strip() if given else ""
 
 
 def directory(name: str, value: str | None) -> str:

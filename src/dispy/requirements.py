@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from dispy.errors import SettingsError
+from dispy.settings import is_sendable
 
 _OPTIONS: Final = (
     *("-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links"),
@@ -79,6 +80,8 @@ def _of_lines(path: Path) -> Iterator[str]:
 
 def _checked(line: str, where: str) -> str:
     option = line.replace("=", " ").split()[0] if line.startswith("-") else ""
+    if not is_sendable(line):
+        raise SettingsError(f"{where}: {line!r} is not Unicode text (bytes that are not UTF-8?)")
     if "\n" in line or (option and option not in _OPTIONS) or line.startswith((".", "/")):
         raise SettingsError(
             f"{where}: {line!r} cannot be used on nodes; what lies on this machine goes into depends, other things "

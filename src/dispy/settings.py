@@ -186,6 +186,15 @@ def multicast_group(name: str, value: object, version: int) -> str:
     return str(address)
 
 
+def is_sendable(text: str) -> bool:
+    """Whether a message can hold this text: names of files that are not UTF-8 come to Python as something else."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def names(value: str | None) -> tuple[str, ...]:
     """The parts of a comma-separated value."""
     return tuple(part.strip() for part in (value or "").split(",") if part.strip())

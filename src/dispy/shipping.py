@@ -23,6 +23,7 @@ from typing import Final
 from dispy import namespace, pickling
 from dispy.codenames import MAIN
 from dispy.errors import ShippingError
+from dispy.settings import is_sendable
 from dispy.sources import (
     LocalFile,
     is_own,
@@ -112,7 +113,8 @@ def pack(
 def _name(computation: object) -> str:
     while isinstance(computation, functools.partial):
         computation = computation.func
-    return str(getattr(computation, "__name__", type(computation).__name__))
+    name = str(getattr(computation, "__name__", type(computation).__name__))
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _modules_of_main() -> set[str]:
@@ -138,6 +140,8 @@ def _pack_program(path: Path, files: dict[str, LocalFile], names: dict[str, obje
             raise ShippingError(f"program {str(path)!r} is neither a file here nor a command on $PATH")
         found = Path(on_path)
     found = found.absolute()
+    if not is_sendable(str(found)):
+        raise ShippingError(f"program {str(found)!r} cannot be used: its name is not UTF-8; rename it")
     if found.suffix not in _INTERPRETED and not found.stat().st_mode & 0o111:
         raise ShippingError(f"program {found} is not executable: chmod +x {shlex.quote(str(path))}")
     if str(found).startswith(_SYSTEM_FOLDERS):
@@ -183,6 +187,10 @@ def destination(path: Path) -> str:
 
 def _check(files: Iterable[LocalFile]) -> None:
     for file in files:
+        if not is_sendable(file.dest):
+            raise ShippingError(
+                f"{file.dest!r} cannot be sent to the nodes: the name of the file is not UTF-8; rename it"
+            )
         try:
             if not stat.S_ISREG(os.stat(file.path).st_mode):  # a pipe would make `open` wait for ever
                 raise ShippingError(f"{file.path} cannot be sent to the nodes: it is not a regular file")

@@ -52,6 +52,7 @@ def test_nothing_asked_is_none() -> None:
         ("dispy_memory", 1000, "at least 1 MiB"),
         ("dispy_gpus", -1, "from 0 to 1024"),
         ("dispy_tags", [""], "not empty"),
+        ("dispy_tags", ["\udcfe"], r"'\\udcfe'"),
         ("dispy_retries", "2", "from 0 to 1000"),
         ("dispy_nonsense", 2, "is not a job option.*dispy_gpus, dispy_job_depends, dispy_memory"),
     ],

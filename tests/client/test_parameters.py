@@ -233,6 +233,12 @@ def test_options_of_earlier_versions_are_accepted_and_a_sentence_says_so(capsys:
     assert option_of_today("host") == "host"
 
 
+@pytest.mark.parametrize("name", ["group", "dest_path", "ext_host"])
+def test_text_that_no_message_can_hold_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name}='na\\udcefve' cannot be sent: it is not Unicode"):
+        JobCluster(len, **{name: b"na\xefve".decode(errors="surrogateescape")}, nodes="127.0.0.1")
+
+
 def test_dest_path_is_below_the_directory_of_a_node(capsys: pytest.CaptureFixture[str]) -> None:
     assert directory("dest_path", None) == ""
     assert directory("dest_path", "mine//./here/") == "mine/here"

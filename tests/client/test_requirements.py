@@ -11,6 +11,11 @@ from dispy.errors import SettingsError
 from dispy.requirements import read_requirements
 
 
+def test_text_that_no_message_can_hold_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"requirements: 'na\\udcefve' is not Unicode"):
+        read_requirements([b"na\xefve".decode(errors="surrogateescape")])
+
+
 def test_a_list_is_taken_as_it_is() -> None:
     assert read_requirements(None) == ()
     assert read_requirements([" numpy>=2 ", "pkg @ https://example.org/pkg.whl"]) == (

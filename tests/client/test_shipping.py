@@ -374,6 +374,21 @@ def test_what_is_missing_or_unusable_is_named(tmp_path: Path) -> None:
         shipping.pack(len, [sys])
 
 
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    bad = folder / b"na\xefve".decode(errors="surrogateescape")
+    bad.write_text("1")
+    for depends in ([bad], [str(bad)], [folder]):
+        with pytest.raises(ShippingError, match=r"na\\udcefve' cannot be sent to the nodes: .* not UTF-8"):
+            shipping.pack(len, depends)
+    shipment = shipping.pack(len)
+    with pytest.raises(ShippingError, match=r"na\\udcefve' cannot be sent to the nodes: .* not UTF-8"):
+        shipping.dumps_for_job(shipment, [bad], (), {})
+    with pytest.raises(ShippingError, match=r"na\\udcefve' cannot be used: its name is not UTF-8"):
+        shipping.pack(str(bad))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     secret = tmp_path / "secret"

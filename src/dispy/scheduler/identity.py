@@ -41,6 +41,7 @@ def this_holder(ext_host: str) -> Holder:
     except (OSError, KeyError):
         user = str(os.getuid())
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    program = program.encode(errors="backslashreplace").decode()  # the name of a file need not be UTF-8
     return Holder(user, ext_host or socket.gethostname(), os.getpid(), program, time.time())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from dispy import config
 from dispy.errors import TransferError
 from dispy.model import ComputationSpec, FileSpec
+from dispy.settings import is_sendable
 from dispy.wire.blobs import BlobSources
 
 
@@ -26,11 +27,13 @@ class FileOffers:
         """Make files fetchable by nodes: local path and path below the computation's directory.
 
         Raises:
-            TransferError: a file cannot be read.
+            TransferError: a file cannot be read, or its name is not UTF-8.
         """
         offered = []
         most = config.MaxFileSize
         for path, destination in files:
+            if not is_sendable(destination):
+                raise TransferError(f"{destination!r} cannot be sent: the name of the file is not UTF-8; rename it")
             if most and path.exists() and path.stat().st_size > most:
                 raise TransferError(
                     f"{path} has {path.stat().st_size:,} bytes; dispy.config.MaxFileSize allows {most:,}"
