@@ -98,6 +98,12 @@ class ClusterClosing(ClusterBase):
         self._ledger.closing = True
         self._ledger.seal()
         self._portal.post(self.service.close_cluster, self._id, terminate)
+        if terminate and not self._ledger.over.wait(SAY_AFTER):
+            logger.info(
+                "jobs of %s are being ended (%d are left); waiting for that (Ctrl-C again: without waiting)",
+                self.name,
+                self.pending,
+            )
         if not self._ledger.over.wait(None if terminate else _left(until, SLACK)):  # nodes have limits of their own
             return False
         self.is_closed = True

@@ -207,6 +207,7 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
             isolate=parameters.truth("isolate", isolate),
             setup_in=setup_in,
             requirements=required,
+            has_setup=setup is not None,
             interpreter=config.Java if shipment.program.endswith(".java") else "",
         )
         ledger = ClusterLedger(
@@ -235,6 +236,7 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
             ledger.when_told = self.service.durable.told
         self._portal.call(self.service.open_cluster(ledger))
         self.is_closed = False
+        self.is_hurried = False
         remember(self)
         KEEPERS[spec.id] = self
         ledger.constructed_at = time.monotonic()
@@ -285,7 +287,7 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.close(terminate=True)
+            self._close_interrupted()
             return
         if kind is not None and self.pending:
             pending = counted(self.pending, "job")
@@ -293,7 +295,14 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
         try:
             self.close()
         except KeyboardInterrupt:
+            self._close_interrupted()
+            raise
+
+    def _close_interrupted(self) -> None:
+        try:
             self.close(terminate=True)
+        except KeyboardInterrupt:
+            self.is_hurried = True
             raise
 
 

@@ -42,6 +42,10 @@ class Closable(Protocol):
     def is_closed(self) -> bool:
         """Whether nothing is left to do."""
 
+    @property
+    def is_hurried(self) -> bool:
+        """Whether its end was being waited for when Ctrl-C came again: that is left to the nodes."""
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no job is pending."""
 
@@ -117,7 +121,7 @@ def _at_exit() -> None:
         if not terminate:
             _wait_visibly(clusters)
         for cluster in clusters:
-            if not cluster.is_closed:
+            if not cluster.is_closed and not cluster.is_hurried:
                 cluster.finish(terminate)
     except KeyboardInterrupt:
         _end_interrupted(clusters)

@@ -110,6 +110,8 @@ class ComputationSpec(msgspec.Struct, frozen=True):
     """Packages, as pip names them, that a virtual environment on the node must have."""
     interpreter: str = ""
     """For programs: the command on the node that runs it; empty: itself, or for `*.py` the node's Python."""
+    has_setup: bool = False
+    """For functions: their code has a setup function, which may take long."""
 
 
 class JobDepends(msgspec.Struct, frozen=True, array_like=True):

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from dispy.clusterbase import ClusterBase
-from dispy.errors import ClosedError, ShippingError, TransferError
+from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import DispyJob
 from dispy.joboptions import DEPENDS, take_options
 from dispy.model import JobDepends, JobOptions, JobState
@@ -109,7 +109,12 @@ class JobSubmission(ClusterBase):
 
         Returns:
             0, or -1 when it has ended already or is not a job of this cluster.
+
+        Raises:
+            SettingsError: that is no job.
+            ClosedError: the cluster is closed, or belongs to the parent of this process.
         """
+        _check_job("cancel", job)
         self._check_open()
         record = job._record
         if record is None or record.cluster != self._id:
@@ -118,17 +123,36 @@ class JobSubmission(ClusterBase):
         return 0
 
     def explain(self, job: DispyJob) -> str:
-        """Say in a sentence why a job is where it is."""
-        self._check_open()
+        """Say in a sentence why a job is where it is, or how it has ended; the latter also when the cluster is closed.
+
+        Raises:
+            SettingsError: that is no job.
+            ClosedError: the job has not ended, and the cluster is closed or belongs to the parent of this process.
+        """
+        _check_job("explain", job)
         record = job._record
         if record is None:
-            # of a traceback the last line says it; other causes begin with their sentence
-            line = -1 if job.status == JobState.Terminated else 0
-            why = f" ({job.exception.strip().splitlines()[line]})" if job.exception else ""
-            return f"Job {job.id} has ended: {job.status.name}{why}."
+            return _how_it_ended(job)
+        self._check_open()
         sentence = self._portal.call(self._explain(record.job))
+        if job._record is None:  # by what was asked just before, for example `cancel`
+            return _how_it_ended(job)
         return f"Job {job.id}{sentence.removeprefix(f'Job {record.job}')}"
 
     async def _explain(self, job: int) -> str:
         self.service.flush_now()
         return self.service.explain(job)
+
+
+def _check_job(method: str, job: object) -> None:
+    if not isinstance(job, DispyJob):
+        raise SettingsError(f"{method}: give the job itself, as submit returned it, not {job!r}")
+
+
+def _how_it_ended(job: DispyJob) -> str:
+    if job.status == JobState.Created:
+        return f"Job {job.id} was never submitted."
+    # of a traceback the last line says it; other causes begin with their sentence
+    line = -1 if job.status == JobState.Terminated else 0
+    why = f" ({job.exception.strip().splitlines()[line]})" if job.exception else ""
+    return f"Job {job.id} has ended: {job.status.name}{why}."

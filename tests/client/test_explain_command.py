@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
-from dispy.cli.explain import HERE, RUNS, WAITS, judge
+from dispy.cli.explain import HERE, RUNS, WAITS, explain, judge
 from dispy.cli.nodes import NodeSeen, Refusal, Survey
 from dispy.cli.options import Connection
 from dispy.model import Holder, NodeInfo, ProcessId
@@ -46,7 +47,7 @@ def test_every_reason_to_wait_is_told() -> None:
     assert code == WAITS
     assert shown == {"busy": "busy", "closed": "closed", "other": "unfit", "mute": "unreachable", "old": "unsure"}
     for words in (
-        "A job that asks for the tag big would wait: busy is used by bert@other (his.py) since 2023-11-14 22:13 UTC;",
+        "A job that asks for the tag big would wait: busy is used by bert@other (his.py, process 2) since 2023-11-1",
         "closed offers no CPU now: its owner has stopped it;",
         "other does not have the tag big;",
         "mute cannot be reached: no answer at port 9801 within 3 s;",
@@ -67,7 +68,7 @@ def test_without_nodes_this_machine_runs_it_unless_that_is_forbidden_or_it_is_to
     assert said.endswith("A job would run on this machine, by a node of its own.")
     code, _, said = states(survey, Shape(gpus=900))
     assert code == WAITS
-    assert said.endswith("would wait: no node answers, and one on this machine has no GPUs, not 900.")
+    assert said.endswith("would wait: no node answers, and one on this machine has no GPU.")
     assert states(survey, PLAIN, "n1")[0] == WAITS
     assert states(survey, PLAIN, "local")[0] == HERE
     monkeypatch.setenv("DISPY_LOCAL", "never")
@@ -81,3 +82,32 @@ def test_only_nodes_that_are_named_count() -> None:
     assert states(survey, PLAIN, "10.0.0.2")[:2] == (WAITS, {"n1": "unused", "n2": "busy"})
     assert states(survey, PLAIN, "10.0.0.*")[0] == RUNS
     assert states(survey, PLAIN, "local")[:2] == (HERE, {"n1": "unused", "n2": "unused"})
+
+
+def test_a_node_may_be_named_by_its_own_name() -> None:
+    survey = Survey([seen("nA", "10.0.0.1"), seen("nA", "nA", problem="'nA' is no address")], [])
+    survey.nodes[1].address = "nA"
+    code, shown, said = states(survey, PLAIN, "nA")
+    assert (code, shown, said) == (RUNS, {"nA": "free"}, "A job would run now on nA (10.0.0.1).")
+
+
+def test_a_program_for_this_machine_alone_asks_nobody() -> None:
+    survey = Survey([seen("n1", "10.0.0.1")], [], ["lo: asked 127.255.255.255, UDP port 9801"])
+    code, _, said = states(survey, PLAIN, "local")
+    assert (code, said) == (HERE, "A job would run on this machine, by a node of its own.")
+
+
+def test_the_one_cause_that_holds_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPY_LOCAL", "never")
+    assert states(Survey([], []))[2].endswith("none is started on this machine: DISPY_LOCAL=never forbids it.")
+    assert states(Survey([], []), PLAIN, "n1")[2].endswith("other nodes are named (--nodes, DISPY_NODES).")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [(["--cpus", "0"], "--cpus must be"), (["--memory", "foo"], "--memory must be")]
+)
+def test_what_is_wrong_is_called_as_it_was_typed(options: list[str], words: str) -> None:
+    done = CliRunner().invoke(explain, options)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert "dispy_" not in done.output

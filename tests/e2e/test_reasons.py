@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def test_what_becomes_of_a_job_is_told_from_outside(
     start_daemon(sys.executable, "-c", HOLD, env=env).wait_for("holds it", timeout=30)
     waiting = start_daemon(sys.executable, "-c", WAIT, env=env)
     line = waiting.wait_for("1 job waits: node n1 (127.0.0.1) is used by", timeout=30)
-    assert "(-c) since 20" in line
+    assert re.search(r"\(-c, process \d+\) since 20", line), line
     code, said = explain()
     assert (code, [node["state"] for node in said["nodes"]]) == (1, ["busy"])
     assert "n1 is used by" in said["sentences"][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from dispy.model import Holder, JobOptions, JobState, NodeInfo
 from dispy.scheduler import events as ev
-from dispy.scheduler.effects import Effects, JobsEnded
+from dispy.scheduler.effects import Effects, JobsEnded, NodeVanished
 from dispy.scheduler.events import Steering
 from dispy.scheduler.jobs import JobRecord, Shape
 from dispy.scheduler.prospects import (
@@ -71,6 +72,30 @@ def test_setup_that_still_runs_says_which_step_since_when(scheduler: Any) -> Non
     assert said == "Job 1 waits: node n1 (10.0.0.1) is preparing the computation: setup still running since 4 s."
 
 
+def test_what_is_prepared_for_less_than_a_second_has_no_time(scheduler: Any) -> None:
+    scheduler.submit(1)
+    scheduler.join()
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
+    scheduler.said(N1, msg.LeaseGranted([], []))
+    scheduler.said(N1, msg.ComputationAdvanced(MAP, "its code is being loaded"))
+    said = scheduler.core.explain(1, scheduler.now + 0.9)
+    assert said == "Job 1 waits: node n1 (10.0.0.1) is preparing the computation: its code is being loaded."
+
+
+def test_the_only_node_that_was_lost_is_waited_for_by_name(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.submit(1)
+    effects = scheduler.handle(ev.NodeLost(N1, "nothing answers at its port"))
+    sentence = "node n1 (10.0.0.1) was lost (nothing answers at its port)"
+    assert [(told.sentence, told.is_last) for told in effects.notices if isinstance(told, NodeVanished)] == [
+        (sentence, True)
+    ]
+    scheduler.submit(2)
+    assert scheduler.core.explain(2).startswith(f"Job 2 waits: {sentence}; waiting for it or another.")
+    scheduler.join(N2)
+    assert "was lost" not in scheduler.core.explain(2)
+
+
 def test_a_setup_that_failed_is_told_with_its_cause(scheduler: Any) -> None:
     scheduler.submit(1)
     scheduler.ready()
@@ -105,7 +130,7 @@ def test_a_node_outside_its_hours_says_so(scheduler: Any) -> None:
     [
         (JobOptions(cpus=4), "has 2 CPUs, not 4"),
         (JobOptions(memory=2 << 30), "has 1.0 GiB of memory, not 2.0 GiB"),
-        (JobOptions(gpus=2), "has no GPUs, not 2"),
+        (JobOptions(gpus=2), "has no GPU"),
         (JobOptions(tags=("big", "fast")), "does not have the tag fast"),
     ],
 )
@@ -133,7 +158,7 @@ def test_what_no_known_node_can_run_is_told_while_others_run(scheduler: Any) -> 
     scheduler.submit(1)
     submit(scheduler, 2, JobOptions(gpus=1))
     assert scheduler.core.why_waiting() == (
-        "1 job waits for 1 CPU and 1 GPU: no node that is known can run it (node n1 (10.0.0.1) has no GPUs, not 1)."
+        "1 job waits for 1 CPU and 1 GPU: no node that is known can run it (node n1 (10.0.0.1) has no GPU)."
     )
     scheduler.handle(ev.CancelAsked([2]))
     assert scheduler.core.why_waiting() is None
@@ -216,6 +241,15 @@ def test_nobody_answered() -> None:
     ]
 
 
+def test_nothing_is_asked_of_people_when_the_reason_is_known() -> None:
+    asked = ["eth0: asked 10.0.0.255, UDP port 9701"]
+    name = "'n9' is no address, and no machine of that name is known (Name or service not known)"
+    assert account(Soundings(tried=asked, unknown=[name], is_explained=True)) == [f"{name}."]
+    assert account(Soundings(tried=asked, is_explained=True)) == []
+    here = "a node is being started on this machine"
+    assert account(Soundings(tried=asked, local=here, starting=True)) == ["A node is being started on this machine."]
+
+
 def test_who_was_heard_and_keeps_apart() -> None:
     refusals = {"10.0.0.1": "secret", "10.0.0.3": "group", "10.0.0.2": "secret", "10.0.0.4": "protocol", "h": "odd"}
     assert account(Soundings(answered=True, refusals=refusals)) == [
@@ -224,6 +258,10 @@ def test_who_was_heard_and_keeps_apart() -> None:
         "1 machine runs dispynode in another group: 10.0.0.3; give the same --group on both sides.",
         "1 machine runs another version of dispy: 10.0.0.4; install the same one here and there.",
         "h: odd.",
+    ]
+    assert account(Soundings(refusals={"127.0.0.1": "secret"}, own={"127.0.0.1"}, tried=["lo: asked"])) == [
+        "dispynode on this machine (127.0.0.1) was started with another secret than this process; "
+        "restart it with the same (`dispy secret show` prints it and says where it comes from)."
     ]
     [said] = account(Soundings(answered=True, refusals={"10.0.0.1": "secret"}, by_certificate=True))
     assert said.endswith("give both sides certificates of one authority.")
@@ -243,13 +281,14 @@ def test_what_a_node_says_of_itself_decides() -> None:
     assert why_never(node, Shape()) == why_not_now(node) == why_closed(node) == ""
     assert why_never(node, Shape(cpus=3)) == "has 2 CPUs, not 3"
     assert why_never(NodeInfo(N1, "n", 2, "x", (), oversubscribe=True), Shape(cpus=3)) == ""
-    assert why_never(node, Shape(gpus=1)) == "has no GPUs, not 1"
+    assert why_never(node, Shape(gpus=1)) == "has no GPU"
     held = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", 1_700_000_000.0))
-    assert why_not_now(held) == "is used by bert@other (his.py) since 2023-11-14 22:13 UTC"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1_700_000_000))
+    assert why_not_now(held) == f"is used by bert@other (his.py, process 2) since {since}"
     left = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", gone=True, results=3))
     assert why_not_now(left) == (
-        "is used by bert@other (his.py): that program is gone or cut off, 3 results wait for `dispy recover` there; "
-        "the next program gets the node when no job runs there"
+        "is used by bert@other (his.py, process 2): that program is gone or cut off, 3 results wait for "
+        "`dispy recover` there; the next program gets the node when no job runs there"
     )
     assert why_not_now(NodeInfo(N1, "n", 0, "x", ())) == "offers no CPU now"
     python = NodeInfo(N1, "n", 1, "x", ("cpython-3.11",))

@@ -37,6 +37,7 @@ from dispy.scheduler.effects import (
     NodeClosed,
     NodeOpened,
     NodeRefused,
+    NodeVanished,
     Notice,
     Send,
 )
@@ -401,6 +402,7 @@ def test_submitting_twice_is_a_bug(busy: Scheduler) -> None:
 def test_lost_node_abandons_what_may_have_started(busy: Scheduler) -> None:
     cause = "node n1 (10.0.0.1) was lost (it burns) and the job may have started"
     assert busy.handle(ev.NodeLost(N1, "it burns")) == only(
+        NodeVanished(N1, "node n1 (10.0.0.1) was lost (it burns)", is_last=True, cause="it burns"),
         busy.ended(JobState.Abandoned, 1, node=N1, cause=cause),
         NodeClosed(MAP, N1, "the node was lost (it burns)"),
     )
@@ -413,7 +415,9 @@ def test_lost_node_requeues_reentrant_jobs_in_front() -> None:
     scheduler.submit(1, 2)
     cause = "node n1 (10.0.0.1) was lost (it burns)"
     assert scheduler.handle(ev.NodeLost(N1, "it burns")) == only(
-        JobRequeued(scheduler.jobs[1], N1, cause), NodeClosed(MAP, N1, "the node was lost (it burns)")
+        NodeVanished(N1, cause, is_last=True, cause="it burns"),
+        JobRequeued(scheduler.jobs[1], N1, cause),
+        NodeClosed(MAP, N1, "the node was lost (it burns)"),
     )
     assert sends_of(scheduler.ready(N2)) == [(N2, [1])]
     assert scheduler.jobs[1].attempt == 2
@@ -787,7 +791,7 @@ def test_large_arguments_travel_by_name(scheduler: Scheduler) -> None:
 
 def test_explains_every_place_of_a_job(scheduler: Scheduler) -> None:
     explain = scheduler.core.explain
-    assert explain(1) == "Job 1 has ended, or was never submitted."
+    assert explain(1) == "Job 1 has ended, or has not been submitted yet."
     scheduler.submit(1, 2)
     assert explain(1) == "Job 1 waits: no node has been found."
     scheduler.join()
@@ -846,7 +850,7 @@ def test_explains_who_holds_a_node_since_when_and_the_line_before_a_job(schedule
     scheduler.join()
     scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
     scheduler.said(N1, msg.LeaseRefused(Holder("bert", "other", 2, "his.py", 1_700_000_000.0)))
-    assert "is used by bert@other (his.py) since 2023-11-14 22:13 UTC" in scheduler.core.explain(1)
+    assert "is used by bert@other (his.py, process 2) since 2023-11-1" in scheduler.core.explain(1)
 
 
 def test_standings_show_every_node_of_a_cluster_and_its_problem(busy: Scheduler) -> None:

@@ -133,7 +133,7 @@ def test_short_jobs_do_not_keep_out_one_that_needs_the_node(wishes: Wishes) -> N
     ("options", "reason"),
     [
         ({"tags": ("gpu", "x")}, "does not have the tags gpu, x"),
-        ({"gpus": 1}, "has no GPUs, not 1"),
+        ({"gpus": 1}, "has no GPU"),
         ({"memory": 4 << 30}, "has 2.0 GiB of memory, not 4.0 GiB"),
         ({"cpus": 3}, "has 2 CPUs, not 3"),
     ],
@@ -247,7 +247,7 @@ def test_retries_make_a_job_reentrant(wishes: Wishes) -> None:
     wishes.node(N2, 1)
     assert sends_of(wishes.handle(ev.NodeLost(N1, "gone"))) == [(N2, [1])]
     assert (wishes.core.counters.requeued, wishes.core.counters.retried) == (1, 0)
-    (_, ended) = wishes.handle(ev.NodeLost(N2, "gone")).notices[::-1]
+    (_, ended, _) = wishes.handle(ev.NodeLost(N2, "gone")).notices[::-1]
     assert isinstance(ended, JobsEnded)
     assert ended.jobs[0].state is JobState.Abandoned, "the one retry was used"
 

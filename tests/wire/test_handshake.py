@@ -163,7 +163,7 @@ def test_both_sides_say_why_they_do_not_fit(
         "listener": reason,
     }
     assert str(result.errors["dialler"]).startswith("node n1 (10.0.0.2:9701) ")
-    assert str(result.errors["listener"]).startswith("scheduler lap (10.0.0.7) ")
+    assert str(result.errors["listener"]).startswith("a program on lap (10.0.0.7) ")
     assert all(says in str(error) for error in result.errors.values())
 
 

@@ -228,9 +228,9 @@ def test_another_secret_is_told_on_both_sides() -> None:
                 )
             assert str(caught.value) == (
                 f"node n1 (127.0.0.1:{listener.port}) has another secret; "
-                "make them equal with `dispy secret show | ssh HOST dispy secret set`"
+                "start both, here on this machine, with the same one"
             )
-            assert "scheduler lap (127.0.0.1) has another secret" in await there.heard("refused 127.0.0.1")
+            assert "a program on lap (127.0.0.1) has another secret" in await there.heard("refused 127.0.0.1")
             assert listener.refused == {"secret": 1}
             assert here.said == []
 

@@ -141,7 +141,7 @@ def test_a_refusal_reaches_both_sides() -> None:
     assert isinstance(there, Refused)
     assert here.reason == there.reason == "secret"
     assert here.cause.startswith("node n1 (10.0.0.2:9701) has another secret")
-    assert there.cause.startswith("scheduler lap (10.0.0.7) has another secret")
+    assert there.cause.startswith("a program on lap (10.0.0.7) has another secret")
     assert dialler.ended
     assert listener.ended
 

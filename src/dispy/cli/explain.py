@@ -78,7 +78,8 @@ def explain(
 
 
 def _shape(cpus: str | None, memory: str | None, gpus: int | None, tags: str | None) -> Shape:
-    from dispy.joboptions import take_options
+    from dispy.errors import SettingsError
+    from dispy.joboptions import PREFIX, take_options
     from dispy.scheduler.jobs import Shape
 
     given: dict[str, Any] = {}
@@ -90,7 +91,11 @@ def _shape(cpus: str | None, memory: str | None, gpus: int | None, tags: str | N
         given["dispy_gpus"] = gpus
     if tags is not None:
         given["dispy_tags"] = list(settings.names(tags))
-    options = take_options(given)
+    try:
+        options = take_options(given)
+    except SettingsError as error:
+        text = str(error).removeprefix(f"submit: {PREFIX}")
+        raise click.BadParameter(f"--{text}") from error
     return Shape() if options is None else Shape("", options.cpus, options.memory, options.gpus, options.tags)
 
 
@@ -102,13 +107,18 @@ def judge(survey: Survey, connection: Connection, shape: Shape, named: Sequence[
     """Find out from one look at the network what would become of a job."""
     from dispy.scheduler.prospects import joined, wishes
 
-    nodes = [(node, *_state(node, shape, named, python)) for node in survey.nodes]
+    names = {node.name for node in survey.nodes if node.info is not None}
+    # what is named by a node's own name is no address, and needs none: that node was found
+    seen = [node for node in survey.nodes if node.info is not None or node.name not in names]
+    nodes = [(node, *_state(node, shape, named, python)) for node in seen]
     free = [node for node, state, _ in nodes if state == "free"]
     wanted = wishes(shape)
     job = f"A job that asks for {wanted}" if wanted else "A job"
     if free:
-        sentence = f"{job} would run now on {joined(f'{node.name} ({node.address})' for node in free)}."
+        sentence = f"{job} would run now on {joined(_label(node) for node in free)}."
         return Explanation(RUNS, [sentence], nodes)
+    if list(named) == ["local"] and not _why_not_here(shape):
+        return Explanation(HERE, [f"{job} would run on this machine, by a node of its own."], nodes)
     considered = [entry for entry in nodes if entry[1] != "unused"]
     sentences = _account(survey, connection, answered=bool(considered))
     if considered:
@@ -117,7 +127,10 @@ def judge(survey: Survey, connection: Connection, shape: Shape, named: Sequence[
     if _starts_one_here(named) and not (reason := _why_not_here(shape)):
         return Explanation(HERE, [*sentences, f"{job} would run on this machine, by a node of its own."], nodes)
     if not _starts_one_here(named):
-        reason = "no node answers, and none is started on this machine (--nodes, DISPY_NODES or DISPY_LOCAL)"
+        local = "other nodes are named (--nodes, DISPY_NODES)"
+        if list(named) in ([], ["*"]):
+            local = "DISPY_LOCAL=never forbids it"
+        reason = f"no node answers, and none is started on this machine: {local}"
     return Explanation(WAITS, [*sentences, f"{job} would wait: {reason}."], nodes)
 
 
@@ -151,6 +164,7 @@ def _item(name: str) -> str | tuple[str, int]:
 
 def _account(survey: Survey, connection: Connection, *, answered: bool) -> list[str]:
     from dispy.scheduler.prospects import Soundings, account
+    from dispy.wire.interfaces import is_own
 
     return account(
         Soundings(
@@ -159,6 +173,7 @@ def _account(survey: Survey, connection: Connection, *, answered: bool) -> list[
             answered=answered,
             missing=survey.missing,
             refusals={refusal.address: refusal.reason for refusal in survey.refusals},
+            own={refusal.address for refusal in survey.refusals if is_own(refusal.address)},
             by_certificate=connection.credentials().key is None,
         )
     )
@@ -181,10 +196,18 @@ def _why_not_here(shape: Shape) -> str:
     return f"no node answers, and one on this machine {reason}" if reason else ""
 
 
+def _label(node: NodeSeen) -> str:
+    return node.name if node.name == node.address else f"{node.name} ({node.address})"
+
+
 def _print_text(found: Explanation) -> None:
+    from dispy.scheduler.prospects import counted
+
     for node, state, reason in found.nodes:
-        what = reason if state != "free" else f"is free, {node.info.cpus if node.info else 0} CPUs"
-        click.echo(f"{node.name} ({node.address}) {what}")
+        if state == "unused" and found.code == HERE:
+            continue
+        what = reason if state != "free" else f"is free, {counted(node.info.cpus if node.info else 0, 'CPU')}"
+        click.echo(f"{_label(node)} {what}")
     for sentence in found.sentences:
         click.echo(sentence)
 

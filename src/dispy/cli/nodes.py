@@ -281,8 +281,9 @@ def _print_table(survey: Survey) -> None:
             click.echo("Programs run on this machine alone as long as that is so.")
         else:
             click.echo("Start dispynode on a machine of this network; without any, programs run on this machine alone.")
+    refused = {refusal.address for refusal in survey.refusals}
     for node in survey.nodes:
-        if not node.info:
+        if not node.info and node.address not in refused:  # else it is told below, with what helps
             click.echo(f"{node.name} ({node.address}): {node.problem}")
     for reason in dict.fromkeys(refusal.reason for refusal in survey.refusals):
         machines = [each for each in survey.refusals if each.reason == reason]
@@ -290,8 +291,14 @@ def _print_table(survey: Survey) -> None:
 
 
 def _refusal_text(reason: str, machines: list[Refusal]) -> str:
+    from dispy.scheduler.prospects import other_secret_here
+    from dispy.wire.interfaces import is_own
+
     count = f"{len(machines)} machine{' runs' if len(machines) == 1 else 's run'} dispynode"
     names = ", ".join(sorted({f"{each.name} ({each.address})" for each in machines}))
+    if reason == "secret" and all(is_own(each.address) for each in machines):
+        sentence = other_secret_here(names)
+        return f"{sentence[:1].upper()}{sentence[1:]}."
     if reason == "secret":
         hosts = sorted({each.address for each in machines})
         if len(hosts) == 1:

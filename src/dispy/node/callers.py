@@ -24,7 +24,7 @@ from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, NODE_PORT_OFFSET, 
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.datagrams import RateLimit
 from dispy.wire.discovery import Answerer, DiscoveryRefused, listen_hosts
-from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
+from dispy.wire.link import BROKEN_OFF, Dialler, Link, LinkSettings, Listener, better_link
 from dispy.wire.messages import AnyMessage
 
 logger = logging.getLogger("dispy.node")
@@ -256,7 +256,7 @@ class Callers:
             if caller.forgetting is not None:
                 caller.forgetting.cancel()
             caller.link, caller.forgetting = link, None
-        logger.info("%s at %s is connected", peer.name or peer.role.value, peer.address)
+        logger.debug("%s at %s is connected", peer.name or peer.role.value, peer.address)
         self._post(ev.LinkOpened(peer.process))
         if caller is not None:
             caller.exchange.link_replaced(link)
@@ -305,7 +305,8 @@ class Callers:
         caller = self._callers.get(process)
         if caller is None or caller.link is not link:
             return
-        logger.info("the link to %s at %s ended: %s", link.peer.name, link.peer.address, cause)
+        level = logging.DEBUG if goodbye else logging.INFO
+        logger.log(level, "the link to %s at %s ended: %s", link.peer.name, link.peer.address, cause)
         caller.link = None
         if goodbye:
             self._forget_caller(process, cause)
@@ -320,6 +321,9 @@ class Callers:
             caller.exchange.close(cause)
 
     def _refused(self, address: str, sentence: str) -> None:
+        if sentence.startswith(BROKEN_OFF):
+            logger.debug("%s: %s", address, sentence)
+            return
         level = logging.WARNING if self._told.allows((address, sentence), self._loop.time()) else logging.DEBUG
         logger.log(level, "%s was refused: %s", address, sentence)
 

@@ -32,6 +32,10 @@ class UnsendableError(Exception):
     """A result cannot be pickled; the text says what of it."""
 
 
+class ProgramInterrupted(KeyboardInterrupt):
+    """The program ended because the job was cancelled; the text says how."""
+
+
 class ProgramError(Exception):
     """The program could not be started; the text says why."""
 
@@ -176,9 +180,8 @@ def program_call(cell: memoryview, program: str, interpreter: str = "") -> Calla
             process.send_signal(signal.SIGINT)
         code = process.wait()
         if cell[CANCEL] == sequence and (code < 0 or code == 128 + signal.SIGINT):
-            raise KeyboardInterrupt(
-                f"the program ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            )
+            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            raise ProgramInterrupted(f"the program was cancelled and {how}")
         return pickle.dumps(code)
 
     return call

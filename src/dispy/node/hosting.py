@@ -191,7 +191,8 @@ class HostedComputation:
         prefix.add_mark(server.mark)
         try:
             if self.spec.kind == "function":
-                self._places.post(ev.ComputationAdvanced(self.id, "setup still running"))
+                step = "setup still running" if self.spec.has_setup else "its code is being loaded"
+                self._places.post(ev.ComputationAdvanced(self.id, step))
             await server.start()
         except BaseException:
             prefix.forget_mark(server.mark)

@@ -312,7 +312,7 @@ class NodeService:
             self._handles.add(path)
 
     def _announce(self, _action: do.Announce) -> None:
-        logger.info("free")
+        logger.info("free: waiting for a program")
         self.callers.announce()
 
     def _announce_if_free(self) -> None:

@@ -21,7 +21,7 @@ def clip(output: bytes, limit: int = DEATH_OUTPUT) -> bytes:
 
 def over_time(seconds: float, limit: float) -> str:
     """The verdict on a job that ran too long."""
-    return f"time: {max(seconds, limit):.1f} s over the limit of {limit:g} s"
+    return f"time: it ran {max(seconds, limit):.1f} s, its limit was {limit:g} s"
 
 
 def last_lines(stderr: bytes) -> str:

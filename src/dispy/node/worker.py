@@ -344,6 +344,8 @@ class _Worker:
             return NOT_STARTED, b""
         if isinstance(raised, calls.UnsendableError):
             return UNSENDABLE, _encoded(str(raised))
+        if isinstance(raised, calls.ProgramInterrupted):
+            return INTERRUPTED, _encoded(str(raised))
         if isinstance(raised, calls.ProgramError):
             return RAISED, _encoded(str(raised))
         text = calls.user_trace(raised, __file__)

@@ -150,8 +150,11 @@ class SchedulerCore:
             if isinstance(key, tuple):
                 shares.try_again(tables, out, tables.clusters[key[0]].shares[key[1]])
             else:
+                node = tables.nodes[key]
                 cause = f"its link broke and did not come back within {tables.grace:g} s"
-                membership.lose_node(tables, out, tables.nodes[key], cause)
+                if node.is_silent:
+                    cause = f"nothing was heard of it for {tables.grace:g} s"
+                membership.lose_node(tables, out, node, cause)
         return self._settle(out)
 
     @property
@@ -257,7 +260,7 @@ class SchedulerCore:
             case events.NodeRecovered():
                 membership.suspect(tables, node, is_suspect=False)
             case events.LinkBroken(_, silent_for):
-                membership.break_link(tables, node, now - silent_for)
+                membership.break_link(tables, node, now - silent_for, is_silent=silent_for > 0)
             case events.LinkResumed():
                 membership.resume(tables, out, node)
             case events.NodeLost():

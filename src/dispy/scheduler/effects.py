@@ -104,6 +104,18 @@ class NodeClosed:
 
 
 @dataclass(slots=True, frozen=True)
+class NodeVanished:
+    """A node that clusters used is gone for good: told once, whatever each cluster hears of it."""
+
+    node: ProcessId
+    sentence: str
+    """Which node, and why it is lost."""
+    is_last: bool
+    """There is no other."""
+    cause: str
+
+
+@dataclass(slots=True, frozen=True)
 class NodeMeasured:
     """A node says what is free on its machine, for each cluster that has it open."""
 
@@ -150,6 +162,7 @@ Notice = (
     | JobRequeued
     | NodeOpened
     | NodeClosed
+    | NodeVanished
     | NodeMeasured
     | NodeOffered
     | NodeRefused

@@ -29,6 +29,10 @@ DAEMON_VARIABLES = tuple(
 _PROGRAM = "import sys; sys.path.append({path!r}); from dispy.node.cli import main; main(sys.argv[1:])"
 
 
+class NodeSilent(NodeError):
+    """The node ended, or said nothing, before it was ready: another one may do better."""
+
+
 class EmbeddedNode:
     """A node daemon that belongs to this process."""
 
@@ -69,7 +73,8 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
     """Start a node on this machine for this process alone.
 
     Raises:
-        NodeError: it did not start; the sentence has its own last words.
+        NodeSilent: it was killed, or said nothing, before it was ready.
+        NodeError: it cannot start; the sentence has its own last words.
     """
     key = secrets.token_bytes(32)
     try:
@@ -96,7 +101,7 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
         process.wait()
         if isinstance(error, (TimeoutError, OSError, ValueError)):
             why = str(error) or "time is over"
-            raise NodeError(f"the node started on this machine did not answer: {why}") from error
+            raise NodeSilent(f"the node started on this machine did not answer: {why}") from error
         raise
     if "error" in answer:
         ours.close()
@@ -131,7 +136,7 @@ async def _read_line(sock: socket.socket) -> dict[str, object]:
     while not data.endswith(b"\n"):
         piece = await loop.sock_recv(sock, 4096)
         if not piece:
-            raise ValueError("it ended without a word; its messages are above")
+            raise ValueError("it ended without a word (was it killed?); what it has printed is above")
         data += piece
     answer = json.loads(data)
     if not isinstance(answer, dict):

@@ -17,7 +17,7 @@ def explain_job(tables: Tables, job: int) -> str:
     """Why this job is where it is."""
     record = tables.jobs.get(job)
     if record is None:
-        return f"Job {job} has ended, or was never submitted."
+        return f"Job {job} has ended, or has not been submitted yet."
     if record.node is not None:
         return _in_flight(tables, record)
     cluster = tables.clusters[record.cluster]
@@ -133,7 +133,7 @@ def _in_flight(tables: Tables, record: JobRecord) -> str:
 def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
     if not cluster.shares:
         if not tables.nodes:
-            return "no node has been found"
+            return f"{tables.lost}; waiting for it or another" if tables.lost else "no node has been found"
         if cluster.asked:
             return "nodes have been found and the cluster's owner has not said yet which it uses"
         closed = [f"node {node.label} {why_closed(node.info)}" for node in tables.nodes.values() if not node.info.cpus]
@@ -171,7 +171,9 @@ def _why_not(share: Share, now: float) -> str:
     match share.state:
         case ShareState.WANTED | ShareState.OPENING:
             if share.step:
-                return f"is preparing the computation: {share.step} since {now - share.step_at:.0f} s"
+                seconds = int(now - share.step_at)
+                since = f" since {seconds} s" if seconds else ""
+                return f"is preparing the computation: {share.step}{since}"
             return "is preparing the computation (files, code, setup)"
         case ShareState.CLOSING | ShareState.CLOSED if not share.is_renewed:
             return "is closing the computation"

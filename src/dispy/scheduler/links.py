@@ -32,7 +32,7 @@ from dispy.scheduler.targets import Targets
 from dispy.settings import USUAL_MULTICAST, Multicast
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
-from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link
+from dispy.wire.link import BROKEN_OFF, Dialler, Link, LinkSettings, Listener, better_link
 from dispy.wire.messages import (
     AnyMessage,
     FileOffered,
@@ -216,6 +216,18 @@ class NodeLinks:
         """Whether there is a link to this node, or was one a moment ago."""
         return node in self.nodes
 
+    def name_unknown(self) -> None:
+        """A name was given that is none of a machine: ask who has it. Called again with every dial."""
+        self._spawn(self._ask_for_name())
+
+    async def _ask_for_name(self) -> None:
+        try:
+            await self.start_discovery()
+        except (NodeError, SettingsError) as error:
+            logger.warning("the network cannot be asked for nodes: %s", error)
+        else:
+            self.ask()
+
     def known_elsewhere(self, node: ProcessId) -> None:
         """A place became known at which this node is reached as well."""
         reached = self.nodes.get(node)
@@ -242,6 +254,9 @@ class NodeLinks:
         self.refusals[refused.address] = refused.reason
 
     def _refused(self, address: str, reason: str) -> None:
+        if reason.startswith(BROKEN_OFF):
+            logger.debug("%s: %s", address, reason)
+            return
         if self.refusals.get(address) != reason:
             logger.warning("a connection from %s was refused: %s", address, reason)
         self.refusals[address] = reason

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from dispy.model import AvailInfo, ComputationId, Holder, JobState, NodeInfo
-from dispy.scheduler.effects import JobRequeued, NodeClosed, NodeMeasured, NodeRefused
+from dispy.scheduler.effects import JobRequeued, NodeClosed, NodeMeasured, NodeRefused, NodeVanished
 from dispy.scheduler.events import NodeJoined
 from dispy.scheduler.flow import end_hopeless, end_queue
 from dispy.scheduler.jobs import JobRecord
@@ -18,6 +18,8 @@ from dispy.scheduler.shares import ask_allocation, computation_closed, held_by, 
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import CancelJobs, CloseComputation, LeaseGranted
 
+IN_USE: Final = (ShareState.WANTED, ShareState.OPENING, ShareState.READY, ShareState.RENEWING)
+"""What a cluster that has a node in such a state expects of it."""
 POISONOUS: Final = 3
 """A job is not given to another node when so many were lost in a row while they ran it."""
 
@@ -33,6 +35,7 @@ def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
             tell_offer(out, known)
         return
     tables.joins += 1
+    tables.lost = ""
     node = NodeRecord(event.node, event.info, event.address, tables.joins)
     tables.nodes[node.id] = node
     for cluster in tables.clusters.values():
@@ -149,9 +152,10 @@ def suspect(tables: Tables, node: NodeRecord, is_suspect: bool) -> None:
     tables.refresh(node)
 
 
-def break_link(tables: Tables, node: NodeRecord, since: float) -> None:
+def break_link(tables: Tables, node: NodeRecord, since: float, *, is_silent: bool = False) -> None:
     """The link is gone without a goodbye: no new work, and some time to come back."""
     node.broken_until = tables.deadlines[node.id] = since + tables.grace
+    node.is_silent = is_silent
     tables.end_recall(node)
     tables.refresh(node)
 
@@ -172,8 +176,11 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
     """The node is gone for good, and whatever it had with it."""
     tables.end_recall(node)
     tables.deadlines.pop(node.id, None)
+    tables.lost = f"node {node.label} was lost ({cause})"
+    if any(share.state in IN_USE and share.cluster.id not in tables.closing for share in node.shares.values()):
+        out.notice(NodeVanished(node.id, tables.lost, is_last=len(tables.nodes) == 1, cause=cause))
     node.state = NodeState.FREE
-    _lose_flights(tables, out, node, f"node {node.label} was lost ({cause})", died=True)
+    _lose_flights(tables, out, node, tables.lost, died=True)
     del tables.nodes[node.id]
     tables.claims.pop(node, None)
     clusters = list(tables.clusters.values())

@@ -209,6 +209,8 @@ class NodeRecord:
     """The recall that is under way: for which cluster, how many."""
     is_spent: bool = False
     """Its last recall brought nothing that could go elsewhere; not asked again before it has ended a job."""
+    is_silent: bool = False
+    """Its link was given up because nothing was heard; else it broke."""
     holder: Holder | None = None
     """Who else has its lease."""
     avail: AvailInfo | None = None

@@ -5,7 +5,7 @@ Plain values in, sentences out: for the program that waits, and for `dispy expla
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -28,19 +28,27 @@ class Soundings:
     """That interfaces which were asked for are not up, and which are."""
     unreachable: Sequence[tuple[str, str]] = ()
     """Places of nodes that were heard of and to which no link opens, and why."""
+    unknown: Sequence[str] = ()
+    """Names that were given and that no machine has, each as a sentence without its full stop."""
     refusals: Mapping[str, str] | None = None
     """Address → `secret`, `group`, `protocol` or a sentence: why the node there keeps apart from us."""
+    is_explained: bool = False
+    """Why no node is used is known, though it may have been said before: nothing is to be asked of people."""
+    own: Collection[str] = ()
+    """Those of the addresses that are of this machine."""
     by_certificate: bool = False
     """This side has no secret, but certificates alone."""
     local: str = ""
     """What became of the node on this machine, if one was to be started."""
+    starting: bool = False
+    """That node is on its way."""
 
 
 def account(found: Soundings) -> list[str]:
     """Where nodes were looked for, who refused, and what can be done about it."""
     sentences = []
-    if not found.answered:
-        if found.tried:
+    if not found.answered and not found.starting:
+        if found.tried and not (found.refusals or found.is_explained):
             sentences.append(f"No node has answered. Tried: {'; '.join(found.tried)}.")
             sentences.append(
                 f"Is dispynode running there, and do firewalls let UDP and TCP port {found.port} in there, "
@@ -48,20 +56,27 @@ def account(found: Soundings) -> list[str]:
             )
         if found.missing:
             sentences.append(f"This program is told to use (DISPY_INTERFACES, host): {found.missing}.")
+    sentences += [f"{why[:1].upper()}{why[1:]}." for why in found.unknown]
     for place, why in found.unreachable:
         sentences.append(f"A node says that it is at {place}, and no link opens: {why}; does its firewall let TCP in?")
-    sentences += refusal_sentences(found.refusals or {}, by_certificate=found.by_certificate)
+    sentences += refusal_sentences(found.refusals or {}, by_certificate=found.by_certificate, own=found.own)
     if found.local:
         sentences.append(f"{found.local[:1].upper()}{found.local[1:]}.")
     return sentences
 
 
-def refusal_sentences(refusals: Mapping[str, str], *, by_certificate: bool = False) -> list[str]:
-    """Who keeps apart from us, and how that is mended; addresses with the same reason together."""
+def refusal_sentences(
+    refusals: Mapping[str, str], *, by_certificate: bool = False, own: Collection[str] = ()
+) -> list[str]:
+    """Who keeps apart from us, and how that is mended; addresses with the same reason together, `own` ones apart."""
     by_reason: dict[str, list[str]] = {}
+    here = []
     for address, reason in refusals.items():
-        by_reason.setdefault(reason, []).append(address)
-    sentences = []
+        if reason == "secret" and address in own and not by_certificate:
+            here.append(address)
+        else:
+            by_reason.setdefault(reason, []).append(address)
+    sentences = [f"{other_secret_here(', '.join(sorted(here)))}."] if here else []
     for reason, addresses in by_reason.items():
         where = ", ".join(sorted(addresses))
         machines = "1 machine runs" if len(addresses) == 1 else f"{len(addresses)} machines run"
@@ -85,6 +100,14 @@ def refusal_sentences(refusals: Mapping[str, str], *, by_certificate: bool = Fal
     return sentences
 
 
+def other_secret_here(addresses: str) -> str:
+    """What is to be done when a node on this very machine has another secret."""
+    return (
+        f"dispynode on this machine ({addresses}) was started with another secret than this process; "
+        "restart it with the same (`dispy secret show` prints it and says where it comes from)"
+    )
+
+
 # ---- one node and one job ----
 
 
@@ -93,7 +116,7 @@ def why_lacking(info: NodeInfo, shape: Shape) -> str:
     if lacking := [tag for tag in shape.tags if tag not in info.tags]:
         return f"does not have the tag{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
     if shape.gpus > info.gpus:
-        return f"has {counted(info.gpus, 'GPU')}, not {shape.gpus}"
+        return f"has {counted(info.gpus, 'GPU')}, not {shape.gpus}" if info.gpus else "has no GPU"
     if shape.memory > info.memory:
         return f"has {size(info.memory, like=shape.memory)} of memory, not {size(shape.memory)}"
     return ""
@@ -108,9 +131,9 @@ def why_closed(info: NodeInfo) -> str:
 
 def used_by(holder: Holder) -> str:
     """Who holds a node since when, as the end of a sentence."""
-    since = f" since {datetime.fromtimestamp(holder.since, UTC):%Y-%m-%d %H:%M} UTC" if holder.since else ""
+    since = f" since {datetime.fromtimestamp(holder.since, UTC).astimezone():%Y-%m-%d %H:%M:%S}" if holder.since else ""
     away = f": {holder.absence}; the next program gets the node when no job runs there" if holder.gone else ""
-    return f"is used by {holder.user}@{holder.host} ({holder.program}){since}{away}"
+    return f"is used by {holder.user}@{holder.host} ({holder.program}, process {holder.pid}){since}{away}"
 
 
 def why_never(info: NodeInfo, shape: Shape) -> str:

@@ -14,23 +14,29 @@ from typing import Final
 from dispy.errors import NodeError
 from dispy.logs import logger
 from dispy.model import ComputationId
-from dispy.scheduler.embedded import EmbeddedNode, start_embedded
+from dispy.scheduler.embedded import EmbeddedNode, NodeSilent, start_embedded
 from dispy.scheduler.links import NodeLinks
 from dispy.scheduler.owner import ClusterOwner
 from dispy.scheduler.prospects import Soundings, account, refusal_sentences
 from dispy.settings import DISCOVERY_INTERVAL, EMBEDDED_AFTER, EXPLAIN_AFTER, NODE_PORT_OFFSET
-from dispy.wire.interfaces import not_up, shown
+from dispy.wire.interfaces import is_own, not_up, shown
 
 FIRST_QUESTIONS: Final = (0.0, 0.2, 0.6)
 """Seconds at which the first questions for nodes are asked; datagrams get lost."""
 LISTEN_AFTER: Final = 1.0
 """Seconds until nodes can join this program: short programs do not pay for a certificate."""
+KILLED: Final = "it was killed"
+"""Why the node on this machine is lost."""
 EMBEDDED_LIVES: Final = 3
 """Starts of a node on this machine that is killed again and again."""
-_COUNT: Final = re.compile(r"\b\d+ jobs? waits?\b")
-"""That more or fewer jobs wait is no other reason."""
+_COUNT: Final = re.compile(r"\b\d+ jobs? waits?\b| since \d+ s\b")
+"""That more or fewer jobs wait, or for longer, is no other reason."""
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at whether anything moves."""
+STARTING_PATIENCE: Final = 10.0
+"""Seconds that a node which is being started on this machine may take before people are told what is waited for."""
+CHANGING_PATIENCE: Final = 20.0
+"""Seconds after which people are told what is waited for, even if that changes all the time."""
 
 
 class NodeSearch:
@@ -64,6 +70,9 @@ class NodeSearch:
         self._asking = False
         self._looking = False
         self._stuck_for = 0.0
+        self._same_for = 0.0
+        """Seconds for which jobs have waited for one and the same reason."""
+        self._reason = ""
         self._said = ""
 
     async def look_for(self, owner: ClusterOwner) -> None:
@@ -114,12 +123,15 @@ class NodeSearch:
         if self._embedded is not None:
             self._embedded.untie()
 
-    def account(self) -> str:
-        """Where nodes were looked for, who refused, and why none was started here."""
+    def account(self, *, news: bool = False) -> str:
+        """Where nodes were looked for, who refused, and why none was started here; with `news` what was not logged."""
         local = self._not_embedded
-        if not local and self._embedded is None and self._tasks_named("embed"):
+        starting = self._is_starting and not local
+        if starting:
             local = "a node is being started on this machine"
         links = self._links
+        told = links.targets.told if news else frozenset[str]()
+        refusals = {address: reason for address, reason in links.refusals.items() if address not in told}
         sentences = account(
             Soundings(
                 tried=links.tried,
@@ -127,12 +139,21 @@ class NodeSearch:
                 answered=bool(links.nodes),
                 missing=self._missing(),
                 unreachable=[(shown(host, port), why) for host, port, why in links.targets.unreachable],
-                refusals=links.refusals,
+                unknown=[why for host, why in links.targets.unknown if host not in told],
+                is_explained=bool(links.refusals or links.targets.unknown),
+                refusals=refusals,
+                own=_own(refusals),
                 by_certificate=links.settings.credentials.key is None,
                 local=local,
+                starting=starting,
             )
         )
         return " ".join(sentences)
+
+    @property
+    def _is_starting(self) -> bool:
+        """Whether a node is being started on this machine, or has not been reached yet."""
+        return (self._embedded is None or not self._links.nodes) and self._tasks_named("embed")
 
     def _missing(self) -> str:
         missing = self._links.missing_interfaces
@@ -153,10 +174,14 @@ class NodeSearch:
             self._spawn(self._embed(), "embed")
 
     async def _embed(self) -> None:
-        self._not_embedded = ""
-        for _ in range(EMBEDDED_LIVES):
+        self._not_embedded = failure = ""
+        for left in reversed(range(EMBEDDED_LIVES)):
             try:
                 self._embedded = node = await start_embedded()
+            except NodeSilent as error:
+                failure = str(error)
+                logger.warning("%s; %s", failure, "it is tried again" if left else f"{EMBEDDED_LIVES} tries were made")
+                continue
             except NodeError as error:
                 logger.error("%s", error)
                 self._forsake(str(error))
@@ -169,18 +194,20 @@ class NodeSearch:
             self._links.targets.dial(node.host, node.port, named=True, settings=settings)
             await node.ended()
             self._embedded = None
-            self._links.give_up(node.host, node.port, "it was killed")
+            self._links.give_up(node.host, node.port, KILLED)
             logger.warning("the node that was started on this machine for this program has ended; was it killed?")
             if not any(owner.may_embed for owner in self._owners()):
                 return
-        logger.error("it ended %d times and is not started again", EMBEDDED_LIVES)
-        self._forsake(f"the node that was started on this machine for this program ended {EMBEDDED_LIVES} times")
+            failure = f"the node that was started on this machine for this program ended {EMBEDDED_LIVES} times"
+        logger.error("no other node is started on this machine")
+        self._forsake(failure)
 
     def _say_why_alone(self) -> None:
         if missing := self._missing():
             logger.warning("where this program was told to look for nodes: %s", missing)
         links = self._links
-        for sentence in refusal_sentences(links.refusals, by_certificate=links.settings.credentials.key is None):
+        by_certificate = links.settings.credentials.key is None
+        for sentence in refusal_sentences(links.refusals, by_certificate=by_certificate, own=_own(links.refusals)):
             logger.info("%s", sentence)
 
     def _forsake(self, why: str) -> None:
@@ -193,13 +220,17 @@ class NodeSearch:
     def _look(self) -> None:
         """Say why nothing runs when that has been so for a while, and again when the reason changes."""
         sentence = self._why_waiting()
-        self._stuck_for = 0.0 if sentence is None else self._stuck_for + LOOK_INTERVAL
-        if self._stuck_for >= EXPLAIN_AFTER:
-            text = f"{sentence} {self.account()}".strip()
-            reason = _COUNT.sub("", text)
-            if reason != self._said:
-                logger.warning("%s", text)
-            self._said = reason
+        reason = _COUNT.sub("", sentence or "")
+        self._stuck_for = self._stuck_for + LOOK_INTERVAL if reason else 0.0
+        # what waits for one short step after the other is on its way
+        self._same_for = self._same_for + LOOK_INTERVAL if reason and reason == self._reason else 0.0
+        self._reason = reason
+        patience = STARTING_PATIENCE if self._is_starting else EXPLAIN_AFTER
+        if self._same_for + LOOK_INTERVAL >= patience or self._stuck_for >= CHANGING_PATIENCE:
+            full = f"{reason} {self.account()}"
+            if full != self._said:
+                logger.warning("%s", f"{sentence} {self.account(news=True)}".strip())
+            self._said = full
         self._looking = any(True for _ in self._owners())
         if self._looking:
             self._later(LOOK_INTERVAL, self._look)
@@ -224,3 +255,7 @@ class NodeSearch:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("looking for nodes failed", exc_info=task.exception())
+
+
+def _own(addresses: Iterable[str]) -> set[str]:
+    return {address for address in addresses if is_own(address)}

@@ -38,6 +38,7 @@ from dispy.scheduler.effects import (
     NodeOffered,
     NodeOpened,
     NodeRefused,
+    NodeVanished,
 )
 from dispy.scheduler.events import (
     CancelAsked,
@@ -52,13 +53,13 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.links import NodeLinks, Reached
 from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import ClusterOwner
-from dispy.scheduler.search import NodeSearch
+from dispy.scheduler.search import KILLED, NodeSearch
 from dispy.settings import embedded_handle, flag
 
 FLUSH_MOST: Final = 4096
 """Jobs that the core gets in one turn of the loop: between two turns links are heard, and heartbeats leave in time."""
 
-_Told = JobRequeued | NodeOpened | NodeClosed | NodeMeasured | NodeOffered | NodeRefused | ClusterEnded
+_Told = JobRequeued | NodeOpened | NodeClosed | NodeVanished | NodeMeasured | NodeOffered | NodeRefused | ClusterEnded
 
 
 class SchedulerService:
@@ -330,6 +331,9 @@ class SchedulerService:
                 owner = self.owners.get(notice.cluster)
                 if owner is not None:
                     owner.node_closed(notice)
+            case NodeVanished():
+                if notice.cause != KILLED:  # of the node on this machine more has been said
+                    logger.warning("%s%s", notice.sentence, "; waiting for it or another" if notice.is_last else "")
             case NodeMeasured():
                 owner = self.owners.get(notice.cluster)
                 if owner is not None:

@@ -17,6 +17,8 @@ DIALS_OF_FOUND_NODE = 5
 """Failed dials of a discovered node before it has to be discovered again."""
 FALLBACK_AFTER = 1.0
 """Seconds that a node has to answer at one address before the next is dialled as well."""
+DIFFERENCES = frozenset({"secret", "group", "protocol"})
+"""Reasons to keep apart that discovery knows as well: for one and the same node they are told once."""
 QUESTIONS_KEPT = 3
 """Questions for nodes after which it is forgotten that no link to one opens that was heard of before them."""
 
@@ -33,6 +35,8 @@ class Target:
     """The node that discovery found there."""
     failures: int = 0
     said: str = ""
+    is_unknown: bool = False
+    """No machine is known by that name; a node that is called so may be found."""
     process: ProcessId | None = None
 
     @property
@@ -54,6 +58,9 @@ class Host(LinkHandler, Protocol):
 
     def lose(self, node: ProcessId, cause: str) -> None:
         """The node is gone for good."""
+
+    def name_unknown(self) -> None:
+        """A name was given that is none of a machine: it may be that of a node."""
 
     def known_elsewhere(self, node: ProcessId) -> None:
         """A place became known at which this node is reached as well."""
@@ -81,8 +88,18 @@ class Targets:
         return [
             f"{host}:{port} ({target.said or 'no answer yet'})"
             for (host, port), target in self._targets.items()
-            if target.named
+            if target.named and not target.is_unknown and host not in self._refusals
         ]
+
+    @property
+    def unknown(self) -> list[tuple[str, str]]:
+        """Names that the user gave and that no machine has, and that in a sentence."""
+        return [(target.dialler.host, target.said) for target in self._targets.values() if target.is_unknown]
+
+    @property
+    def told(self) -> frozenset[str]:
+        """Hosts that the user named and of which the log has said what is wrong."""
+        return frozenset(target.dialler.host for target in self._targets.values() if target.named and target.said)
 
     @property
     def unreachable(self) -> list[tuple[str, int, str]]:
@@ -146,7 +163,7 @@ class Targets:
         places = [(link.peer.address, link.peer.port)]
         if target is not None:
             self._refusals.pop(target.dialler.host, None)
-            target.failures, target.said = 0, ""
+            target.failures, target.said, target.is_unknown = 0, "", False
             if target.process not in (None, process):
                 self._host.lose(target.process, "it was restarted")
             target.process = process
@@ -200,6 +217,11 @@ class Targets:
             return
         target.failures += 1
         sentence, process = str(error), target.process
+        reason = getattr(error, "reason", "")
+        target.is_unknown = target.named and reason == "name"
+        if target.is_unknown:
+            sentence += "; a node that is called so is looked for"
+            self._host.name_unknown()
         if target.named and target.said != sentence:
             logger.warning("%s", sentence)
         target.said = sentence
@@ -211,7 +233,7 @@ class Targets:
         if process is not None and refused and not self._host.has_link(process):
             self._host.lose(process, "nothing answers at its port any more")
         if isinstance(error, AuthenticationRejected):
-            self._refusals[dialler.host] = sentence
+            self._refusals[dialler.host] = reason if reason in DIFFERENCES else sentence
             if target.named:  # whoever reads the sentence mends the node, and the program goes on
                 self._loop.call_later(DISCOVERY_INTERVAL, self._revive, target)
             else:

@@ -20,6 +20,7 @@ from dispy.logs import logger
 from dispy.model import Role
 from dispy.wire.frames import Buffer
 from dispy.wire.handshake import Channel, HandshakeRejected, ProvenPeer, Refusal
+from dispy.wire.interfaces import is_loopback
 from dispy.wire.messages import AnyMessage
 from dispy.wire.parties import LinkSettings, Peer
 from dispy.wire.session import (
@@ -219,6 +220,7 @@ class Link(asyncio.BufferedProtocol):
             verified=verified,
             certified=certified_roles(tls.getpeercert()) if verified else None,
             accept=approach.accept,
+            is_loopback=is_loopback(approach.address),
         )
         self._session = Session(
             settings.identity,

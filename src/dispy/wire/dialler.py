@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import math
 import random
 import socket
@@ -17,7 +16,7 @@ from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, Setti
 from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_HURRY, REDIAL_MOST
 from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler
 from dispy.wire.handshake import HandshakeRejected
-from dispy.wire.interfaces import address_of
+from dispy.wire.interfaces import address_of, is_loopback
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
 from dispy.wire.tls import dialler_context
@@ -251,11 +250,3 @@ def _check_empty_secret(settings: LinkSettings, approach: Approach) -> None:
             f"an empty secret is good for links on one machine only, and {approach.where} is another one; "
             "give both a secret (or, on a network that you trust, --insecure)"
         )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether connections with this address cannot leave the machine."""
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

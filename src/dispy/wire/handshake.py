@@ -149,6 +149,8 @@ class Channel:
     """Roles that the other side's certificate allows; None: any."""
     accept: frozenset[Role] = frozenset(Role)
     """Roles that this side talks to here."""
+    is_loopback: bool = False
+    """The other side is on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +311,9 @@ class Handshake:
         claimed = self._claimed
         if self.identity.role is Role.ADMIN or (claimed is not None and claimed.role == Role.ADMIN):
             return _OTHER_ADMIN_SECRET if self.identity.role is Role.ADMIN else _OTHER_ADMIN
-        return _OTHER_CERTIFICATES if self._keys.key is None else _OTHER_SECRET
+        if self._keys.key is None:
+            return _OTHER_CERTIFICATES
+        return _OTHER_SECRET_HERE if self.channel.is_loopback else _OTHER_SECRET
 
     def _mac(self, side: str, role: str) -> bytes:
         keys = self._keys
@@ -370,6 +374,7 @@ class Handshake:
 
 
 _OTHER_SECRET: Final = "has another secret; make them equal with `dispy secret show | ssh HOST dispy secret set`"
+_OTHER_SECRET_HERE: Final = "has another secret; start both, here on this machine, with the same one"
 _OTHER_ADMIN_SECRET: Final = "has another admin secret; give the one with which the node was started (--admin_secret)"
 _OTHER_ADMIN: Final = "has another admin secret than this node, and was refused"
 _NO_ADMINS: Final = (
@@ -392,7 +397,9 @@ def group_hash(group: str) -> bytes:
 
 
 def _who(role: str, name: str, where: str) -> str:
-    return f"{_printable(role)} {_printable(name)} ({where})"
+    # people know their programs, not schedulers
+    what = "a program on" if role == Role.SCHEDULER else _printable(role)
+    return f"{what} {_printable(name)} ({where})"
 
 
 def _printable(text: str) -> str:

@@ -86,7 +86,7 @@ def listen_hosts(
         wanted = ["0.0.0.0", "::"] if has_ipv6() else ["0.0.0.0"]
     if loopback_only(credentials):
         for host in wanted:
-            if not _is_loopback(host):
+            if not is_loopback(host):
                 raise SettingsError(
                     f"with an empty secret nobody may connect but from this machine, so {host} cannot be "
                     "listened on: set a secret, or allow everybody in with --insecure"
@@ -175,11 +175,17 @@ def shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_own(host: str) -> bool:
+    """Whether an address is one of this machine."""
+    return is_loopback(host) or host in {each.address for each in interface_addresses()}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether connections with this address (or `localhost`) cannot leave the machine."""
     if host == "localhost":
         return True
     with contextlib.suppress(ValueError):  # a name: not loopback as far as we know
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     return False
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dispy.wire.connection import Link, LinkHandler
 from dispy.wire.dialler import Dialler, dial
-from dispy.wire.listener import Listener
+from dispy.wire.listener import BROKEN_OFF, Listener
 from dispy.wire.parties import LinkSettings, Peer
 
 __all__ = [
+    "BROKEN_OFF",
     "Dialler",
     "Link",
     "LinkHandler",

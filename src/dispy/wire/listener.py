@@ -16,9 +16,8 @@ from dispy.errors import ConnectFailed, NodeError, PortInUse
 from dispy.model import ProcessId, Role
 from dispy.settings import HANDSHAKE_TIMEOUT
 from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler
-from dispy.wire.dialler import is_loopback
 from dispy.wire.handshake import HandshakeRejected
-from dispy.wire.interfaces import address_of, can_be_used, shown
+from dispy.wire.interfaces import address_of, can_be_used, is_loopback, shown
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
 from dispy.wire.tls import ListenerTls, listener_tls
@@ -28,6 +27,8 @@ UNAUTHENTICATED_PER_ADDRESS: Final = 8
 _BACKLOG: Final = 128
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE: Final = 0.1
+BROKEN_OFF: Final = "it broke the connection off before it was known who it is"
+"""How the sentence begins about a connection that nobody refused: its other side went away."""
 _PORT_TRIES: Final = 20
 
 
@@ -181,7 +182,7 @@ class Listener:
         except TimeoutError:
             self._refuse(host, "timeout", f"TLS was not set up within {HANDSHAKE_TIMEOUT:g} s")
         except OSError as error:
-            self._refuse(host, "eof", f"it broke the connection: {error.strerror or error or 'without a word'}")
+            self._refuse(host, "eof", f"{BROKEN_OFF} ({_why(error)})")
         finally:
             if not link.opened.done():
                 link.abort("not admitted")
@@ -209,6 +210,10 @@ class Listener:
     def _forget(self, key: tuple[ProcessId, Role], link: Link, ended: asyncio.Future[str]) -> None:
         if self._links.get(key) is link:
             del self._links[key]
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error) or "it may have given up waiting, or has ended"
 
 
 def _listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
