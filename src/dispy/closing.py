@@ -7,7 +7,7 @@ import time
 
 from dispy.clusterbase import ClusterBase
 from dispy.job import KEEPERS
-from dispy.lifetime import release
+from dispy.lifetime import SAY_AFTER, release
 from dispy.logs import logger
 from dispy.portal import Calling
 

@@ -128,8 +128,9 @@ def _at_exit() -> None:
     with _lock:
         services = [service for service in _services.values() if service.portal.pid == os.getpid()]
         _services.clear()
+    hurried = any(cluster.is_hurried for cluster in clusters)
     for service in services:
-        service.portal.call(service.stop())
+        service.portal.call(service.stop(hurried=hurried))
 
 
 def _wait_visibly(clusters: list[Closable]) -> None:

@@ -24,6 +24,7 @@ from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, NODE_PORT_OFFSET, 
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.datagrams import RateLimit
 from dispy.wire.discovery import Answerer, DiscoveryRefused, listen_hosts
+from dispy.wire.interfaces import is_own
 from dispy.wire.link import BROKEN_OFF, Dialler, Link, LinkSettings, Listener, better_link
 from dispy.wire.messages import AnyMessage
 
@@ -329,7 +330,12 @@ class Callers:
 
     def _stranger(self, refused: DiscoveryRefused) -> None:
         command = "`dispy secret show | ssh HOST dispy secret set`"
-        if refused.reason == "secret":
+        if refused.reason == "secret" and is_own(refused.address):
+            logger.warning(
+                "a program on this machine looks for nodes with another secret; if it shall use this node, start both "
+                "with the same"
+            )
+        elif refused.reason == "secret":
             logger.warning(
                 "%s at %s looks for nodes with another secret; if it shall use this node, make the secrets "
                 "equal with %s",

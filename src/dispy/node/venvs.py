@@ -70,7 +70,11 @@ class VirtualEnvironments:
                 if self._account is not None:
                     place.mkdir(mode=0o700)
                     os.chown(place, self._account.uid, self._account.gid)
-                await self._build(python, requirements, place)
+                try:
+                    await self._build(python, requirements, place)
+                except SetupFailed:
+                    await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                    raise
                 failpoints.hit("environment.before-done")
                 litter.touch(place / _DONE)
         return str(executable)

@@ -58,9 +58,14 @@ class EmbeddedNode:
         """In a forked child: close the copy of the tie, which does not end the node."""
         self._tie.close()
 
-    async def stop(self) -> None:
-        """Let go of the node and wait until it has ended; it ends at once when nothing of ours runs there."""
+    async def stop(self, *, hurried: bool = False) -> None:
+        """Let go of the node and wait until it has ended; it ends at once when nothing of ours runs there.
+
+        With `hurried` it is told to end now, whatever runs.
+        """
         self._tie.close()
+        if hurried:
+            self._process.terminate()
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(None, self._process.wait, STOP_TIMEOUT)

@@ -105,8 +105,8 @@ class NodeSearch:
             for seconds in FIRST_QUESTIONS:
                 self._later(seconds, self._links.ask)
 
-    async def stop(self) -> None:
-        """End what is under way, and the embedded node."""
+    async def stop(self, *, hurried: bool = False) -> None:
+        """End what is under way, and the embedded node; `hurried`: its jobs are killed."""
         for call in self._calls:
             call.cancel()
         self._calls.clear()
@@ -115,7 +115,7 @@ class NodeSearch:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._embedded is not None:
-            await self._embedded.stop()
+            await self._embedded.stop(hurried=hurried)
             self._embedded = None
 
     def abandon(self) -> None:

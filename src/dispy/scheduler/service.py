@@ -148,8 +148,8 @@ class SchedulerService:
         self.flush_now()
         self.handle(ClusterClosing(cluster, terminate))
 
-    async def stop(self, reason: str = "the program is done") -> None:
-        """End all links and the embedded node."""
+    async def stop(self, reason: str = "the program is done", *, hurried: bool = False) -> None:
+        """End all links and the embedded node; `hurried`: its jobs are killed."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -157,7 +157,7 @@ class SchedulerService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.links.close(reason)
-        await self.search.stop()
+        await self.search.stop(hurried=hurried)
         self.recorder.end()
 
     def abandon(self) -> None:
