@@ -201,7 +201,7 @@ def _label(node: NodeSeen) -> str:
 
 
 def _print_text(found: Explanation) -> None:
-    from dispy.scheduler.prospects import counted
+    from dispy.words import counted
 
     for node, state, reason in found.nodes:
         if state == "unused" and found.code == HERE:
