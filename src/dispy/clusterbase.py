@@ -17,6 +17,8 @@ class ClusterBase:
     pid: int
     """The process that made it."""
     is_closed: bool
+    is_hurried: bool
+    """Ctrl-C came again while its end was being waited for."""
     service: SchedulerService
     _id: ComputationId
     _ledger: ClusterLedger
