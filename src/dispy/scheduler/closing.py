@@ -53,8 +53,7 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
             tables.restless.pop(id, None)
             out.notice(ClusterEnded(id))
             for node_id in cluster.asked:
-                if (node := tables.nodes.get(node_id)) is not None:
-                    release_if_unused(tables, out, node)
+                release_if_unused(tables, out, tables.nodes[node_id])
 
 
 def _let_go_of_useless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> None:

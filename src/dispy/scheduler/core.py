@@ -239,7 +239,7 @@ class SchedulerCore:
             flow.end_hopeless(tables, out, tables.runnable)
         if tables.closing:
             closing.finish_closing(tables, out)
-        if tables.runnable or tables.restless or tables.blocked or tables.claims:
+        if tables.runnable or tables.restless or tables.blocked:
             flow.dispatch(tables, out)
         return out.close()
 

@@ -96,7 +96,7 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str
 def dispatch(tables: Tables, out: Outbox) -> None:
     """Hand out every job that a node has room for, then call back what waits where others idle."""
     touched: dict[Share, None] = {}
-    if tables.claims or tables.blocked:
+    if tables.blocked:
         tables.release_claims()
     heap = in_order(tables.runnable)
     while heap:

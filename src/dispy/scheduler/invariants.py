@@ -7,9 +7,11 @@ from typing import NoReturn
 from dispy.errors import InvalidTransition
 from dispy.model import JobState
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
+from dispy.scheduler.flow import why_hopeless
 from dispy.scheduler.jobs import JobQueue
 from dispy.scheduler.nodes import Amount, NodeRecord, NodeState, Share, ShareState
-from dispy.scheduler.placement import place, why_none_fits
+from dispy.scheduler.placement import place
+from dispy.scheduler.policy import whom_to_recall
 from dispy.scheduler.tables import Tables
 
 
@@ -24,16 +26,30 @@ def check_tables(tables: Tables) -> None:
         _check_cluster(tables, cluster)
     for node in tables.nodes.values():
         _check_node(tables, node)
-    for key in tables.deadlines:
-        known = key[0] in tables.clusters if isinstance(key, tuple) else key in tables.nodes
-        _require(known, f"there is a deadline for {key}, which is not known")
+    _check_deadlines(tables)
     _require(not tables.runnable, "a queue is still to be looked at after the dispatch pass")
+    _require(all(queue.waiting for queue in tables.blocked), "an empty queue is looked at in every pass")
+    _require(bool(tables.blocked) or not tables.claims, "a node is kept free and no heavy job waits")
+    _require(tables.claims.keys() <= set(tables.nodes.values()), "a node is kept free that is lost")
     _require(not tables.restless, "a cluster is still to be balanced after the dispatch pass")
     counters = tables.counters
     _require(
         counters.submitted - counters.ended == len(tables.jobs),
         f"{counters.submitted} jobs came and {counters.ended} ended, but {len(tables.jobs)} are known",
     )
+
+
+def _check_deadlines(tables: Tables) -> None:
+    """Each is of a node without a link, or of a share that was refused for the time being, and none is missing."""
+    shares = [share for cluster in tables.clusters.values() for share in cluster.shares.values()]
+    refused = [share for share in shares if share.state is ShareState.REFUSED and not share.final]
+    due = {
+        *(node.id for node in tables.nodes.values() if node.broken_until is not None),
+        *((share.cluster.id, share.node.id) for share in refused if share.cpus),
+    }
+    given_back = {(share.cluster.id, share.node.id) for share in refused if not share.cpus}
+    _require(due <= tables.deadlines.keys(), "a deadline is missing")
+    _require(tables.deadlines.keys() <= due | given_back, "there is a deadline for what waits for nothing")
 
 
 def _check_places(tables: Tables) -> None:
@@ -93,6 +109,8 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
     _require(entries == len(cluster.rooms), f"cluster {cluster.id} counts its rooms wrongly")
     for share in cluster.shares.values():
         _check_share(tables, cluster, share)
+    _check_hopes(tables, cluster)
+    _check_rooms(cluster)
     for queue in cluster.special.values():
         if not queue.waiting:
             continue
@@ -102,12 +120,44 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
         # more may be sent ahead when the mean duration falls: that waits for the node's next word
         runs = found is not None and (queue.is_heavy or found[0].idle > 0)
         _require(not runs, f"a job with wishes of {cluster.id} waits although a node could run it")
-        _require(not why_none_fits(cluster, queue), f"jobs of {cluster.id} wait for what no node has")
         _require(
             not queue.is_heavy or queue in tables.blocked, f"heavy jobs of {cluster.id} wait and are not looked at"
         )
-    if cluster.is_hopeless:
-        _require(not cluster.waiting, f"jobs of {cluster.id} wait although every node refused")
+
+
+def _check_hopes(tables: Tables, cluster: ClusterRecord) -> None:
+    """No job waits in vain, no CPU idles beside jobs that could be called back, nothing of a cluster outlives it."""
+    for queue in cluster.queues:
+        hopeless = queue.waiting and why_hopeless(tables, cluster, queue)
+        _require(not hopeless, f"jobs of {cluster.id} wait in vain: {hopeless}")
+    idle = sum(share.idle for share in cluster.idlers.values())
+    _require(
+        idle <= cluster.recalling or whom_to_recall(cluster.excesses.values()) is None,
+        f"CPUs of {cluster.id} are idle and jobs are not called back that wait elsewhere",
+    )
+    if cluster.state is ClusterState.TERMINATING:
+        running = [record for share in cluster.shares.values() for record in share.flight.values()]
+        _require(all(record.cancelled for record in running), f"a job of {cluster.id} was not cancelled")
+    if cluster.state is not ClusterState.OPEN and not cluster.jobs:
+        over = (ShareState.CLOSING, ShareState.CLOSED)
+        _require(bool(cluster.shares), f"cluster {cluster.id} is over and still known")
+        _require(all(share.state in over for share in cluster.shares.values()), f"{cluster.id} is over and not closed")
+    for known in (cluster.asked, cluster.declined):
+        _require(known.keys() <= tables.nodes.keys(), f"cluster {cluster.id} remembers a node that is lost")
+
+
+def _check_rooms(cluster: ClusterRecord) -> None:
+    """Every share that takes more jobs is found, not later than its load says.
+
+    Where a cluster is alone, more room after its mean duration fell waits for the node's next word.
+    """
+    found = {share.node.id for share in cluster.rooms}
+    for share in cluster.shares.values():
+        room, load = share.standing()
+        if room > 0 and len(share.node.shares) > 1:
+            _require(share.entry is not None and share.entry <= load, f"node {share.node.id} stands too far behind")
+        if share.entry is not None:
+            _require(share.node.id in found, f"node {share.node.id} is not found among the rooms")
 
 
 def _check_share(tables: Tables, cluster: ClusterRecord, share: Share) -> None:
@@ -119,6 +169,13 @@ def _check_share(tables: Tables, cluster: ClusterRecord, share: Share) -> None:
     _require(all(record.cpus for record in heavy), f"nothing is kept for a heavy job on node {node.id}")
     _require(sum(record.cpus for record in heavy) == share.heavy_cpus, f"node {node.id} counts kept CPUs wrongly")
     _require(share.heavy == len([1 for record in share.flight.values() if record.cpus]), "CPUs are kept for light jobs")
+    if share.state is ShareState.WANTED:
+        _require(not node.can_hear, f"node {node.id} is ours and a computation is not opened")
+    if share.state is ShareState.RENEWING and cluster.wants_nodes:
+        _require(node.id in cluster.asked, f"a computation is set up anew on node {node.id} and nobody is asked")
+    if not share.cpus:
+        over = (ShareState.CLOSING, ShareState.CLOSED)
+        _require(share.state in over or bool(share.flight), f"node {node.id} was given back and is still open")
     if not share.idle:
         return
     _require(share.entry is not None, f"node {node.id} has an idle CPU and is not offered")
@@ -142,7 +199,10 @@ def _check_node(tables: Tables, node: NodeRecord) -> None:
         not node.claimed.cpus or node.claimed.cpus <= node.capacity, f"more of node {node.id} is claimed than it has"
     )
     broken = node.broken_until is not None
-    _require(broken == (node.id in tables.deadlines), f"node {node.id} is without link or has a deadline")
+    held = node.state is NodeState.REFUSED
+    _require(held == (node.holder is not None), f"node {node.id} is held by somebody else or it is not")
+    recalled = node.recall is not None
+    _require(not recalled or node.can_hear, f"node {node.id} was asked for jobs and cannot answer")
     opened = any(
         share.state in (ShareState.OPENING, ShareState.READY, ShareState.CLOSING) for share in node.shares.values()
     )

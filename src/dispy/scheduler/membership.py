@@ -182,7 +182,6 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
     node.state = NodeState.FREE
     _lose_flights(tables, out, node, tables.lost, died=True)
     del tables.nodes[node.id]
-    tables.claims.pop(node, None)
     clusters = list(tables.clusters.values())
     for share in tuple(node.shares.values()):
         tables.remove_share(share)

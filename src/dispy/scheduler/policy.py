@@ -5,7 +5,7 @@ Nothing here changes a job or sends anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,10 @@ class Rooms:
 
     def __len__(self) -> int:
         return self._valid
+
+    def __iter__(self) -> Iterator[Share]:
+        """The shares that can be found, in no order."""
+        return (share for noted, _, _, share in self._heap if share.entry == noted)
 
     def offer(self, share: Share, load: float) -> bool:
         """Note a share that takes more jobs; returns whether that is new here."""
