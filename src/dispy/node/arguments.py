@@ -89,3 +89,5 @@ class ArgumentTable:
             assert shared.jobs, "arguments that nobody needs"
             assert shared.jobs <= held
             assert all(job.blob is not None and job.blob.name == name for job in shared.jobs)
+        needing = {job for job in held if job.blob is not None}
+        assert needing == {job for shared in self._blobs.values() for job in shared.jobs}, "arguments were let go"

@@ -18,7 +18,7 @@ from dispy.node import conversation
 from dispy.node import events as ev
 from dispy.node.departure import Departure
 from dispy.node.effects import Announce, Effects, Exit, HangUp, Send
-from dispy.node.invariants import check_jobs
+from dispy.node.invariants import check_jobs, check_lease
 from dispy.node.leases import Leases
 from dispy.node.serving import ComputationState, Lease, lease_name
 from dispy.node.snapshot import Snapshot, take_snapshot
@@ -157,6 +157,8 @@ class NodeCore(Leases):
         if lease is None:
             assert not self.line or self.departure, "somebody waits for a free node"
             return
+        if not self.ended:
+            check_lease(self.desk, lease, in_line=bool(self.line))
         assert lease.peer is None or lease.peer in self.links, "the lease speaks over a link that is gone"
         assert lease.peer is not None or lease.expired or lease.grace_at is not None or lease.ended
 
@@ -216,7 +218,7 @@ class NodeCore(Leases):
         assert lease.peer is not None
         computation = lease.computations.get(message.computation)
         takes = (ComputationState.OPENING, ComputationState.READY)
-        refuses = self.departure or lease.ended or not self.info.cpus
+        refuses = self.departure or not self.info.cpus
         if computation is None or refuses or computation.state not in takes:
             effects.sends.append(Send(lease.peer, _given_back(message.jobs)))
             return

@@ -174,6 +174,10 @@ class Results:
         numbers = [batch.message.sequence for batch in self.batches]
         assert numbers == sorted(set(numbers)), "batches are out of order"
         assert not numbers or numbers[-1] <= self.sequence, "a number comes twice"
+        newest: dict[int, int] = {}
+        for held in self.held():
+            newest[held.job] = max(held.attempt, newest.get(held.job, 0))
+        assert newest == self.attempts, "the ended attempts are not those of the batches"
         assert not any(batch.is_interim and batch.kept is not Kept.MEMORY for batch in self.batches)
         waits = any(batch.kept is Kept.MEMORY and not batch.is_interim for batch in self.batches)
         assert not waits or self.look_at is not None, "a result never reaches the disk"
