@@ -8,7 +8,7 @@ import pytest
 from test_core import ANNA, BERT, HOLDER, MAP, OTHER, REDUCE, Answer, Node, done, fed, forks, gone, node, ready, spec
 from test_core import recalled as given_back
 
-from dispy.model import BlobRef, ComputationSpec, Ending, FileSpec, HeldAttempt, JobOptions, JobSpec
+from dispy.model import BlobRef, ComputationSpec, Ending, FileSpec, HeldAttempt, JobDepends, JobOptions, JobSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects, Send
@@ -537,3 +537,69 @@ def test_after_grace_what_comes_back_from_workers_is_dropped(ready: Node) -> Non
     assert ready.handle(ev.WorkerRecalled(1, 3, 4)) == Effects()
     lease: Any = ready.core.lease
     assert set(lease.jobs) == {1, 3, 4}
+
+
+# What comes too late
+
+
+def test_a_link_that_is_gone_says_nothing_more(node: Node) -> None:
+    node.lease()
+    node.lease(BERT, b"B", OTHER)
+    node.handle(ev.LinkLost(BERT, goodbye=False))
+    assert node.said(msg.RunJobs(MAP, [JobSpec(1, 1, 1)]), b"x", peer=BERT) == Effects()
+
+
+def test_a_request_for_jobs_ends_with_its_link(ready: Node) -> None:
+    ahead(ready, 1, 2, 3, 4)
+    ready.said(msg.RecallJobs(2))
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    ready.lease()
+    assert ready.handle(ev.WorkerRecalled(1, 3, 4)).sends == []
+    ready.handle(ev.WorkerRecalled(2, 3, 4))
+    lease: Any = ready.core.lease
+    assert set(lease.jobs) == {1, 2, 3, 4}
+
+
+def test_a_node_that_ends_is_leased_to_nobody_new(ready: Node) -> None:
+    ready.run(1)
+    ready.handle(ev.ExitAsked(at_once=False))
+    assert ready.lease(BERT, b"B", OTHER).actions == [do.HangUp(BERT, "the node is ending")]
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    assert isinstance(ready.lease().sends[0].message, msg.LeaseGranted)
+
+
+def test_files_that_nobody_waits_for_change_nothing(ready: Node) -> None:
+    options = JobOptions(depends=JobDepends((FILE,)))
+    ready.run(1)
+    ready.said(msg.RunJobs(MAP, [JobSpec(2, 2, 1, None, options)]), b"x")
+    for late in (ev.FilesLent(1, 1), ev.FilesLent(2, 1), ev.FilesLent(2, 1, "no"), ev.FilesLent(77, 1)):
+        assert ready.handle(late) == Effects(), late
+    assert ready.handle(ev.FilesLent(2, 2)).actions == [fed(2, 2)]
+    assert ready.handle(ev.FilesLent(2, 2)) == Effects(), "twice"
+
+
+def test_arguments_that_nobody_waits_for_cannot_fail(ready: Node) -> None:
+    blob = BlobRef(b"h" * 32, 1 << 20)
+    assert ready.handle(ev.ArgumentsFailed(blob.name, "x")) == Effects(), "unknown"
+    ready.said(msg.RunJobs(MAP, [JobSpec(1, 1, 0, blob)]))
+    ready.handle(ev.ArgumentsFetched(blob.name, 7))
+    assert ready.handle(ev.ArgumentsFailed(blob.name, "x")) == Effects(), "they are here"
+    again = ready.handle(ev.ArgumentsFetched(blob.name, 8))
+    assert again == Effects([do.ForgetArguments(blob.name)], []), "twice"
+
+
+def test_only_what_is_being_cleaned_is_gone_afterwards(ready: Node) -> None:
+    assert ready.handle(ev.ComputationCleaned(MAP)) == Effects()
+    assert ready.run(1).actions == [fed(1, 2)]
+
+
+def test_results_that_wait_do_not_keep_a_node_that_is_to_end(ready: Node) -> None:
+    ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=True))
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    ready.wait(ready.core.zombie_interval - 1)
+    ready.handle(ev.ReleaseAsked())
+    ready.handle(ev.ComputationCleaned(MAP))
+    assert ready.core.lease is None
+    assert ready.core.keeper.orphans
+    assert ready.handle(ev.ExitAsked(at_once=False)).actions[-1] == do.Exit("it was told to end")
