@@ -603,3 +603,32 @@ def test_results_that_wait_do_not_keep_a_node_that_is_to_end(ready: Node) -> Non
     assert ready.core.lease is None
     assert ready.core.keeper.orphans
     assert ready.handle(ev.ExitAsked(at_once=False)).actions[-1] == do.Exit("it was told to end")
+
+
+def test_a_claimer_gives_way_to_the_scheduler_that_comes_back(node: Node) -> None:
+    node.handle(ev.LinkOpened(BERT))
+    node.said(msg.ClaimResults(b"A"), peer=BERT)
+    assert node.lease().actions == [do.HangUp(BERT, "the process that submitted these jobs is back")]
+
+
+def test_nothing_is_prepared_on_a_free_node(node: Node) -> None:
+    for event in (ev.ComputationPrepared(MAP), ev.ComputationFailed(MAP, "x"), ev.ForkServerDied(MAP, "x")):
+        assert node.handle(event) == Effects(), event
+
+
+def test_a_worker_that_ends_as_it_should_is_not_stillborn(node: Node) -> None:
+    node.lease()
+    node.open()
+    node.run(1)
+    assert node.handle(ev.WorkerDied(1, 0, "x", expected=True)).actions == [do.ForkWorker(MAP, 2)]
+    assert node.handle(ev.WorkerDied(2, 0, "x")).actions == [], "a stillborn one: later"
+    assert node.wait(0.1).actions == [do.ForkWorker(MAP, 3)]
+
+
+def test_the_cpus_of_a_heavy_job_that_went_back_with_its_worker_are_free(ready: Node) -> None:
+    heavy(ready, 1, cpus=2)
+    ready.handle(ev.OfferChanged(0, "x"))
+    assert ready.handle(ev.WorkerDied(1, 0, "x")).sends == [given_back(1)]
+    ready.handle(ev.WorkerDied(2, 0, "x", expected=True))
+    ready.handle(ev.OfferChanged(2))
+    assert forks(ready.run(2, 3)) == [MAP, MAP]
