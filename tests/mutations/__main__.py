@@ -19,7 +19,7 @@ CORES = [f"dispy.{room}.{name}" for room, names in (("scheduler", SCHEDULER), ("
 BY_VALUE = [
     "scheduler",
     "node/test_core.py",
-    "node/test_decisions.py",
+    "node/test_core_edges.py",
     "node/test_claims.py",
     "node/test_serving.py",
     "node/test_slots.py",
