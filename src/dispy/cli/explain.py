@@ -45,7 +45,15 @@ class Explanation:
 @click.option("--tags", metavar="TAG,…", help="Tags that its node must have.")
 @click.option("--program", is_flag=True, help="It runs a program: any Python will do.")
 @connection_options
-@click.option("-w", "--wait", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds to listen.")
+@click.option(
+    "-w",
+    "--wait",
+    type=click.FloatRange(0.1, 60),
+    metavar="SECONDS",
+    default=1.0,
+    show_default=True,
+    help="Seconds to listen.",
+)
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print one JSON object.")
 def explain(
     nodes: tuple[str, ...],
