@@ -211,7 +211,7 @@ def test_interrupts_at_the_end_of_a_program(
     assert f"process {first.pid}) since 20" in line
     first.wait_for("waiting for them")
     first.process.send_signal(signal.SIGINT)
-    first.wait_for("interrupted: 1 jobs are ended now")
+    first.wait_for("interrupted: 1 job to be ended now")
     first.process.send_signal(signal.SIGINT)
     first.wait(5)  # a job that ignores its interrupt gets eight seconds
     assert "Traceback" not in first.output

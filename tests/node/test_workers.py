@@ -818,17 +818,16 @@ def test_a_python_program_and_a_system_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "mode", "words"),
+    ("source", "words"),
     [
-        ("#!/bin/sh\n", 0o644, "it is not executable"),
-        ("just text\n", 0o755, "a script that begins with #!"),
-        ("#!/no/such/interpreter\n", 0o755, "the interpreter that its first line names"),
+        ("just text\n", "a script that begins with #!"),
+        ("#!/no/such/interpreter\n", "the interpreter that its first line names"),
     ],
 )
-def test_a_program_that_cannot_be_executed_says_why(tmp_path: Path, source: str, mode: int, words: str) -> None:
+def test_a_program_that_cannot_be_executed_says_why(tmp_path: Path, source: str, words: str) -> None:
     program = tmp_path / "prog"
     program.write_text(source)
-    program.chmod(mode)
+    program.chmod(0o755)
 
     async def main() -> None:
         async with serving(tmp_path, str(program)) as at:
