@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
+import test_scheduler_core as core
 
 from dispy.model import Holder, JobOptions, JobState, NodeInfo
 from dispy.scheduler import events as ev
@@ -26,19 +24,6 @@ from dispy.scheduler.prospects import (
 )
 from dispy.wire import messages as msg
 
-
-def _load() -> Any:
-    name = "scheduler_core_world"
-    if name not in sys.modules:
-        found = importlib.util.spec_from_file_location(name, Path(__file__).with_name("test_scheduler_core.py"))
-        assert found is not None
-        assert found.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-    return sys.modules[name]
-
-
-core = _load()
 MAP, N1, N2 = core.MAP, core.N1, core.N2
 Scheduler, info = core.Scheduler, core.info
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+import test_scheduler_core as core
 
 from dispy.model import AvailInfo, Ending, JobState
 from dispy.scheduler import events as ev
@@ -15,19 +13,6 @@ from dispy.scheduler.effects import AskAllocation, Effects, NodeClosed, NodeMeas
 from dispy.scheduler.events import Steering
 from dispy.wire import messages as msg
 
-
-def _load() -> Any:
-    name = "scheduler_core_world"
-    if name not in sys.modules:
-        found = importlib.util.spec_from_file_location(name, Path(__file__).with_name("test_scheduler_core.py"))
-        assert found is not None
-        assert found.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-    return sys.modules[name]
-
-
-core = _load()
 MAP, N1, N2 = core.MAP, core.N1, core.N2
 Scheduler, only, said, info = core.Scheduler, core.only, core.said, core.info
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
+import test_scheduler_core as core
 
 from dispy.model import ComputationId, Ending, JobOptions, JobState, NodeInfo, ProcessId
 from dispy.scheduler import events as ev
@@ -15,19 +11,6 @@ from dispy.scheduler.effects import Effects, JobRequeued, JobsEnded, Send
 from dispy.scheduler.jobs import JobRecord
 from dispy.wire import messages as msg
 
-
-def _load() -> Any:
-    name = "scheduler_core_world"
-    if name not in sys.modules:
-        found = importlib.util.spec_from_file_location(name, Path(__file__).with_name("test_scheduler_core.py"))
-        assert found is not None
-        assert found.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-    return sys.modules[name]
-
-
-core = _load()
 MAP, REDUCE, N1, N2, N3, NAMES = core.MAP, core.REDUCE, core.N1, core.N2, core.N3, core.NAMES
 sends_of, spec = core.sends_of, core.spec
 
