@@ -9,16 +9,41 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+
+import dispy
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "netns" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture
+def clusters() -> Iterator[Callable[..., dispy.JobCluster]]:
+    """`clusters(computation, …)`: a cluster that is ended after the test."""
+    made: list[dispy.JobCluster] = []
+
+    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
+        made.append(dispy.JobCluster(computation, **settings))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close(terminate=True)
+    for cluster in made:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def local(clusters: Callable[..., dispy.JobCluster]) -> Callable[..., dispy.JobCluster]:
+    """`local(computation, …)`: a cluster on a node that is started for the test."""
+    return lambda computation, **settings: clusters(computation, **{"nodes": "local", **settings})
 
 
 @dataclass(frozen=True, slots=True)

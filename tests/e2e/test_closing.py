@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,6 @@ from dispy import closing
 from dispy.errors import ClosedError
 
 SOON = 20.0
-
-
-@pytest.fixture
-def local() -> Iterator[Callable[..., dispy.JobCluster]]:
-    """`local(computation, …)`: a cluster on a node that is started for the test."""
-    clusters: list[dispy.JobCluster] = []
-
-    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
-        clusters.append(dispy.JobCluster(computation, nodes="local", **settings))
-        return clusters[-1]
-
-    yield make
-    for cluster in clusters:
-        cluster.close(terminate=True)
-    for cluster in clusters:
-        cluster.shutdown()
 
 
 def same(number: int) -> int:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from packages import find_uv, wheel
 
 SOON = 90.0
-
-
-@pytest.fixture
-def local() -> Iterator[Callable[..., dispy.JobCluster]]:
-    """`local(computation, …)`: a cluster on a node that is started for the test."""
-    clusters: list[dispy.JobCluster] = []
-
-    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
-        clusters.append(dispy.JobCluster(computation, **{"nodes": "local", **settings}))
-        return clusters[-1]
-
-    yield make
-    for cluster in clusters:
-        cluster.close(terminate=True)
-    for cluster in clusters:
-        cluster.shutdown()
 
 
 def ended(job: dispy.DispyJob) -> dispy.DispyJob:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,9 @@ SOON = 30.0
 
 
 @pytest.fixture
-def clusters(free_base_port: int) -> Iterator[Callable[..., dispy.JobCluster]]:
-    """`clusters(function)`: a cluster on the node of this machine, ended after the test."""
-    made: list[dispy.JobCluster] = []
-
-    def make(function: Any, **settings: Any) -> dispy.JobCluster:
-        made.append(dispy.JobCluster(function, nodes="127.0.0.1", dispy_port=free_base_port, **settings))
-        return made[-1]
-
-    yield make
-    for cluster in made:
-        cluster.close(terminate=True)
-    for cluster in made:
-        cluster.shutdown()
+def here(clusters: Callable[..., dispy.JobCluster], free_base_port: int) -> Callable[..., dispy.JobCluster]:
+    """`here(function)`: a cluster on the node of this machine, ended after the test."""
+    return functools.partial(clusters, nodes="127.0.0.1", dispy_port=free_base_port)
 
 
 def hold(folder: str, number: int) -> int:
@@ -63,20 +54,20 @@ def allow_no_more(pid: int) -> tuple[int, int]:
 
 def test_a_node_without_descriptors(
     dispynode: Callable[..., Any],
-    clusters: Callable[..., dispy.JobCluster],
+    here: Callable[..., dispy.JobCluster],
     wait_until: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dispy.scheduler.shares.RETRY_INTERVAL", 0.5)
     node = dispynode("--cpus", "2")
-    first = clusters(hold)
+    first = here(hold)
     running = first.submit(str(tmp_path), 1)
     wait_until((tmp_path / "started-1").exists)
     limits = allow_no_more(node.pid)
     behind = first.submit(str(tmp_path), 2)
     node.wait_for("hold: no worker could be started: no file descriptors are left", timeout=SOON)
-    second = clusters(abs)
+    second = here(abs)
     waiting = second.submit(-7)
     wait_until(lambda: "refused for now" in second.explain(waiting), timeout=SOON)
     (tmp_path / "gate").touch()
@@ -94,13 +85,13 @@ def test_a_node_without_descriptors(
 
 def test_results_of_a_node_without_descriptors_end_their_jobs(
     dispynode: Callable[..., Any],
-    clusters: Callable[..., dispy.JobCluster],
+    here: Callable[..., dispy.JobCluster],
     wait_until: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     """A large result comes as a descriptor, which the node cannot take then; the job says so, and the next one runs."""
     node = dispynode("--cpus", "1")
-    cluster = clusters(large)
+    cluster = here(large)
     job = cluster.submit(str(tmp_path))
     wait_until((tmp_path / "started").exists)
     limits = allow_no_more(node.pid)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,6 @@ import dispy
 from dispy.errors import SettingsError, ShippingError
 
 SOON = 20.0
-
-
-@pytest.fixture
-def clusters() -> Iterator[Callable[..., dispy.JobCluster]]:
-    """`clusters(computation, …)`: a cluster that is ended after the test."""
-    made: list[dispy.JobCluster] = []
-
-    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
-        made.append(dispy.JobCluster(computation, **settings))
-        return made[-1]
-
-    yield make
-    for cluster in made:
-        cluster.close(terminate=True)
-    for cluster in made:
-        cluster.shutdown()
 
 
 def ended(job: dispy.DispyJob) -> dispy.DispyJob:

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,6 @@ from dispy.errors import ClosedError, SettingsError, ShippingError
 
 SOON = 20.0
 """Ten times the two seconds that are promised for a job that dies."""
-
-
-@pytest.fixture
-def local() -> Iterator[Callable[..., dispy.JobCluster]]:
-    """`local(computation, …)`: a cluster on a node that is started for the test."""
-    clusters: list[dispy.JobCluster] = []
-
-    def make(computation: Any, **settings: Any) -> dispy.JobCluster:
-        clusters.append(dispy.JobCluster(computation, nodes="local", **settings))
-        return clusters[-1]
-
-    yield make
-    for cluster in clusters:
-        cluster.close(terminate=True)
-    for cluster in clusters:
-        cluster.shutdown()
 
 
 def ended(job: dispy.DispyJob) -> dispy.DispyJob:
