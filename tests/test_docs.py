@@ -17,7 +17,7 @@ import pytest
 from dispy import JobCluster, cli, errors, model, settings
 from dispy.job import DispyJob
 from dispy.node.cli import command as dispynode_command
-from dispy.wire import handshake, messages
+from dispy.wire import handshake, message, messages, sharing
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -193,7 +193,7 @@ def fields_of(struct: type[msgspec.Struct]) -> list[str]:
     return [field.name for field in msgspec.structs.fields(struct)]
 
 
-@pytest.mark.parametrize("message", messages.Message.__subclasses__(), ids=lambda message: message.__name__)
+@pytest.mark.parametrize("message", message.Message.__subclasses__(), ids=lambda message: message.__name__)
 def test_messages_are_described_with_their_fields(message: type[msgspec.Struct]) -> None:
     row = re.search(rf"^\| `{message.__name__}` \| ([^|]*)\|", PAGES["design/protocol.md"], re.MULTILINE)
     assert row is not None
@@ -205,6 +205,8 @@ STRUCTS = (
     *(model.BlobRef, model.FileSpec, model.ComputationSpec, model.JobSpec, model.JobOptions, model.JobDone),
     model.JobDepends,
     *(model.HeldAttempt, model.Holder, model.NodeInfo, model.AvailInfo),
+    *(sharing.NodeSeen, sharing.JobOver, sharing.NodeStanding, sharing.ClusterStatus, sharing.UserStatus),
+    *(sharing.PoolNode, sharing.PoolStatus, sharing.JobStatus),
 )
 
 

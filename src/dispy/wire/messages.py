@@ -1,4 +1,5 @@
 """Every message that two dispy processes exchange after the handshake: reading this is reading the protocol.
+What clients and shared schedulers say to each other is in `dispy.wire.sharing`.
 
 A message is one tagged struct (the header of a frame). What is said of *payload* travels raw behind it.
 Requests are imperative, answers past tense. Both sides may send what stands under "both"; the rest says who does.
@@ -6,8 +7,6 @@ Requests are imperative, answers past tense. Both sides may send what stands und
 """
 
 from __future__ import annotations
-
-import msgspec
 
 from dispy.model import (
     AvailInfo,
@@ -22,15 +21,13 @@ from dispy.model import (
     NodeOrder,
     NodeStatus,
 )
+from dispy.wire.message import Message
+from dispy.wire.sharing import SharingMessage
 
 PROTOCOL = 1
 """Number of this protocol; processes with another one refuse each other in words."""
 CAPABILITIES: tuple[str, ...] = ("jobs", "blobs", "recall")
 """What this side can do beyond the number; an unknown capability of the other side is ignored."""
-
-
-class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """Base of all messages."""
 
 
 # ---- both ----
@@ -360,4 +357,5 @@ AnyMessage = (
     | SteerNode
     | StatusTold
     | NodeSteered
+    | SharingMessage
 )

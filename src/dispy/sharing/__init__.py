@@ -1,0 +1,1 @@
+"""One scheduler that many programs share: `dispyscheduler`, its clients, and what both need."""
