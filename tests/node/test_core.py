@@ -671,6 +671,17 @@ def test_recall_goes_on_to_the_workers(ready: Node) -> None:
     assert ready.handle(ev.WorkerRecalled(2, 3, 6)).sends == [recalled(9, 3, 4)]
 
 
+def test_recall_is_answered_although_the_computation_is_cleaned_away(ready: Node) -> None:
+    """The worker has run all that it had before it heard of the recall, and was ended with its computation."""
+    ready.core.lease.computations[MAP].mean = 0.001  # type: ignore[union-attr]
+    ready.run(1, 2, 3)
+    assert ready.said(msg.RecallJobs(3)).actions == [do.RecallFromWorker(MAP, 1, 4)]
+    ready.handle(ev.WorkerAnswered(1, [Answer(2), Answer(3)]))
+    ready.handle(ev.WorkerAnswered(2, [Answer(2)]))
+    ready.said(msg.CloseComputation(MAP))
+    assert recalled() in ready.handle(ev.ComputationCleaned(MAP)).sends
+
+
 def test_recall_is_answered_although_the_worker_dies(ready: Node) -> None:
     ready.core.lease.computations[MAP].mean = 0.001  # type: ignore[union-attr]
     ready.run(1, 2, 3)

@@ -192,3 +192,25 @@ def test_jobs_of_a_widened_cluster_wait_although_every_node_refused() -> None:
     assert scheduler.submit(1) == Effects()
     scheduler.handle(ev.ClusterWidened(core.REDUCE))
     assert scheduler.core.counters.ignored == 1
+
+
+def test_a_closed_node_that_refused_and_still_runs_a_job_is_used_again_with_what_its_owner_says(busy: Any) -> None:
+    busy.said(N1, msg.ComputationRefused(MAP, "setup failed"))
+    steer(busy, Steering.CLOSE)
+    effects = steer(busy, Steering.USE)
+    opened = said(N1, msg.OpenComputation(core.spec()))
+    assert effects == Effects(opened, [AskAllocation(MAP, N1, info(N1), "10.0.0.1")])
+    busy.done(N1, 1)
+    busy.core.check()
+
+
+def test_a_node_that_refused_for_good_is_given_back_whatever_its_owner_says() -> None:
+    """Its owner is asked anew because the node offers more CPUs, and answers when the node has refused."""
+    scheduler = Scheduler()
+    scheduler.open()
+    scheduler.ready(N1, 2)
+    described = scheduler.said(N1, msg.NodeDescribed(info(N1, 3)))
+    assert AskAllocation(MAP, N1, info(N1, 3), "10.0.0.1") in described.notices
+    assert scheduler.said(N1, msg.ComputationRefused(MAP, "setup failed")).sends == []
+    allocated = scheduler.handle(ev.NodeAllocated(MAP, N1, 3))
+    assert [send.message for send in allocated.sends] == [msg.ReleaseLease()]

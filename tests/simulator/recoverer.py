@@ -35,6 +35,8 @@ class SimRecoverer(DiallingProcess):
         self.answered: set[ProcessId] = set()
         """Nodes that have said what they hold."""
         self._safe: dict[ProcessId, int] = {}
+        self._kept_at: dict[ProcessId, float] = {}
+        """When the last of the batches that have come is in the recovery file."""
         self._from: dict[tuple[ProcessId, int, int], int] = {}
 
     def link_opened(self, link: Link) -> None:
@@ -54,7 +56,9 @@ class SimRecoverer(DiallingProcess):
                 if self.world.verbose:
                     self.world.log(f"recoverer {self.number} of {process[:4]}: ended {ended}, running {running}")
             case messages.JobsDone(sequence, jobs):
-                at = self.world.clock.now + 0.01 * self.world.random.random()
+                # one after another, as an acknowledgement is for all batches before it as well
+                at = max(self._kept_at.get(process, 0.0), self.world.clock.now + 0.01 * self.world.random.random())
+                self._kept_at[process] = at
                 self.world.clock.at(at, lambda: self.hear(lambda: self._keep(link, sequence, jobs)))
             case _:
                 pass

@@ -124,7 +124,7 @@ class ComputationDesk:
         computation = None if lease is None else lease.computations.get(event.computation)
         if lease is None or computation is None or computation.state is not ComputationState.CLEANING:
             return
-        self._jobs.forget_workers(computation)
+        self._jobs.forget_workers(lease, computation, effects)
         del lease.computations[computation.id]
         if not computation.told_closed:
             _tell(lease, msg.ComputationClosed(computation.id, event.trace), effects)

@@ -251,10 +251,11 @@ class JobDesk:
         """Whether the machine has had nothing left for a worker for a while, and none is here."""
         return computation.exhausted >= EXHAUSTED_MOST and not computation.workers and not computation.refused
 
-    def forget_workers(self, computation: Computation) -> None:
+    def forget_workers(self, lease: Lease, computation: Computation, effects: Effects) -> None:
         """Its processes are gone."""
         for worker in list(computation.workers.values()):
             self.feeder.remove(worker, computation)
+            self.returning.answer(lease, worker, [], effects)
 
     def _end_running(self, lease: Lease, job: HeldJob, event: ev.WorkerDied, effects: Effects) -> None:
         if job.blob is not None or job.loan is not None:

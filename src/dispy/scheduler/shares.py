@@ -35,16 +35,22 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
         tables.counters.ignored += 1
         return
     cluster.asked.pop(node.id, None)
-    share = cluster.shares.get(node.id)
     if event.cpus <= 0:
         cluster.declined[node.id] = None
+        share = cluster.shares.get(node.id)
         if share is not None:
             share.cpus = 0
             close_share(tables, out, share, "the cluster does not use it any more")
             tables.refresh(node)
-        end_hopeless(tables, out, cluster.queues)
-        release_if_unused(tables, out, node)
-        return
+    else:
+        _use(tables, out, cluster, node, event)
+    end_hopeless(tables, out, cluster.queues)
+    # also a share that is used may be one that the node has refused for good
+    release_if_unused(tables, out, node)
+
+
+def _use(tables: Tables, out: Outbox, cluster: ClusterRecord, node: NodeRecord, event: NodeAllocated) -> None:
+    share = cluster.shares.get(node.id)
     cluster.declined.pop(node.id, None)
     if share is None:
         share = Share(cluster, node, event.cpus, event.files, event.setup_args, event.oversubscribe)
@@ -60,7 +66,6 @@ def allocate(tables: Tables, out: Outbox, event: NodeAllocated) -> None:
     tables.refresh(node)
     if changed:
         tell_offer(out, node)
-    end_hopeless(tables, out, cluster.queues)
 
 
 def tell_offer(out: Outbox, node: NodeRecord) -> None:

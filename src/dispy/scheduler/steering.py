@@ -83,6 +83,9 @@ def _use(tables: Tables, out: Outbox, share: Share) -> None:
     share.is_paused = False
     if share.state is ShareState.REFUSED:
         tables.deadlines.pop((cluster.id, node.id), None)
+        if not share.cpus:  # it was closed while jobs still ran there: its owner says anew how much it wants
+            share.cpus = node.info.cpus
+            ask_allocation(out, cluster, node)
         share.state = ShareState.WANTED
         want(tables, out, share)
     elif not share.cpus:
