@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dispy.node.masking import masked_arguments
+from dispy.masking import masked_arguments
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_only_the_secret_is_hidden(typed: str, shown: str | None) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nothing can be overwritten")
 def test_a_process_hides_its_secret() -> None:
-    code = "from dispy.node.masking import mask_secrets as m; m(); print(open('/proc/self/cmdline').read())"
+    code = "from dispy.masking import mask_secrets as m; m(); print(open('/proc/self/cmdline').read())"
     words = ["--name", "e", "-s", "e", "--admin_secret", "ö=x"]
     run = subprocess.run([sys.executable, "-s", "-c", code, *words], capture_output=True, text=True, check=True)
     assert run.stdout.strip("\0\n").split("\0") == [

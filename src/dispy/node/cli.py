@@ -6,10 +6,8 @@ Exit codes: 0 the node was told to end, 1 it could not start or go on (one sente
 from __future__ import annotations
 
 import configparser
-import ipaddress
 import logging
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +16,12 @@ import click
 
 from dispy import settings
 from dispy.clicknumbers import WholeNumber
+from dispy.commandline import comma_separated, place_named, set_up_logging
 from dispy.errors import SettingsError
+from dispy.masking import mask_secrets
 from dispy.node.embedded import run_embedded
 from dispy.node.launch import launch
-from dispy.node.masking import mask_secrets
-from dispy.node.options import comma_separated, owner_options, owner_settings
+from dispy.node.options import owner_options, owner_settings
 from dispy.node.running import run
 from dispy.node.settings import NodeSettings
 from dispy.parameters import option_of_today
@@ -30,7 +29,6 @@ from dispy.secrets import Credentials, find_admin_credentials, find_credentials
 
 logger = logging.getLogger("dispy.node")
 
-_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 _SETUP_PLACE: Final = (
     "the setup function of a program runs in a process from which the workers of its jobs are forked, so that they "
     "have all that it made; the node's own process runs no code of programs"
@@ -188,7 +186,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     are done. SIGINT (Ctrl-C) finishes the jobs that are here first, SIGTERM ends at once. Every option can be given
     by an environment variable as well (DISPY_CPUS, DISPY_HOST, ...).
     """
-    _set_up_logging(debug=options["debug"])
+    set_up_logging(debug=options["debug"])
     try:
         if options["launch"]:
             context.exit(launch())
@@ -235,8 +233,8 @@ def _node_settings(options: Mapping[str, Any], credentials: Credentials) -> Node
         base_port=base_port,
         insist_on_port=_was_typed("base_port"),
         multicast=settings.multicast(options["ipv4_udp_multicast"]),
-        ext_hosts=tuple(_address(each, 0, "--ext_host") for each in options["ext_host"]),
-        joins=tuple(_address(each, base_port, "--join") for each in options["join"]),
+        ext_hosts=tuple(place_named(each, 0, "--ext_host") for each in options["ext_host"]),
+        joins=tuple(place_named(each, base_port, "--join") for each in options["join"]),
         clean=options["clean"],
         **owner_settings(options),
     )
@@ -252,29 +250,6 @@ def _was_typed(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _address(text: str, usual_port: int, option: str) -> tuple[str, int]:
-    """HOST, HOST:PORT, an IPv6 address, or [IPv6]:PORT."""
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    elif ":" in text and not _is_ipv6(text):
-        host = ""
-    if not host or (port and not (port.isdigit() and 0 < int(port) < 65536)):
-        raise SettingsError(f"{option} {text!r}: give HOST or HOST:PORT")
-    return host, int(port) if port else usual_port
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _save_config(path: str, options: Mapping[str, Any]) -> None:
     parser = configparser.ConfigParser(interpolation=None)
     for name, value in sorted(options.items()):
@@ -288,20 +263,6 @@ def _save_config(path: str, options: Mapping[str, Any]) -> None:
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror}") from error
     click.echo(f"the options are in {path}; use them with --config {path}")
-
-
-def _set_up_logging(*, debug: bool) -> None:
-    word = settings.variable("DISPY_LOGLEVEL") or "info"
-    if word.lower() not in _LEVELS:
-        raise click.UsageError(f"DISPY_LOGLEVEL={word!r}: use one of {', '.join(_LEVELS)}")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    root = logging.getLogger("dispy")
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.propagate = False
-    root.setLevel(logging.DEBUG if debug else word.upper())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import click
 
 from dispy import settings, words
 from dispy.clicknumbers import Number, WholeNumber
+from dispy.commandline import comma_separated
 from dispy.errors import SettingsError
 from dispy.node import vitals
 from dispy.node.account import find_account
@@ -19,11 +20,6 @@ from dispy.node.window import service_window
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _IDLE_LOAD: Final = 0.5
 """Load of others, in CPUs, below which `--idle-only` works."""
-
-
-def comma_separated(_context: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
-    """Several values by repeating an option or by commas."""
-    return tuple(part for each in value for part in settings.names(each))
 
 
 def _option(name: str, help: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

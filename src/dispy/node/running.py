@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import socket
 
+from dispy.commandline import tell_manager
 from dispy.errors import DispyError, SettingsError
 from dispy.node import console
 from dispy.node.service import NodeService
@@ -45,7 +44,7 @@ async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
     if service.callers.port_notice:
         logger.warning("%s", service.callers.port_notice)
     logger.info("%s", _ready_line(service))
-    _tell_systemd(manager, "READY=1")
+    tell_manager(manager, "READY=1")
     if daemon or not console.is_wanted():
         return await until_ended(service, manager)
     terminal = console.Console(service)
@@ -64,7 +63,7 @@ async def until_ended(service: NodeService, manager: str = "") -> int:
     try:
         reason = await service.ended
     finally:
-        _tell_systemd(manager, "STOPPING=1")
+        tell_manager(manager, "STOPPING=1")
         await service.close()
     logger.info("ended: %s", reason)
     return 1 if reason.startswith("cannot ") else 0
@@ -112,13 +111,3 @@ def _ready_line(service: NodeService) -> str:
         parts.append("joining " + ", ".join(shown(*place) for place in node.joins))
     parts.append(f"files in {node.prefix}")
     return "; ".join(parts)
-
-
-def _tell_systemd(address: str, state: str) -> None:
-    """The notification protocol of service managers, where one listens."""
-    if not address:
-        return
-    # A manager that does not listen must not stop the node.
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(state.encode())

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-_OPTION: Final = re.compile(rb"(?:-d*s|--(?:secret|admin[-_]secret)=)(?=.)|(?:-d*s|--(?:secret|admin[-_]secret))\Z")
+_OPTION: Final = re.compile(rb"(?:-d*s|--(?:[a-z]+[-_])?secret=)(?=.)|(?:-d*s|--(?:[a-z]+[-_])?secret)\Z")
 """Up to where an argument has an option that takes a secret; `-d`, a flag, may stand in one argument with `-s`."""
 
 
@@ -30,7 +30,7 @@ def mask_secrets() -> None:
 
 
 def masked_arguments(arguments: Sequence[bytes]) -> list[bytes]:
-    """The arguments of `dispynode` with stars in place of the secrets: as long as before, all else as it was. Pure."""
+    """The arguments of a command with stars in place of the secrets: as long as before, all else as it was. Pure."""
     masked: list[bytes] = []
     is_secret = False
     for argument in arguments:
