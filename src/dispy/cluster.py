@@ -198,7 +198,7 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
             )
         self._shipment = shipment
         self._portal = portal()
-        self.service: SchedulerService = service_for(self._portal, settings)
+        self.service = service_for(settings, lambda: SchedulerService(self._portal, settings))
         spec = self._portal.call(self._make_spec(shipment))
         spec = msgspec.structs.replace(
             spec,
@@ -232,8 +232,7 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
         self._journal: Journal | None = None
         if durable and recover_file is not False:
             self._journal = keep_computation(self.service.recorder, recover_file, ledger, shipment, items)
-            self.service.durable.add(spec.id, self._journal)
-            ledger.when_told = self.service.durable.told
+            ledger.when_told = self.service.keep_marks(spec.id, self._journal)
         self._portal.call(self.service.open_cluster(ledger))
         self.is_closed = False
         self.is_hurried = False
@@ -243,16 +242,17 @@ class JobCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
 
     async def _make_spec(self, shipment: Shipment) -> ComputationSpec:
         try:
-            files = await self.service.offers.offer([(file.path, file.dest) for file in shipment.files])
+            code, files = await self.service.offer_computation(
+                shipment.code, [(file.path, file.dest) for file in shipment.files]
+            )
         except TransferError as error:
             raise ShippingError(f"depends: {error}") from error
-        sources = self.service.links.sources
         return ComputationSpec(
             id=ComputationId(secrets.token_hex(16)),
             name=shipment.name,
             kind=shipment.kind,
             python=shipment.python,
-            code=None if shipment.code is None else sources.offer_bytes(shipment.code, hashed=True),
+            code=code,
             program=shipment.program,
             files=files,
         )

@@ -8,7 +8,7 @@ from dispy.errors import ClosedError
 from dispy.ledger import ClusterLedger
 from dispy.model import ComputationId
 from dispy.portal import Portal
-from dispy.scheduler.service import SchedulerService
+from dispy.scheduler.access import SchedulerAccess
 
 
 class ClusterBase:
@@ -19,7 +19,7 @@ class ClusterBase:
     is_closed: bool
     is_hurried: bool
     """Ctrl-C came again while its end was being waited for."""
-    service: SchedulerService
+    service: SchedulerAccess
     _id: ComputationId
     _ledger: ClusterLedger
     _portal: Portal

@@ -10,12 +10,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from dispy.logs import logger
-from dispy.portal import Portal, current_portal
-from dispy.scheduler.identity import ServiceSettings
-from dispy.scheduler.service import SchedulerService
+from dispy.portal import current_portal
+from dispy.scheduler.access import SchedulerAccess
 from dispy.words import counted
 
 SAY_AFTER = 2.0
@@ -28,7 +28,7 @@ class Closable(Protocol):
     """What is asked of a cluster at the end of its process."""
 
     pid: int
-    service: SchedulerService
+    service: SchedulerAccess
 
     @property
     def name(self) -> str:
@@ -66,18 +66,19 @@ class Closable(Protocol):
         """Mark it closed: it belongs to another process."""
 
 
-_services: dict[ServiceSettings, SchedulerService] = {}
+_services: dict[Hashable, SchedulerAccess] = {}
+"""By what clusters must have in common to share one."""
 _clusters: set[Closable] = set()
 _lock = threading.Lock()
 _exit_registered = False
 
 
-def service_for(portal: Portal, settings: ServiceSettings) -> SchedulerService:
-    """The service of this process for these settings."""
+def service_for(settings: Hashable, make: Callable[[], SchedulerAccess]) -> SchedulerAccess:
+    """The scheduler of this process for these settings; made when there is none."""
     with _lock:
         service = _services.get(settings)
         if service is None:
-            service = _services[settings] = SchedulerService(portal, settings)
+            service = _services[settings] = make()
         return service
 
 
@@ -97,7 +98,7 @@ def release(cluster: Closable) -> None:
         _clusters.discard(cluster)
 
 
-def stop_if_unused(service: SchedulerService) -> None:
+def stop_if_unused(service: SchedulerAccess) -> None:
     """Stop a service that no open cluster uses."""
     with _lock:
         if any(cluster.service is service for cluster in _clusters):

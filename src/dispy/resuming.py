@@ -266,7 +266,7 @@ async def resume(
             computation = book.computations[cluster]
             owner = _ResumedCluster(computation, (stored.job for stored in mine), file.store)
             await _offer(service, computation, file.store)
-            service.durable.add(cluster, keeper)
+            service.keep_marks(cluster, keeper)
             await service.open_cluster(owner)
             service.handle(JobsSubmitted([await _record(service, stored, file.store) for stored in mine]))
             owners.append(owner)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dispy.clusterbase import ClusterBase
 from dispy.nodes import DispyNode
 from dispy.report import cluster_report
-from dispy.scheduler.explain import Standing
+from dispy.wire.sharing import NodeStanding
 
 
 class ClusterStatus(NamedTuple):
@@ -30,17 +30,13 @@ class ClusterStanding(ClusterBase):
         self._standings()
         return ClusterStatus(list(self._ledger.nodes.values()), self.pending)
 
-    def _standings(self) -> list[Standing]:
+    def _standings(self) -> list[NodeStanding]:
         """How each node stands now; notes on the way how many jobs it has."""
-        standings = [] if self.is_closed else self._portal.call(self._ask_standings())
+        standings = [] if self.is_closed else self._portal.call(self.service.standings(self._id))
         for standing in standings:
             if standing.node in self._ledger.nodes:
                 self._ledger.nodes[standing.node].busy = standing.in_flight
         return standings
-
-    async def _ask_standings(self) -> list[Standing]:
-        self.service.flush_now()
-        return self.service.core.standings(self._id)
 
     def print_status(self, wall_time: float | None = None) -> None:
         """Print a table of what each node has done, and how much faster that was than one CPU.

@@ -5,6 +5,7 @@ They say what is wanted and return at once; what follows is told by `cluster_sta
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from dispy import config
@@ -12,7 +13,7 @@ from dispy.clusterbase import ClusterBase
 from dispy.errors import SettingsError
 from dispy.model import ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, parse_nodes
-from dispy.scheduler.events import ClusterWidened, NodeSteered, Steering
+from dispy.scheduler.events import Steering
 
 
 class NodeSteering(ClusterBase):
@@ -33,7 +34,8 @@ class NodeSteering(ClusterBase):
             SettingsError: an item has a form that is not known.
         """
         self._check_open()
-        self._look_for(parse_nodes(nodes)[0])
+        items, _ = parse_nodes(nodes)
+        self._portal.call(self.service.look_for_nodes(self._id, items, lasting=False))
         return 0
 
     def allocate_node(self, node: Any) -> int:
@@ -50,10 +52,9 @@ class NodeSteering(ClusterBase):
         for item in items:
             item.addresses()
         self._ledger.add_items(items)
-        self._portal.post(self.service.handle, ClusterWidened(self._id))
-        self._look_for(items)
+        self._portal.call(self.service.look_for_nodes(self._id, items, lasting=True))
         for item in items:
-            for found in self._portal.call(self._linked(item), config.MsgTimeout):
+            for found in self._portal.call(self.service.nodes_matching(item), config.MsgTimeout):
                 self._steer(found, Steering.USE)
         return 0
 
@@ -104,10 +105,8 @@ class NodeSteering(ClusterBase):
         return effective if used else -1
 
     async def _cap(self, process: ProcessId, cpus: int) -> int:
-        offered = self.service.links.nodes[process].info if process in self.service.links.nodes else None
-        effective = self._ledger.cap(process, cpus, offered)
-        self.service.allocating.note(self._id, process, effective)
-        self.service.handle(NodeSteered(self._id, process, Steering.CAP, effective))
+        effective = self._ledger.cap(process, cpus, self.service.offered_by(process))
+        self.service.steer(self._id, process, Steering.CAP, cpus=effective)
         return effective
 
     def _steer_each(self, node: Any, how: Steering, *, terminate: bool = False) -> int:
@@ -118,12 +117,14 @@ class NodeSteering(ClusterBase):
         return 0 if used else -1
 
     def _steer(self, process: ProcessId, how: Steering, *, terminate: bool = False) -> None:
-        event = NodeSteered(self._id, process, how, terminate=terminate)
-        self._portal.post(self.service.handle, event)
+        self._portal.post(functools.partial(self.service.steer, self._id, process, how, terminate=terminate))
 
     def _used(self, node: object) -> list[ProcessId]:
         """The nodes of this cluster that are meant; of a name there is rarely more than one."""
-        return [process for process in self._meant(node) if self._portal.call(self._uses(process), config.MsgTimeout)]
+        return [process for process in self._meant(node) if self._uses(process)]
+
+    def _uses(self, process: ProcessId) -> bool:
+        return self._portal.call(self.service.uses(self._id, process), config.MsgTimeout)
 
     def _meant(self, node: object) -> list[ProcessId]:
         if isinstance(node, DispyNode):
@@ -132,16 +133,4 @@ class NodeSteering(ClusterBase):
         if not isinstance(wanted, NodeAllocate):
             raise SettingsError(f"a node is a DispyNode, an address or a name, not {node!r}")
         wanted.addresses()
-        return self._portal.call(self._linked(wanted), config.MsgTimeout)
-
-    async def _linked(self, item: NodeAllocate) -> list[ProcessId]:
-        return self.service.nodes_matching(item)
-
-    async def _uses(self, process: ProcessId) -> bool:
-        self.service.flush_now()
-        return self.service.core.uses(self._id, process)
-
-    def _look_for(self, items: list[NodeAllocate]) -> None:
-        named = [(item.host, item.port or 0) for item in items if not item.is_pattern]
-        asks = any(item.is_pattern for item in items)
-        self._portal.call(self.service.search.look(named, asks=asks))
+        return self._portal.call(self.service.nodes_matching(wanted), config.MsgTimeout)

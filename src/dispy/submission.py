@@ -71,7 +71,7 @@ class JobSubmission(ClusterBase):
         job = DispyJob(job_id)
         blob = None
         if len(data) > INLINE_SIZE:
-            blob = self.service.links.sources.offer_bytes(data)
+            blob = self.service.offer_arguments(data)
             data = b""
         record = JobRecord(next(_record_numbers), self._id, data, job, blob, options)
         job._record = record
@@ -96,7 +96,7 @@ class JobSubmission(ClusterBase):
         if not files:
             return data, options
         try:
-            specs = self._portal.call(self.service.offers.offer_held([(file.path, file.dest) for file in files]))
+            specs = self._portal.call(self.service.offer_for_job([(file.path, file.dest) for file in files]))
         except TransferError as error:
             raise ShippingError(f"dispy_job_depends: {error}") from error
         if self._journal is not None:
@@ -119,7 +119,7 @@ class JobSubmission(ClusterBase):
         record = job._record
         if record is None or record.cluster != self._id:
             return -1
-        self.service.cancel(record.job)
+        self.service.cancel(record)
         return 0
 
     def explain(self, job: DispyJob) -> str:
@@ -134,14 +134,10 @@ class JobSubmission(ClusterBase):
         if record is None:
             return _how_it_ended(job)
         self._check_open()
-        sentence = self._portal.call(self._explain(record.job))
+        sentence = self._portal.call(self.service.explain(record))
         if job._record is None:  # by what was asked just before, for example `cancel`
             return _how_it_ended(job)
         return f"Job {job.id}{sentence.removeprefix(f'Job {record.job}')}"
-
-    async def _explain(self, job: int) -> str:
-        self.service.flush_now()
-        return self.service.explain(job)
 
 
 def _check_job(method: str, job: object) -> None:

@@ -9,11 +9,9 @@ from dispy.clusterbase import ClusterBase
 from dispy.errors import ShippingError, TransferError
 from dispy.job import DispyJob
 from dispy.logs import logger
-from dispy.model import ProcessId
 from dispy.scheduler.jobs import JobRecord
 from dispy.shipping import destination
 from dispy.unpickling import loads_arguments
-from dispy.wire.blobsources import MemorySource
 
 
 class NodeTalk(ClusterBase):
@@ -57,35 +55,17 @@ class NodeTalk(ClusterBase):
         found = self._ledger.find_node(node)
         if found is None:
             return []
-        records = self._portal.call(self._jobs_at(found.process, from_node))
+        records = self._portal.call(self.service.jobs_at(self._id, found.process, from_node=from_node))
         return [record.handle for record in records if isinstance(record.handle, DispyJob)]
-
-    async def _jobs_at(self, node: ProcessId, from_node: bool) -> list[JobRecord]:
-        records = self.service.core.jobs_at(node, self._id)
-        if not from_node:
-            return records
-        running = {(each.job, each.attempt) for each in await self.service.conversation.running(node, self._id)}
-        return [record for record in records if (record.job, record.attempt) in running]
 
     def _tail(self, record: JobRecord) -> tuple[Any, Any]:
         """What one of its jobs has printed so far (see `DispyJob.tail`)."""
-        stdout, stderr = self._portal.call(self._tail_of(record))
+        stdout, stderr = self._portal.call(self.service.tail(record))
         if self._ledger.spec.kind != "function":
             return stdout, stderr
         return stdout.decode(errors="replace"), stderr.decode(errors="replace")
 
     def _arguments(self, record: JobRecord) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the function of one of its jobs is called with (see `DispyJob._args`)."""
-        data: bytes | memoryview = record.args
-        if record.blob is not None:
-            try:
-                source = self.service.links.sources.find(record.blob.name)
-            except TransferError:  # it has just ended
-                return (), {}
-            data = source.read(0, record.blob.size) if isinstance(source, MemorySource) else b""
-        return loads_arguments(data)
-
-    async def _tail_of(self, record: JobRecord) -> tuple[bytes, bytes]:
-        if record.node is None:
-            return b"", b""
-        return await self.service.conversation.tail(record.node, record.job)
+        data = self.service.arguments_of(record)
+        return ((), {}) if data is None else loads_arguments(data)

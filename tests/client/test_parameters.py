@@ -156,7 +156,7 @@ def _of_a_cluster(monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> Any:
     """The settings of the scheduler that a cluster with these parameters asks for."""
     asked: list[Any] = []
 
-    def refuse(_portal: Any, wanted: Any) -> None:
+    def refuse(wanted: Any, _make: Any) -> None:
         asked.append(wanted)
         raise InterruptedError
 

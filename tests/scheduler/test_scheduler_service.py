@@ -94,7 +94,7 @@ def test_queued_jobs_are_handed_over_by_portions_and_before_they_are_cancelled(
     assert [len(event.jobs) for event in handled if isinstance(event, JobsSubmitted)] == [10, 10, 10, 5]
     handled.clear()
     service.portal.call(submit_and_see(35))
-    service.cancel(34)
+    service.cancel(record(34))
     while not any(isinstance(event, CancelAsked) for event in handled):
         service.portal.call(nothing())
     assert isinstance(handled[-1], CancelAsked)

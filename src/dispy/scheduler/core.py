@@ -15,13 +15,14 @@ from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
 from dispy.scheduler import closing, events, flow, membership, shares, steering
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
-from dispy.scheduler.explain import Standing, explain_cluster, explain_job, explain_stranded, standings
+from dispy.scheduler.explain import explain_cluster, explain_job, explain_stranded, standings
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.nodes import NodeRecord
 from dispy.scheduler.tables import Counters, Outbox, Tables
 from dispy.settings import AHEAD_SECONDS, GRACE_TIMEOUT
 from dispy.wire import messages
+from dispy.wire.sharing import NodeStanding
 
 
 @dataclass(slots=True, frozen=True)
@@ -188,7 +189,7 @@ class SchedulerCore:
         known = self._tables.clusters.get(cluster)
         return known is not None and node in known.shares
 
-    def standings(self, cluster: ComputationId) -> list[Standing]:
+    def standings(self, cluster: ComputationId) -> list[NodeStanding]:
         """Every node that a cluster wants to use, and what keeps it from being given work."""
         return standings(self._tables, cluster)
 

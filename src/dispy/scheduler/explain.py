@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
@@ -11,6 +9,7 @@ from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState, trac
 from dispy.scheduler.placement import candidates, why_unfit
 from dispy.scheduler.prospects import used_by, why_closed, wishes
 from dispy.scheduler.tables import Tables
+from dispy.wire.sharing import NodeStanding
 
 
 def explain_job(tables: Tables, job: int) -> str:
@@ -38,30 +37,16 @@ def _rank(record: JobRecord) -> tuple[int, int]:
     return -(0 if record.options is None else record.options.priority), record.job
 
 
-@dataclass(slots=True, frozen=True)
-class Standing:
-    """A node as it stands for one cluster."""
-
-    node: ProcessId
-    name: str
-    address: str
-    cpus: int
-    in_flight: int
-    """Jobs of the cluster that it has."""
-    problem: str
-    """What keeps it from being given work, as the end of a sentence about it; empty: nothing."""
-
-
-def standings(tables: Tables, id: ComputationId) -> list[Standing]:
+def standings(tables: Tables, id: ComputationId) -> list[NodeStanding]:
     """Every node that a cluster wants to use."""
     cluster = tables.clusters.get(id)
     return [] if cluster is None else [_standing(share, tables.now) for share in cluster.shares.values()]
 
 
-def _standing(share: Share, now: float) -> Standing:
+def _standing(share: Share, now: float) -> NodeStanding:
     node = share.node
     problem = "" if share.is_usable else _why_not(share, now)
-    return Standing(node.id, node.info.name, node.address, share.cpus, len(share.flight), problem)
+    return NodeStanding(node.id, node.info.name, node.address, share.cpus, len(share.flight), problem)
 
 
 def explain_cluster(tables: Tables, id: ComputationId) -> str:

@@ -8,58 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Final
 
+from dispy.errors import TransferError
 from dispy.logs import logger
-from dispy.model import ComputationId, ProcessId
-from dispy.nodes import NodeAllocate, NodeView
+from dispy.model import BlobRef, ComputationId, FileSpec, NodeInfo, ProcessId
+from dispy.nodes import NodeAllocate
 from dispy.portal import Portal
 from dispy.recovery.book import NodeNoted, ProgramBegun
 from dispy.recovery.recorder import Recorder
 from dispy.scheduler.allocating import Allocating
 from dispy.scheduler.conversation import Conversation
 from dispy.scheduler.core import SchedulerCore
-from dispy.scheduler.durable import DurableMarks
-from dispy.scheduler.effects import (
-    AskAllocation,
-    ClusterEnded,
-    Effects,
-    JobEnded,
-    JobRequeued,
-    JobsEnded,
-    JobSpoke,
-    JobsStarted,
-    NodeClosed,
-    NodeMeasured,
-    NodeOffered,
-    NodeOpened,
-    NodeRefused,
-    NodeVanished,
-)
+from dispy.scheduler.durable import DurableMarks, MarkKeeper
+from dispy.scheduler.effects import Effects
 from dispy.scheduler.events import (
     CancelAsked,
     ClusterClosing,
     ClusterNarrowed,
     ClusterOpened,
+    ClusterWidened,
     Event,
     JobsSubmitted,
+    NodeSteered,
+    Steering,
 )
 from dispy.scheduler.identity import ServiceSettings, link_settings_of, program_begun, this_holder
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.links import NodeLinks, Reached
+from dispy.scheduler.notices import NoticeBoard
 from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import ClusterOwner
-from dispy.scheduler.search import KILLED, NodeSearch
+from dispy.scheduler.search import NodeSearch
 from dispy.settings import embedded_handle, flag
+from dispy.wire.blobsources import MemorySource
+from dispy.wire.sharing import NodeStanding
 
 FLUSH_MOST: Final = 4096
 """Jobs that the core gets in one turn of the loop: between two turns links are heard, and heartbeats leave in time."""
-
-_Told = JobRequeued | NodeOpened | NodeClosed | NodeVanished | NodeMeasured | NodeOffered | NodeRefused | ClusterEnded
 
 
 class SchedulerService:
@@ -82,7 +71,6 @@ class SchedulerService:
         holder = this_holder(settings.ext_host)
         self._token = secrets.token_bytes(32) if going_on is None else going_on.token
         self.core = SchedulerCore(holder=holder, token=self._token, grace=link_settings.grace_timeout)
-        self._going_on = going_on
         self.recorder = recorder or Recorder(program_begun(holder, self._token, settings))
         self.conversation = Conversation(
             lambda node: self.links.nodes.get(node),
@@ -111,6 +99,16 @@ class SchedulerService:
             lambda: self.core.why_waiting(),
             lambda cluster, cause: self.handle(ClusterNarrowed(cluster, cause)),
         )
+        self._notices = NoticeBoard(
+            self.owners,
+            self.links,
+            self.offers,
+            self.allocating,
+            self.durable,
+            self.recorder,
+            self._spawn,
+            None if going_on is None else going_on.pid,
+        )
         self._outbox: deque[JobRecord] = deque()
         self._flushing = False
         self._inbox: deque[Event] = deque()
@@ -129,11 +127,45 @@ class SchedulerService:
             self._flushing = True
             self.portal.loop.call_soon_threadsafe(self._flush)
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, record: JobRecord) -> None:
         """Cancel a job."""
-        self.portal.post(self._cancel, job)
+        self.portal.post(self._cancel, record.job)
+
+    def offer_arguments(self, data: bytes) -> BlobRef:
+        """Let nodes fetch the arguments of a job."""
+        return self.links.sources.offer_bytes(data)
+
+    def arguments_of(self, record: JobRecord) -> bytes | memoryview | None:
+        """The pickled arguments of a job; None when it has just ended."""
+        if record.blob is None:
+            return record.args
+        try:
+            source = self.links.sources.find(record.blob.name)
+        except TransferError:
+            return None
+        return source.read(0, record.blob.size) if isinstance(source, MemorySource) else None
 
     # In the loop.
+
+    async def offer_computation(
+        self, code: bytes | None, files: Iterable[tuple[Path, str]]
+    ) -> tuple[BlobRef | None, tuple[FileSpec, ...]]:
+        """Let nodes fetch what a cluster needs.
+
+        Raises:
+            TransferError: a file cannot be read.
+        """
+        offered = await self.offers.offer(files)
+        return None if code is None else self.links.sources.offer_bytes(code, hashed=True), offered
+
+    async def offer_for_job(self, files: Iterable[tuple[Path, str]]) -> tuple[FileSpec, ...]:
+        """Let nodes fetch the files of one job. Raises as `offer_computation`."""
+        return await self.offers.offer_held(files)
+
+    def keep_marks(self, cluster: ComputationId, keeper: MarkKeeper) -> Callable[[int], None]:
+        """Let this keeper have the marks of a durable cluster; returns who hears that callbacks have returned."""
+        self.durable.add(cluster, keeper)
+        return self.durable.told
 
     async def open_cluster(self, owner: ClusterOwner) -> None:
         """Take up a cluster: look for its nodes."""
@@ -165,26 +197,83 @@ class SchedulerService:
         self.search.abandon()
         self.recorder.abandon()
 
-    def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
-        """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""
-        views = [self.links.view(node) for node in self.links.nodes]
-        return [view.process for view in views if view and view.fits(item)]
-
-    def explain(self, job: int) -> str:
-        """One sentence (or a few) that says why a job is where it is."""
-        sentence = self.core.explain(job, self.portal.loop.time())
-        return f"{sentence} {self.search.account()}".rstrip() if self.core.waits(job) else sentence
-
     def narrow(self, cluster: ComputationId) -> None:
         """Wait for no further nodes: jobs of the cluster that no known node can ever run end."""
         self.handle(ClusterNarrowed(cluster))
 
+    async def look_for_nodes(self, cluster: ComputationId, items: Iterable[NodeAllocate], *, lasting: bool) -> None:
+        """Look for further nodes; `lasting`: jobs of the cluster shall wait for them.
+
+        Raises:
+            SettingsError: an interface does not exist.
+        """
+        wanted = list(items)
+        if lasting:
+            self.handle(ClusterWidened(cluster))
+        named = [(item.host, item.port or 0) for item in wanted if not item.is_pattern]
+        await self.search.look(named, asks=len(named) < len(wanted))
+
     def take_back(self, record: JobRecord) -> None:
         """What nodes could have fetched for a job is not wanted any more."""
-        if record.blob is not None:
-            self.links.sources.withdraw(record.blob.name)
-        if record.options is not None and record.options.depends is not None:
-            self.offers.release(record.options.depends.files)
+        self._notices.take_back(record)
+
+    async def explain(self, record: JobRecord) -> str:
+        """One sentence (or a few) that says why a job is where it is."""
+        self.flush_now()
+        sentence = self.core.explain(record.job, self.portal.loop.time())
+        return f"{sentence} {self.search.account()}".rstrip() if self.core.waits(record.job) else sentence
+
+    async def standings(self, cluster: ComputationId) -> list[NodeStanding]:
+        """Every node that a cluster wants to use, and what keeps it from being given work."""
+        self.flush_now()
+        return self.core.standings(cluster)
+
+    async def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
+        """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""
+        views = [self.links.view(node) for node in self.links.nodes]
+        return [view.process for view in views if view and view.fits(item)]
+
+    async def uses(self, cluster: ComputationId, node: ProcessId) -> bool:
+        """Whether a cluster has a share of a node, opened or not."""
+        self.flush_now()
+        return self.core.uses(cluster, node)
+
+    def offered_by(self, node: ProcessId) -> NodeInfo | None:
+        """What a node with a link says of itself."""
+        reached = self.links.nodes.get(node)
+        return None if reached is None else reached.info
+
+    def steer(
+        self, cluster: ComputationId, node: ProcessId, how: Steering, *, cpus: int = 0, terminate: bool = False
+    ) -> None:
+        """Change how a cluster uses a node."""
+        if how is Steering.CAP:
+            self.allocating.note(cluster, node, cpus)
+        self.handle(NodeSteered(cluster, node, how, cpus, terminate))
+
+    async def jobs_at(self, cluster: ComputationId, node: ProcessId, *, from_node: bool) -> list[JobRecord]:
+        """The jobs of a cluster that a node has; `from_node`: those that run there by its own account."""
+        records = self.core.jobs_at(node, cluster)
+        if not from_node:
+            return records
+        running = {(each.job, each.attempt) for each in await self.conversation.running(node, cluster)}
+        return [record for record in records if (record.job, record.attempt) in running]
+
+    async def tail(self, record: JobRecord) -> tuple[bytes, bytes]:
+        """The end of what a running job has printed."""
+        return (b"", b"") if record.node is None else await self.conversation.tail(record.node, record.job)
+
+    async def send_file(self, node: ProcessId, cluster: ComputationId, path: Path, destination: str) -> str:
+        """Place a file into a computation's directory on a node; returns why that failed, else nothing.
+
+        Raises:
+            TransferError: the file cannot be read.
+        """
+        files = await self.offers.offer_held([(path, destination)])
+        try:
+            return await self.conversation.place(node, cluster, files[0])
+        finally:
+            self.offers.release(files)
 
     def flush_now(self) -> None:
         """Hand all queued jobs to the core before anything else happens."""
@@ -257,127 +346,7 @@ class SchedulerService:
             self.durable.hand(effects)
         if effects.sends:
             self.links.send(effects.sends)
-        for notice in effects.notices:
-            try:
-                match notice:
-                    case JobsEnded():
-                        self._tell_ended(notice.jobs)
-                    case JobsStarted():
-                        self._tell_started(notice)
-                    case JobSpoke():
-                        owner = self.owners.get(notice.job.cluster)
-                        if owner is not None:
-                            owner.job_spoke(notice, self.links.view(notice.node))
-                    case AskAllocation():
-                        self._spawn(self.allocating.ask(notice))
-                    case _:
-                        self._tell(notice)
-            except BaseException:  # the other notices are for others
-                logger.exception("a cluster could not be told of %s; dispy goes on", type(notice).__name__)
-
-    def _tell_ended(self, jobs: Iterable[JobEnded]) -> None:
-        touched: dict[ComputationId, ClusterOwner] = {}
-        views: dict[ProcessId, NodeView | None] = {}
-        untold: set[int] = set()
-        owner: ClusterOwner | None = None
-        cluster: ComputationId | None = None
-        for ended in jobs:
-            if ended.job.cluster != cluster:
-                cluster = ended.job.cluster
-                owner = self.owners.get(cluster)
-                if owner is not None:
-                    touched[cluster] = owner
-            node = ended.node
-            if node is not None and node not in views:
-                views[node] = self.links.view(node)
-            if ended.job.blob is not None or ended.job.options is not None:
-                self.take_back(ended.job)
-            if owner is not None:
-                try:
-                    if owner.job_ended(ended, None if node is None else views[node]):
-                        untold.add(ended.job.job)
-                except BaseException:  # other jobs have ended as well
-                    logger.exception("the end of job %s could not be told; dispy goes on", ended.job.job)
-        if self.durable:
-            self.durable.end(jobs, untold)
-        for owner in touched.values():
-            try:
-                owner.batch_ended()
-            except BaseException:
-                logger.exception("the end of jobs of %s could not be told; dispy goes on", owner.spec.name)
-
-    def _tell_started(self, notice: JobsStarted) -> None:
-        view = self.links.view(notice.node)
-        by_cluster: dict[ComputationId, list[JobRecord]] = {}
-        for record in notice.jobs:
-            by_cluster.setdefault(record.cluster, []).append(record)
-        for cluster, records in by_cluster.items():
-            owner = self.owners.get(cluster)
-            if owner is not None:
-                owner.jobs_started(view, records)
-
-    def _tell(self, notice: _Told) -> None:
-        match notice:
-            case JobRequeued():
-                owner = self.owners.get(notice.job.cluster)
-                if owner is not None:
-                    owner.job_requeued(notice, self.links.view(notice.node))
-            case NodeOpened():
-                view = self.links.view(notice.node)
-                owner = self.owners.get(notice.cluster)
-                if owner is not None and view is not None:
-                    owner.node_opened(view, self.allocating.cpus(notice.cluster, view))
-            case NodeClosed():
-                owner = self.owners.get(notice.cluster)
-                if owner is not None:
-                    owner.node_closed(notice)
-            case NodeVanished():
-                if notice.cause != KILLED:  # of the node on this machine more has been said
-                    logger.warning("%s%s", notice.sentence, "; waiting for it or another" if notice.is_last else "")
-            case NodeMeasured():
-                owner = self.owners.get(notice.cluster)
-                if owner is not None:
-                    owner.node_measured(notice.node, notice.avail)
-            case NodeOffered():
-                owner = self.owners.get(notice.cluster)
-                if owner is not None:
-                    owner.node_offered(notice.node, notice.cpus, notice.used)
-            case NodeRefused():
-                self._tell_refused(notice)
-            case ClusterEnded():
-                owner = self.owners.pop(notice.cluster, None)
-                if owner is not None:
-                    self.offers.withdraw(owner.spec)
-                    self.recorder.cluster_over(notice.cluster)
-                    self.durable.forget(notice.cluster)
-                    owner.ended()
-
-    async def send_file(self, node: ProcessId, cluster: ComputationId, path: Path, destination: str) -> str:
-        """Place a file into a computation's directory on a node; returns why that failed, else nothing.
-
-        Raises:
-            TransferError: the file cannot be read.
-        """
-        files = await self.offers.offer_held([(path, destination)])
-        try:
-            return await self.conversation.place(node, cluster, files[0])
-        finally:
-            self.offers.release(files)
-
-    def _tell_refused(self, refused: NodeRefused) -> None:
-        view = self.links.view(refused.node)
-        if refused.cluster is not None:
-            owner = self.owners.get(refused.cluster)
-            if owner is not None:
-                owner.node_refused(view, refused)
-            return
-        where = view.info.name if view is not None else refused.node
-        if self._going_on is not None and refused.holder is not None and refused.holder.pid == self._going_on.pid:
-            logger.debug("node %s is just letting go of what that program had there", where)
-            return
-        since = refused.holder.since if refused.holder is not None else 0.0
-        text = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}" if since else ""
-        logger.warning("node %s cannot be used now: %s%s", where, refused.reason, text)
+        self._notices.tell(effects.notices)
 
     def _ask_again(self, node: ProcessId) -> None:
         """The node turned out to be one that a cluster may have named in another way."""
