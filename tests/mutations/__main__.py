@@ -15,15 +15,15 @@ NODE = (
     "core leases departure computations jobs forcing returning outgoing feeding serving slots verdicts "
     "arguments conversation claims keeping results"
 )
-CORES = [f"dispy.{room}.{name}" for room, names in (("scheduler", SCHEDULER), ("node", NODE)) for name in names.split()]
+ROOMS = {"scheduler": SCHEDULER, "node": NODE}
+CORES = [f"dispy.{room}.{name}" for room, names in ROOMS.items() for name in names.split()]
+NODE_TESTS = (
+    "leases owner departure computation_desk job_desk forcing returning feeding heavy_jobs running_jobs claims "
+    "node_walk serving slots offer"
+)
 BY_VALUE = [
     "scheduler",
-    "node/test_core.py",
-    "node/test_core_edges.py",
-    "node/test_claims.py",
-    "node/test_serving.py",
-    "node/test_slots.py",
-    "node/test_offer.py",
+    *(f"node/test_{name}.py" for name in NODE_TESTS.split()),
 ]
 
 

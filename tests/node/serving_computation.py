@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import os
 import pickle
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from dispy.node import linux
 from dispy.node.cgroups import Groups
@@ -191,3 +195,16 @@ async def gone(*pids: int) -> None:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+def other_python(version: str) -> str:
+    """A working interpreter of this version, else the test is skipped."""
+    found = shutil.which(f"python{version}")
+    if found is None:
+        pytest.skip(f"no python{version} on PATH")
+    shown = subprocess.run(
+        [found, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True, check=False
+    )
+    if shown.returncode:
+        pytest.skip(f"{found} does not run: {shown.stderr.strip()}")
+    return shown.stdout.strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_core import ANNA, BERT, HOLDER, MAP, OTHER, WALL, Answer, Node, done, fed, node, ready
+from corenode import ANNA, BERT, HOLDER, MAP, OTHER, WALL, Answer, Node, done, fed, node, ready
 
 from dispy.model import BlobRef, Ending, FileSpec, HeldAttempt
 from dispy.node import effects as do
@@ -211,10 +211,7 @@ def test_what_a_claimer_has_not_acknowledged_waits_for_the_next(gone: Node) -> N
     gone.wait(0)
     gone.handle(ev.BatchesSpooled(A, [3]))
     for _ in range(2):
-        assert claim(gone).sends[-2:] == [
-            Send(BERT, msg.ResultsClaimed([HeldAttempt(1, 1)], [])),
-            to(BERT, done(3, 1)),
-        ]
+        assert claim(gone).sends[-2:] == [Send(BERT, msg.ResultsClaimed([HeldAttempt(1, 1)], [])), to(BERT, done(3, 1))]
         gone.handle(ev.ComputationCleaned(MAP))
         gone.handle(ev.LinkLost(BERT, goodbye=True))
     claim(gone)
@@ -272,10 +269,7 @@ def test_a_claim_beside_another_lease(node: Node) -> None:
     found(node, (70, 9))
     node.lease(ANNA, b"C", HOLDER)
     node.open()
-    assert claim(node).sends[-2:] == [
-        Send(BERT, msg.ResultsClaimed([HeldAttempt(9, 1)], [])),
-        to(BERT, done(70, 9)),
-    ]
+    assert claim(node).sends[-2:] == [Send(BERT, msg.ResultsClaimed([HeldAttempt(9, 1)], [])), to(BERT, done(70, 9))]
     assert node.core.lease is not None
     assert node.core.lease.peer == ANNA
     assert node.run(1).actions
@@ -384,3 +378,27 @@ def test_the_node_of_a_program_that_is_gone_does_not_wait_for_its_silent_link(re
 def test_a_lease_is_noted_where_that_is_asked_for(node: Node) -> None:
     node.core.notes_leases = True
     assert node.lease().actions == [do.NoteLease(A)]
+
+
+def test_acknowledged_results_on_the_disk_are_removed_once(ready: Node) -> None:
+    ready.run(1, 2)
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    ready.handle(ev.WorkerAnswered(2, [Answer(2)]))
+    assert len(ready.wait(1.0).actions) == 2
+    ready.handle(ev.BatchesSpooled(lease_name(b"A"), [3]))
+    assert ready.said(msg.AckResults(3)).actions == [do.UnspoolBatches(lease_name(b"A"), [3])]
+    assert ready.said(msg.AckResults(3)) == Effects()
+    assert ready.said(msg.AckResults(4)).actions == [do.UnspoolBatches(lease_name(b"A"), [4])]
+
+
+def test_a_link_claims_one_lease(ready: Node) -> None:
+    ready.handle(ev.LinkOpened(BERT))
+    ready.said(msg.ClaimResults(b"A"), peer=BERT)
+    assert ready.said(msg.ClaimResults(b"C"), peer=BERT).sends == [Send(BERT, msg.ResultsClaimed([], []))]
+    assert set(ready.core.claims.claims) == {lease_name(b"C")}
+
+
+def test_a_claimer_gives_way_to_the_scheduler_that_comes_back(node: Node) -> None:
+    node.handle(ev.LinkOpened(BERT))
+    node.said(msg.ClaimResults(b"A"), peer=BERT)
+    assert node.lease().actions == [do.HangUp(BERT, "the process that submitted these jobs is back")]

@@ -18,8 +18,7 @@ from dispy.node.workers import ForkServer
 from dispy.shipping import dumps_setup_args, pack
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving_computation import Recorder, result, serving, text
-from test_workers import other_python
+from serving_computation import Recorder, other_python, result, serving, text
 
 
 def test_setup_runs_once_in_the_computations_directory_before_all_workers(tmp_path: Path) -> None:

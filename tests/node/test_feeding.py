@@ -1,0 +1,177 @@
+"""The node core by value: which worker gets which jobs, when workers are forked, drained and asked to give back."""
+
+from __future__ import annotations
+
+from corenode import MAP, REDUCE, Answer, Node, ahead, done, fed, forks, node, ready, spec
+
+from dispy.model import ComputationSpec
+from dispy.node import effects as do
+from dispy.node import events as ev
+from dispy.node.effects import Effects
+from dispy.wire import messages as msg
+
+__all__ = ["node", "ready"]
+
+
+def test_workers_are_forked_on_demand_up_to_the_cpus(node: Node) -> None:
+    node.lease()
+    node.open()
+    assert node.run(1).actions == [do.ForkWorker(MAP, 1)]
+    assert node.run(2, 3).actions == [do.ForkWorker(MAP, 2)]
+    assert node.forked(1, 2) == [fed(1, 1), fed(2, 1)]
+
+
+def test_jobs_wait_until_the_computation_is_ready(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec()))
+    assert node.run(1) == Effects()
+    assert node.handle(ev.ComputationPrepared(MAP)).actions == [do.ForkWorker(MAP, 1)]
+
+
+def test_long_jobs_are_given_one_at_a_time(ready: Node) -> None:
+    assert ready.run(1, 2, 3).actions == [fed(1, 2), fed(2, 2)]
+    effects = ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    assert effects == Effects([fed(1, 3)], [done(3, 1)])
+
+
+def test_short_jobs_are_given_in_batches(ready: Node) -> None:
+    ready.core.lease.computations[MAP].mean = 0.001  # type: ignore[union-attr]
+    assert ready.run(*range(1, 13)).actions == [fed(1, 2, 3, 4, 5), fed(2, 2, 3, 4, 5)]
+
+
+def test_stalled_worker_gives_back_for_an_idle_one(ready: Node) -> None:
+    ready.core.lease.computations[MAP].mean = 0.001  # type: ignore[union-attr]
+    ready.run(1, 2, 3, 4, 5, 6)
+    answers = [Answer(number, ended_at=50.001) for number in (2, 3, 4)]
+    ready.handle(ev.WorkerAnswered(2, answers))
+    assert ready.wait(0.01).actions == [do.RecallFromWorker(MAP, 1, 5)]
+    assert ready.handle(ev.WorkerRecalled(1, 3, 5)).actions == [fed(2, 5, 6)]
+
+
+def test_idle_workers_make_room_for_another_computation(ready: Node) -> None:
+    ready.open(REDUCE)
+    assert ready.run(1, key=REDUCE).actions == [do.RetireWorker(MAP, 1)]
+    assert ready.handle(ev.WorkerDied(1, 0, "exit code 0")).actions == [do.ForkWorker(REDUCE, 3)]
+
+
+def test_starved_computation_takes_a_cpu_after_its_job(ready: Node) -> None:
+    ready.open(REDUCE)
+    ready.run(1, 2, 3, 4)
+    assert ready.run(5, key=REDUCE) == Effects()
+    assert ready.wait(0.2).actions == [do.RecallFromWorker(MAP, 1, 3)]
+    ready.handle(ev.WorkerRecalled(1, 3, 3))
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions == [do.RetireWorker(MAP, 1)]
+
+
+def test_fewer_cpus_end_the_workers_beyond(ready: Node) -> None:
+    ready.run(1)
+    assert ready.handle(ev.OfferChanged(1)).actions == [do.RetireWorker(MAP, 2)]
+    ready.handle(ev.WorkerDied(2, 0, "retired", expected=True))
+    assert ready.run(2).actions == []
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions == [fed(1, 3)]
+
+
+def test_a_computation_may_oversubscribe_and_others_may_not(node: Node) -> None:
+    node.lease()
+    node.open()
+    node.said(msg.OpenComputation(spec(REDUCE), b"", 4, oversubscribe=True))
+    node.handle(ev.ComputationPrepared(REDUCE))
+    assert forks(node.run(1, 2, 3)) == [MAP, MAP], "two CPUs are there"
+    assert forks(node.run(11, 12, 13, 14, key=REDUCE)) == [REDUCE, REDUCE], "four in all"
+    node.forked(1, 2, 3, 4)
+    node.handle(ev.WorkerAnswered(1, [Answer(1)]))
+    effects = node.handle(ev.WorkerAnswered(2, [Answer(1)]))
+    assert effects.actions == [do.RetireWorker(MAP, 2)], "an idle one makes room"
+    effects = node.handle(ev.WorkerDied(2, 0, "retired", expected=True))
+    assert forks(effects) == [REDUCE]
+
+
+def test_a_computation_that_oversubscribes_no_more_lets_workers_go(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec(), b"", 4, oversubscribe=True))
+    node.handle(ev.ComputationPrepared(MAP))
+    assert forks(node.run(1, 2, 3, 4, 5)) == [MAP] * 4
+    node.forked(1, 2, 3, 4)
+    for worker in (1, 2, 3):
+        node.handle(ev.WorkerAnswered(worker, [Answer(1)]))
+    effects = node.said(msg.OpenComputation(spec(), b"", 0))
+    retired = [action.worker for action in effects.actions if isinstance(action, do.RetireWorker)]
+    assert len(retired) == 2
+    assert 4 not in retired, "it is busy"
+
+
+def test_without_permission_a_computation_gets_what_the_node_offers(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec(), b"", 4))
+    node.handle(ev.ComputationPrepared(MAP))
+    assert forks(node.run(1, 2, 3)) == [MAP, MAP]
+
+
+def test_a_stalled_worker_keeps_its_jobs_when_no_cpu_is_free(ready: Node) -> None:
+    ahead(ready, 1, 2, 3, 4, 5, 6)
+    assert ready.wait(1.0) == Effects()
+    assert ready.core.next_deadline() is None
+
+
+def test_a_worker_is_told_once_to_end(ready: Node) -> None:
+    assert ready.handle(ev.OfferChanged(1)).actions == [do.RetireWorker(MAP, 1)]
+    assert ready.handle(ev.WorkerAnswered(1, [])).actions == []
+    assert ready.handle(ev.WorkerAnswered(2, [])).actions == [], "nobody wants it to end"
+
+
+def test_fewer_cpus_end_idle_workers_first(ready: Node) -> None:
+    ready.run(1)
+    assert ready.handle(ev.OfferChanged(1)).actions == [do.RetireWorker(MAP, 2)]
+    assert ready.handle(ev.OfferChanged(1, "x")).actions == []
+
+
+def test_the_owner_of_a_node_can_let_everybody_oversubscribe(node: Node) -> None:
+    node.core.desk.feeder.oversubscribe = True
+    node.lease()
+    node.said(msg.OpenComputation(spec(), b"", 3))
+    node.handle(ev.ComputationPrepared(MAP))
+    assert forks(node.run(1, 2, 3, 4)) == [MAP] * 3
+
+
+def test_a_limit_beneath_the_cpus_is_kept(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec(), b"", 1, oversubscribe=True))
+    node.handle(ev.ComputationPrepared(MAP))
+    assert forks(node.run(1, 2, 3)) == [MAP]
+    assert node.forked(1) == [fed(1, 1)]
+
+
+def test_the_largest_limit_counts(node: Node) -> None:
+    node.lease()
+    for key, limit in ((MAP, 5), (REDUCE, 3)):
+        node.said(msg.OpenComputation(spec(key), b"", limit, oversubscribe=True))
+        node.handle(ev.ComputationPrepared(key))
+    assert len(forks(node.run(*range(1, 9)))) == 5
+    node.handle(ev.OfferChanged(0, "x"))
+    assert node.core.desk.feeder.capacity == 0
+
+
+def test_a_process_of_an_isolated_computation_runs_one_job(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(ComputationSpec(MAP, "compute", "function", "cpython-3.11", isolate=True)))
+    node.handle(ev.ComputationPrepared(MAP))
+    node.run(1, 2, 3, 4)
+    assert node.forked(1, 2) == [fed(1, 1), fed(2, 1)]
+    assert node.handle(ev.WorkerAnswered(1, [Answer(1, ended_at=50.0001)])).actions == []
+    assert node.handle(ev.WorkerDied(1, 0, "done", expected=True)).actions == [do.ForkWorker(MAP, 3)]
+
+
+def test_a_stalled_worker_gets_nothing_ahead(ready: Node) -> None:
+    ahead(ready, 1, 2)
+    ready.wait(0.01)
+    assert ready.run(3) == Effects()
+
+
+def test_a_worker_that_starts_finds_a_job(node: Node) -> None:
+    node.lease()
+    node.open()
+    node.run(1, 2)
+    assert node.forked(1) == [fed(1, 1)]
+    assert node.handle(ev.WorkerAnswered(1, [Answer(1, ended_at=50.001)])).actions == [fed(1, 2)]
+    assert node.run(3, 4, 5).actions == [fed(1, 3, 4)]
+    assert node.forked(2) == [fed(2, 1)]
