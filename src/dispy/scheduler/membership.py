@@ -35,7 +35,6 @@ def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
             tell_offer(out, known)
         return
     tables.joins += 1
-    tables.lost = ""
     node = NodeRecord(event.node, event.info, event.address, tables.joins)
     tables.nodes[node.id] = node
     for cluster in tables.clusters.values():
@@ -78,7 +77,6 @@ def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseG
         missing = [record for record in share.flight.values() if (record.job, record.attempt) not in held]
         _never_received(tables, out, share, missing)
         for job, record in share.flight.items():
-            held.remove((job, record.attempt))
             flying.add(job)
             if record.cancelled:
                 cancelled.append(job)

@@ -58,9 +58,7 @@ def why_none_fits(cluster: ClusterRecord, queue: JobQueue) -> str:
     if queue.is_plain or cluster.asked:
         return ""
     shape = queue.shape
-    if not shape.node and (
-        cluster.is_open_ended or not cluster.shares or len(cluster.shares) + len(cluster.declined) < cluster.named
-    ):
+    if not shape.node and (cluster.is_open_ended or len(cluster.shares) + len(cluster.declined) < cluster.named):
         return ""
     reasons = []
     for share in candidates(cluster, shape):

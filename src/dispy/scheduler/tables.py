@@ -90,7 +90,7 @@ class Tables:
     counters: Counters = field(default_factory=Counters)
     joins: int = 0
     lost: str = ""
-    """Which node was lost last, and why, if no other has come since."""
+    """Which node was lost last, and why."""
 
     def refresh(self, node: NodeRecord) -> None:
         """The load of a node fell, or whether it can be used changed: put what is derived from that right."""
