@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-SCHEDULER = "core flow membership shares leases closing steering placement policy tables nodes clusters jobs intake"
+SCHEDULER = (
+    "core flow membership shares leases closing steering placement policy tables nodes clusters jobs intake places "
+    "explain prospects"
+)
 NODE = (
     "core leases departure computations jobs forcing returning outgoing feeding serving slots verdicts "
     "arguments conversation claims keeping results"

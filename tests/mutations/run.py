@@ -7,8 +7,10 @@ spoils one function in its memory. Nothing is written into the source tree.
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
+import struct
 import sys
 import time
 from collections import defaultdict
@@ -27,7 +29,8 @@ CPU_LIMIT = 30
 """Seconds after which a spoilt program is taken for one that does not end; the tests take a second."""
 TRACED_MOST = 0.05
 """Seconds of a test; of longer ones it is not noted what they call."""
-SURVIVED, CAUGHT_BY_TEST, CAUGHT_BY_SEED = 0, 10, 11
+NUMBER = struct.Struct("=I")
+SURVIVED, CAUGHT_BY_TEST, CAUGHT_BY_SEED, NOT_SPOILT = 0, 10, 11, 12
 
 
 @dataclass
@@ -61,15 +64,21 @@ class MutationRun:
         """File and function → tests that call it."""
         self._slow: list[pytest.Item] = []
         """Tests that are asked about every mutant, after the others."""
+        self._noticed = mmap.mmap(-1, NUMBER.size * max(1, len(mutants)))
+        """Which test, counted from 1, has noticed which mutant: written by the children."""
+        self._items: list[pytest.Item] = []
+        self._sharp: defaultdict[str, dict[pytest.Item, None]] = defaultdict(dict)
+        """File → tests that have noticed a mutant of it, the last one last: they are asked first about the next."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._items = session.items
         self._trace(session.items)
-        running: dict[int, Mutant] = {}
-        for mutant in self.mutants:
+        running: dict[int, int] = {}
+        for number in range(len(self.mutants)):
             if len(running) >= self.processes:
                 self._reap(running)
-            running[self._fork(mutant)] = mutant
+            running[self._fork(number)] = number
         while running:
             self._reap(running)
         return True
@@ -107,30 +116,34 @@ class MutationRun:
             pytest.exit(f"{item.nodeid} fails without any mutation:\n{failed[0].longreprtext}", 1)
 
     def _tests_of(self, mutant: Mutant) -> list[pytest.Item]:
-        """The tests to ask, the quickest first."""
-        return [*self._tests[mutant.path, mutant.function], *self._slow]
+        """The tests to ask: those that have noticed a neighbour, the last of them first, then the quickest first."""
+        tests = [*self._tests[mutant.path, mutant.function], *self._slow]
+        sharp = [test for test in reversed(self._sharp[mutant.path]) if test in tests]
+        return list(dict.fromkeys([*sharp, *tests]))
 
-    def _fork(self, mutant: Mutant) -> int:
+    def _fork(self, number: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork()
         if child:
             return child
-        code = CAUGHT_BY_TEST
+        code = NOT_SPOILT
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT + 5))
             resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-            mutant.apply()
-            code = self._ask(mutant)
+            self.mutants[number].apply()
+            code = CAUGHT_BY_TEST
+            code = self._ask(number)
         finally:
             os._exit(code)
 
-    def _ask(self, mutant: Mutant) -> int:
-        for item in self._tests_of(mutant):
+    def _ask(self, number: int) -> int:
+        for item in self._tests_of(self.mutants[number]):
             if any(report.failed for report in runtestprotocol(item, log=False, nextitem=None)):
+                NUMBER.pack_into(self._noticed, NUMBER.size * number, 1 + self._items.index(item))
                 return CAUGHT_BY_TEST
         for seed in self.seeds:
             try:
@@ -139,14 +152,22 @@ class MutationRun:
                 return CAUGHT_BY_SEED
         return SURVIVED
 
-    def _reap(self, running: dict[int, Mutant]) -> None:
+    def _reap(self, running: dict[int, int]) -> None:
         child, status = os.waitpid(-1, 0)
-        mutant = running.pop(child)
+        number = running.pop(child)
+        mutant = self.mutants[number]
         code = os.waitstatus_to_exitcode(status)
+        if code == NOT_SPOILT:
+            pytest.exit(f"this cannot be spoilt: {mutant}", 1)
         if code < 0:
             self.verdicts.by_time.append(mutant)
         elif code == CAUGHT_BY_TEST:
             self.verdicts.by_test.append(mutant)
+            (test,) = NUMBER.unpack_from(self._noticed, NUMBER.size * number)
+            if test:
+                sharp = self._sharp[mutant.path]
+                sharp.pop(self._items[test - 1], None)
+                sharp[self._items[test - 1]] = None
         elif code == CAUGHT_BY_SEED:
             self.verdicts.by_seed.append(mutant)
         else:
