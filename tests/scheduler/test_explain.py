@@ -55,6 +55,9 @@ def test_setup_that_still_runs_says_which_step_since_when(scheduler: Any) -> Non
     scheduler.said(N1, msg.ComputationAdvanced(MAP, "setup still running"))
     said = scheduler.core.explain(1, 14.0)
     assert said == "Job 1 waits: node n1 (10.0.0.1) is preparing the computation: setup still running since 4 s."
+    scheduler.now = 15.0
+    scheduler.handle(ev.CancelAsked([]))
+    assert "since 5 s" in scheduler.core.explain(1), "the time of the last event"
 
 
 def test_what_is_prepared_for_less_than_a_second_has_no_time(scheduler: Any) -> None:
@@ -147,6 +150,13 @@ def test_what_no_known_node_can_run_is_told_while_others_run(scheduler: Any) -> 
     )
     scheduler.handle(ev.CancelAsked([2]))
     assert scheduler.core.why_waiting() is None
+
+
+def test_clusters_without_jobs_are_not_spoken_of(scheduler: Any) -> None:
+    scheduler.open(core.REDUCE)
+    assert scheduler.core.why_waiting() is None
+    scheduler.submit(1, cluster=core.REDUCE)
+    assert scheduler.core.why_waiting() == "1 job waits: no node has been found."
 
 
 def test_a_pinned_job_whose_node_is_paused_or_gone(scheduler: Any) -> None:

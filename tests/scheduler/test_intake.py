@@ -122,6 +122,19 @@ def test_what_a_job_says_waits_for_what_it_said_before() -> None:
     run(scene)
 
 
+def test_a_large_result_waits_for_what_its_job_said_before() -> None:
+    async def scene(world: World) -> None:
+        await world.batch(1, said(1, large=1, ending=Ending.PROVISIONAL), said(1, large=2), said(2, large=3))
+        await world.fetched(3, b"other")
+        assert list(world.fetches) == [blob(1).name], "it is not even fetched"
+        await world.fetched(1, b"interim")
+        await world.fetched(2, b"end")
+        assert world.told == [(2, 0, b"other"), (1, Ending.PROVISIONAL, b"interim"), (1, 0, b"end")]
+        assert world.acknowledged == [1]
+
+    run(scene)
+
+
 def test_a_body_that_cannot_be_had() -> None:
     async def scene(world: World) -> None:
         await world.batch(1, said(1, large=1), said(2, large=2, ending=Ending.PROVISIONAL))

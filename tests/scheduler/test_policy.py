@@ -202,3 +202,82 @@ def test_rooms_keep_few_entries_of_shares_whose_load_falls_again_and_again() -> 
     assert len(of.rooms) == 2
     assert len(of.rooms._heap) < 100
     assert of.rooms.best() == (idle, 1), "putting them in order again has lost one"
+
+
+def test_an_offer_that_says_nothing_new_is_noted_once() -> None:
+    of = cluster()
+    only = share(of, "a", 4)
+    assert of.rooms.offer(only, 0.5)
+    assert not of.rooms.offer(only, 0.5)
+    assert not of.rooms.offer(only, 0.7), "a load that rises needs nothing"
+    assert (list(of.rooms), len(of.rooms), only.entry) == ([only], 1, 0.5)
+    assert not of.rooms.offer(only, 0.2)
+    assert (list(of.rooms), len(of.rooms), only.entry) == ([only], 1, 0.2)
+
+
+def test_a_share_without_room_is_found_again_when_it_is_offered() -> None:
+    of = cluster()
+    only = share(of, "a", 1, flight=1)
+    of.rooms.offer(only, 0.0)
+    assert of.rooms.best() is None
+    assert (list(of.rooms), len(of.rooms), only.entry) == ([], 0, None)
+    only.flight.clear()
+    assert of.rooms.offer(only, 0.0), "it is new here"
+    assert of.rooms.best() == (only, 1)
+
+
+def test_a_share_that_is_fuller_than_was_noted_stands_behind_others_from_then_on() -> None:
+    of = cluster()
+    fuller, other = share(of, "a", 4, flight=3), share(of, "b", 4, flight=1)
+    for each in (fuller, other):
+        of.rooms.offer(each, 0.0)
+    assert of.rooms.best() == (other, 3)
+    assert (fuller.entry, other.entry) == (0.75, 0.25)
+
+
+def test_a_share_that_is_forgotten_twice_is_counted_once() -> None:
+    of = cluster()
+    gone, stays = share(of, "a", 1), share(of, "b", 1)
+    for each in (gone, stays):
+        of.rooms.offer(each, 0.0)
+    of.rooms.forget(gone)
+    of.rooms.forget(gone)
+    assert (list(of.rooms), len(of.rooms)) == ([stays], 1)
+
+
+def test_how_far_a_queue_goes_on_before_others() -> None:
+    first = queue(1, 2, 3)
+    assert before_next(first, (0, 2)) == 1
+    assert before_next(first, (0, 9)) == 3, "it has no more"
+    assert before_next(first, (5, 2)) == 3, "another of lower priority"
+
+
+def test_portions_at_their_bounds() -> None:
+    owner = cluster(0.032)
+    owner.measure(0.001, 1)
+    some = share(owner, "a", 4, 3)
+    assert portion(some, 99, 1000, 2) == 1, "a CPU is idle"
+    some.flight[3] = job(3)
+    assert portion(some, 99, 1000, 2) == 4 * 33 // 16
+    assert portion(some, 5, 1000, 2) == 5, "more has no room"
+    assert portion(some, 99, 9, 2) == 5, "rounded up"
+    assert portion(some, 99, 9, 1) == 9
+    assert portion(some, 7, 9, 0) == 7
+    owner.depth = 1
+    assert portion(some, 99, 1000, 2) == 1
+
+
+def test_nobody_is_asked_for_jobs_who_has_none_too_many_and_the_first_of_equals_is() -> None:
+    owner = cluster()
+    full, first, second = share(owner, "a", 1, 1), share(owner, "b", 1, 3), share(owner, "c", 1, 3)
+    assert whom_to_recall([full]) is None
+    assert whom_to_recall([full, first, second]) is first
+    assert whom_to_recall([second, first]) is second
+    first.is_paused = True
+    assert whom_to_recall([first]) is None
+
+
+def test_recalls_at_their_bounds() -> None:
+    assert how_many_to_recall(excess=10, idle=5) == 5
+    assert how_many_to_recall(excess=10, idle=6) == 6
+    assert how_many_to_recall(excess=10, idle=11) == 10
