@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from dispy.logs import logger
-from dispy.portal import current_portal
+from dispy.portal import current_portal, portal
 from dispy.scheduler.access import SchedulerAccess
 from dispy.words import counted
 
@@ -105,7 +105,7 @@ def stop_if_unused(service: SchedulerAccess) -> None:
             return
         for settings in [settings for settings, known in _services.items() if known is service]:
             del _services[settings]
-    service.portal.call(service.stop())
+    portal().call(service.stop())
 
 
 def _left_by_interrupt() -> bool:
@@ -127,11 +127,11 @@ def _at_exit() -> None:
     except KeyboardInterrupt:
         _end_interrupted(clusters)
     with _lock:
-        services = [service for service in _services.values() if service.portal.pid == os.getpid()]
+        services = list(_services.values())
         _services.clear()
     hurried = any(cluster.is_hurried for cluster in clusters)
     for service in services:
-        service.portal.call(service.stop(hurried=hurried))
+        portal().call(service.stop(hurried=hurried))
 
 
 def _wait_visibly(clusters: list[Closable]) -> None:

@@ -88,14 +88,14 @@ def test_queued_jobs_are_handed_over_by_portions_and_before_they_are_cancelled(
     async def nothing() -> None:
         pass
 
-    assert service.portal.call(submit_and_see(35)) == []
+    assert portal().call(submit_and_see(35)) == []
     while sum(len(event.jobs) for event in handled if isinstance(event, JobsSubmitted)) < 35:
-        service.portal.call(nothing())
+        portal().call(nothing())
     assert [len(event.jobs) for event in handled if isinstance(event, JobsSubmitted)] == [10, 10, 10, 5]
     handled.clear()
-    service.portal.call(submit_and_see(35))
+    portal().call(submit_and_see(35))
     service.cancel(record(34))
     while not any(isinstance(event, CancelAsked) for event in handled):
-        service.portal.call(nothing())
+        portal().call(nothing())
     assert isinstance(handled[-1], CancelAsked)
     assert sum(len(event.jobs) for event in handled[:-1] if isinstance(event, JobsSubmitted)) == 35

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from dispy.model import BlobRef, ComputationId, FileSpec, NodeInfo, ProcessId
 from dispy.nodes import NodeAllocate
-from dispy.portal import Portal
 from dispy.recovery.recorder import Recorder
 from dispy.scheduler.durable import MarkKeeper
 from dispy.scheduler.events import Steering
@@ -23,7 +22,6 @@ from dispy.wire.sharing import NodeStanding
 class SchedulerAccess(Protocol):
     """A scheduler as clusters use it."""
 
-    portal: Portal
     recorder: Recorder
     """Notes what `recover_jobs` needs if this process is killed."""
 

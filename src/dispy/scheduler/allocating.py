@@ -9,7 +9,6 @@ from pathlib import Path
 from dispy.logs import logger
 from dispy.model import ComputationId, FileSpec, ProcessId
 from dispy.nodes import NodeView
-from dispy.portal import Portal
 from dispy.scheduler.effects import AskAllocation
 from dispy.scheduler.events import Event, NodeAllocated
 from dispy.scheduler.links import NodeLinks
@@ -22,13 +21,13 @@ class Allocating:
 
     def __init__(
         self,
-        portal: Portal,
+        loop: asyncio.AbstractEventLoop,
         links: NodeLinks,
         owners: Mapping[ComputationId, ClusterOwner],
         offers: FileOffers,
         on_event: Callable[[Event], None],
     ) -> None:
-        self._portal = portal
+        self._loop = loop
         self._links = links
         self._owners = owners
         self._offers = offers
@@ -61,23 +60,29 @@ class Allocating:
             return
         places = self._links.places.of(asked.node)
         view = NodeView(asked.node, asked.info, asked.address, reached.port, asked.avail, places)
-        allocation = Allocation(0)
+        allocation: Allocation | None = Allocation(0)
         files: tuple[FileSpec, ...] = ()
         try:
             if owner.allocates_slowly:
                 # not in the callback thread: a callback may wait for a job that waits for this node
                 async with self._lock:
-                    allocation = await self._portal.loop.run_in_executor(None, owner.allocate, view, reached.local)
+                    allocation = await self._loop.run_in_executor(None, owner.allocate, view, reached.local)
             else:
                 allocation = owner.allocate(view, reached.local)
+            if allocation is None:
+                return
             if allocation.cpus > 0:
                 files = await self._offers.offer([(Path(name), Path(name).name) for name in allocation.depends])
         except Exception:
             logger.exception("node %s is not used: its allocation failed", asked.info.name)
             allocation = Allocation(0)
-        self._answers[asked.cluster, asked.node] = allocation.cpus
-        self._on_event(
+        self.answer(
             NodeAllocated(
                 asked.cluster, asked.node, allocation.cpus, files, allocation.setup_args, allocation.oversubscribe
             )
         )
+
+    def answer(self, allocated: NodeAllocated) -> None:
+        """An owner has said how much of a node it wants."""
+        self._answers[allocated.cluster, allocated.node] = allocated.cpus
+        self._on_event(allocated)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,16 @@ class Conversation:
         reach: Callable[[ProcessId], Reached | None],
         is_wanted: Callable[[ProcessId, int, int], bool],
         spawn: Callable[[Coroutine[None, None, None]], None],
+        deliver: Callable[[Reached, FileOffered], Awaitable[str]] | None = None,
     ) -> None:
-        """`is_wanted` tells whether a node runs this attempt of a job for us."""
+        """`is_wanted` tells whether a node runs this attempt of a job for us.
+
+        `deliver` takes files that jobs send; without it they are put below the working directory.
+        """
         self._reach = reach
         self._is_wanted = is_wanted
         self._spawn = spawn
+        self._deliver = deliver or self._fetch
         self._waiting: dict[Hashable, list[asyncio.Future[Any]]] = {}
         self._taking: set[Hashable] = set()
         """Files of jobs that are on their way."""
@@ -127,7 +132,8 @@ class Conversation:
     async def _take(self, reached: Reached, offer: FileOffered, key: Hashable) -> None:
         file = offer.file
         try:
-            reason = await self._fetch(reached, offer)
+            is_wanted = self._is_wanted(reached.process, offer.job, offer.attempt)
+            reason = await self._deliver(reached, offer) if is_wanted else "the job is not wanted any more"
         finally:
             self._taking.discard(key)
         if reason:
@@ -138,8 +144,6 @@ class Conversation:
     async def _fetch(self, reached: Reached, offer: FileOffered) -> str:
         """Put the file below the program's working directory; returns why that failed, else nothing."""
         file, most = offer.file, config.MaxFileSize
-        if not self._is_wanted(reached.process, offer.job, offer.attempt):
-            return "the job is not wanted any more"
         if most and file.blob.size > most:
             return f"it has {file.blob.size:,} bytes; dispy.config.MaxFileSize allows {most:,}"
         try:

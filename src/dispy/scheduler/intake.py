@@ -35,13 +35,16 @@ class ResultIntake:
         on_event: Callable[[Event], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
         later: Callable[[float, Callable[[], None]], object],
+        after: Callable[[Callable[[], object]], None] | None = None,
     ) -> None:
+        """`after` lets acknowledgements wait until what came is safe (see `Hosting`)."""
         self.link: Link | None = None
         self._node = node
         self._exchange = exchange
         self._on_event = on_event
         self._spawn = spawn
         self._later = later
+        self._after = after
         self._pending: Counter[int] = Counter()
         """How many results of a batch are still on their way."""
         self._line: deque[_Late] = deque()
@@ -94,6 +97,12 @@ class ResultIntake:
     def acknowledge(self) -> None:
         """Note up to where everything is here. The node hears of it with the next message to it, or soon."""
         safe = min(self._pending) - 1 if self._pending else self._highest
+        if self._after is None:
+            self._acknowledge_up_to(safe)
+        else:
+            self._after(lambda: self._acknowledge_up_to(safe))
+
+    def _acknowledge_up_to(self, safe: int) -> None:
         self._acknowledged = max(safe, self._acknowledged)
         if self._told < self._acknowledged and not self._is_waiting:
             self._is_waiting = True

@@ -5,8 +5,9 @@ the core. Which addresses are dialled is in `targets`, how results come in is in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
@@ -92,7 +93,9 @@ class NodeLinks:
         talk: Talk,
         on_known_elsewhere: Callable[[ProcessId], None],
         on_leased: Callable[[Reached], None],
+        after: Callable[[Callable[[], object]], None] | None = None,
     ) -> None:
+        """`after` lets messages to nodes wait until what they say is safe (see `Hosting`)."""
         self.settings = settings
         self.base_port = base_port
         self.client_port = client_port
@@ -110,6 +113,7 @@ class NodeLinks:
         self._talk = talk
         self._on_known_elsewhere = on_known_elsewhere
         self._on_leased = on_leased
+        self._after = after
         self._asker: Asker | None = None
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,19 +136,27 @@ class NodeLinks:
 
     async def listen(self) -> None:
         """Accept nodes that join, unless another program on this machine does."""
-        if self._listener is not None:
-            return
         try:
+            await self.listen_at(listen_hosts(self.settings.credentials, interfaces=self.interfaces))
+        except (NodeError, SettingsError) as error:
+            logger.debug("nodes cannot join this program: %s", error)
+
+    async def listen_at(self, hosts: Sequence[str]) -> None:
+        """Accept nodes that join at these addresses, unless it does so at others.
+
+        Raises:
+            NodeError: the port is taken, or an address cannot be listened at.
+            SettingsError: a certificate file cannot be used.
+        """
+        if self._listener is None:
             self._listener = await Listener.start(
-                listen_hosts(self.settings.credentials, interfaces=self.interfaces),
+                hosts,
                 self.client_port,
                 settings=self.settings,
                 handler=self,
                 accept=frozenset({Role.NODE}),
                 on_refused=self._refused,
             )
-        except (NodeError, SettingsError) as error:
-            logger.debug("nodes cannot join this program: %s", error)
 
     def ask(self) -> None:
         """Ask the network for nodes."""
@@ -176,7 +188,11 @@ class NodeLinks:
         for node, group in groupby(sends, attrgetter("node")):
             reached = self.nodes.get(node)
             if reached is not None and reached.link is not None:
-                reached.link.send_now([*reached.intake.untold(), *((send.message, send.payload) for send in group)])
+                messages = [(send.message, send.payload) for send in group]
+                if self._after is None:
+                    reached.link.send_now([*reached.intake.untold(), *messages])
+                else:  # by then the link may have ended: it sends nothing more
+                    self._after(partial(reached.link.send_now, messages))
 
     def view(self, node: ProcessId) -> NodeView | None:
         """What users may know of a node."""
@@ -274,7 +290,7 @@ class NodeLinks:
             dialler = target.dialler if target is not None else None
             exchange = BlobExchange(link, self.sources)
             local = target is not None and target.local
-            intake = ResultIntake(process, exchange, self._on_event, self._spawn, self._loop.call_later)
+            intake = ResultIntake(process, exchange, self._on_event, self._spawn, self._loop.call_later, self._after)
             intake.link = link
             address, port = link.peer.address, link.peer.port
             self.nodes[process] = Reached(process, address, port, exchange, intake, link, dialler, local=local)

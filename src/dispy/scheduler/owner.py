@@ -44,8 +44,11 @@ class ClusterOwner(Protocol):
     def named_nodes(self) -> Iterable[tuple[str, int]]:
         """Host and port of the nodes that were named."""
 
-    def allocate(self, view: NodeView, local: bool) -> Allocation:
-        """How much of a node to use; in a thread for files if that is slow, one call after another."""
+    def allocate(self, view: NodeView, local: bool) -> Allocation | None:
+        """How much of a node to use; in a thread for files if that is slow, one call after another.
+
+        None: the answer comes later, by `Allocating.answer`.
+        """
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """Jobs were handed to a node."""

@@ -1,4 +1,4 @@
-"""The asyncio host of the scheduler core inside a user's process: one inbox, one task's worth of work, one timer.
+"""The asyncio host of the scheduler core: one inbox, one task's worth of work, one timer.
 
 All clusters of a process with the same secret, certificates, group and base port share one service, and so one lease
 on every node. Effects are performed in their order: sends, then notices. Nothing here decides who runs what.
@@ -17,7 +17,6 @@ from dispy.errors import TransferError
 from dispy.logs import logger
 from dispy.model import BlobRef, ComputationId, FileSpec, NodeInfo, ProcessId
 from dispy.nodes import NodeAllocate
-from dispy.portal import Portal
 from dispy.recovery.book import NodeNoted, ProgramBegun
 from dispy.recovery.recorder import Recorder
 from dispy.scheduler.allocating import Allocating
@@ -36,6 +35,7 @@ from dispy.scheduler.events import (
     NodeSteered,
     Steering,
 )
+from dispy.scheduler.hosting import Hosting, LoopHost
 from dispy.scheduler.identity import ServiceSettings, link_settings_of, program_begun, this_holder
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.links import NodeLinks, Reached
@@ -56,26 +56,35 @@ class SchedulerService:
 
     def __init__(
         self,
-        portal: Portal,
+        portal: LoopHost,
         settings: ServiceSettings,
         *,
         going_on: ProgramBegun | None = None,
         recorder: Recorder | None = None,
+        hosting: Hosting | None = None,
     ) -> None:
-        """Make a scheduler; with `going_on` it continues what another program had begun, under its token."""
+        """Make a scheduler; with `going_on` it continues what another program had begun, under its token.
+
+        With `hosting` it works for many programs.
+        """
         self.portal = portal
         self.settings = settings
         self.process = ProcessId(secrets.token_hex(16))
         self.owners: dict[ComputationId, ClusterOwner] = {}
         link_settings = link_settings_of(self.process, settings)
         holder = this_holder(settings.ext_host)
-        self._token = secrets.token_bytes(32) if going_on is None else going_on.token
-        self.core = SchedulerCore(holder=holder, token=self._token, grace=link_settings.grace_timeout)
+        self._hosting = hosting
+        if hosting is None:
+            self._token = secrets.token_bytes(32) if going_on is None else going_on.token
+            self.core = SchedulerCore(holder=holder, token=self._token, grace=link_settings.grace_timeout)
+        else:
+            self._token, self.core = hosting.token, hosting.core
         self.recorder = recorder or Recorder(program_begun(holder, self._token, settings))
         self.conversation = Conversation(
             lambda node: self.links.nodes.get(node),
             lambda node, job, attempt: self.core.runs(node, job, attempt),
             self._spawn,
+            None if hosting is None else hosting.deliver,
         )
         self.links = NodeLinks(
             portal.loop,
@@ -88,9 +97,10 @@ class SchedulerService:
             talk=self.conversation,
             on_known_elsewhere=self._ask_again,
             on_leased=self._note_leased,
+            after=None if hosting is None else hosting.after,
         )
         self.offers = FileOffers(self.links.sources, lambda: (owner.spec for owner in self.owners.values()))
-        self.allocating = Allocating(portal, self.links, self.owners, self.offers, self.handle)
+        self.allocating = Allocating(portal.loop, self.links, self.owners, self.offers, self.handle)
         self.durable = DurableMarks(self.links.sources, self._address_of, portal.post)
         self.search = NodeSearch(
             portal.loop,
@@ -314,7 +324,8 @@ class SchedulerService:
 
     def _empty_inbox(self) -> None:
         while self._inbox:
-            self._perform(self.core.handle(self._inbox.popleft(), self.portal.loop.time()))
+            event = self._inbox.popleft()
+            self._perform(event, self.core.handle(event, self.portal.loop.time()))
 
     def _arm(self) -> None:
         deadline = self.core.next_deadline()
@@ -329,7 +340,7 @@ class SchedulerService:
         self._timer, self._timer_at = None, None
         self._handling = True
         try:
-            self._perform(self.core.handle_timeout(self.portal.loop.time()))
+            self._perform(None, self.core.handle_timeout(self.portal.loop.time()))
             self._empty_inbox()
         finally:
             self._handling = False
@@ -339,9 +350,11 @@ class SchedulerService:
             self.links.forget_node(node)
         self._arm()
 
-    def _perform(self, effects: Effects) -> None:
+    def _perform(self, event: Event | None, effects: Effects) -> None:
         if self._checks:
             self.core.check()
+        if self._hosting is not None:
+            self._hosting.note(event, effects)
         if self.durable:
             self.durable.hand(effects)
         if effects.sends:

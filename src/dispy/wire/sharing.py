@@ -11,6 +11,7 @@ import msgspec
 
 from dispy.model import (
     AvailInfo,
+    BlobRef,
     ComputationId,
     ComputationSpec,
     FileSpec,
@@ -425,6 +426,7 @@ class JobSaid(Message, frozen=True):
     cluster: ComputationId
     job: int
     node: ProcessId
+    blob: BlobRef | None = None
 
 
 class JobsOver(Message, frozen=True):
