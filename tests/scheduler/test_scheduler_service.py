@@ -65,7 +65,7 @@ def test_an_owner_that_raises_keeps_nothing_from_others(
         ClusterEnded(CLUSTERS[0]),
         ClusterEnded(CLUSTERS[1]),
     ]
-    service._perform(Effects([], notices))
+    service._perform(None, Effects([], notices))
     assert bad.told == [1, 2, "batch", "ended"]
     assert good.told == [3, "batch", "ended"]
     assert "of an owner" in capsys.readouterr().err
