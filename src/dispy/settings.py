@@ -27,6 +27,8 @@ SUSPECT_TIMEOUT: Final = 2.5
 """Seconds without a byte after which a peer gets no new work."""
 GRACE_TIMEOUT: Final = 5.0
 """Seconds without a byte (or without a link) after which a peer is lost."""
+RESTART_GRACE: Final = 30.0
+"""Seconds in which nodes must come back to a shared scheduler that was started again."""
 HANDSHAKE_TIMEOUT: Final = 5.0
 REDIAL_FIRST: Final = 0.1
 REDIAL_MOST: Final = 2.0

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
-from dispy.scheduler import closing, events, flow, membership, shares, steering
+from dispy.scheduler import closing, events, flow, membership, restoring, shares, steering
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.explain import explain_cluster, explain_job, explain_stranded, standings
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.keeping import Changes, changes_of
 from dispy.scheduler.nodes import NodeRecord
 from dispy.scheduler.tables import Counters, Outbox, Tables
 from dispy.settings import AHEAD_SECONDS, GRACE_TIMEOUT
@@ -107,6 +108,8 @@ class SchedulerCore:
         match event:
             case events.NodeSaid():
                 self._node_said(out, event, now)
+            case events.Restored():
+                restoring.restore(tables, out, event, now)
             case events.JobsSubmitted():
                 flow.submit(tables, out, event.jobs)
             case events.CancelAsked():
@@ -153,7 +156,9 @@ class SchedulerCore:
             else:
                 node = tables.nodes[key]
                 cause = f"its link broke and did not come back within {tables.grace:g} s"
-                if node.is_silent:
+                if node.is_restored:
+                    cause = "it did not come back when the scheduler was started again"
+                elif node.is_silent:
                     cause = f"nothing was heard of it for {tables.grace:g} s"
                 membership.lose_node(tables, out, node, cause)
         return self._settle(out)
@@ -215,6 +220,10 @@ class SchedulerCore:
             elif cluster.special:
                 sentences += explain_stranded(self._tables, cluster)
         return " ".join(dict.fromkeys(sentences)) or None
+
+    def changes(self, event: events.Event | None, effects: Effects) -> Changes:
+        """What must survive this process of an event (None: of a timeout) that was just handled, and its effects."""
+        return changes_of(self._tables, event, effects)
 
     def snapshot(self) -> Snapshot:
         """Everything that a monitor shows; it does not change afterwards."""

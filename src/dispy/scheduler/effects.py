@@ -176,3 +176,6 @@ class Effects:
 
     sends: list[Send] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    marked: list[JobRecord] = field(default_factory=list, compare=False)
+    """Jobs that wait again, for whatever reason, or are to end where they are: whoever keeps jobs for a successor of
+    this process must know."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from dispy.model import ComputationId, ComputationSpec, FileSpec, NodeInfo, ProcessId
+from dispy.scheduler.clusters import ClusterState
 from dispy.scheduler.jobs import JobRecord
+from dispy.settings import RESTART_GRACE
 from dispy.wire.messages import AnyMessage
 
 
@@ -156,8 +158,59 @@ class NodeSaid:
     bodies: Sequence[bytes] = field(default=())
 
 
+@dataclass(slots=True, frozen=True)
+class RestoredCluster:
+    """A cluster as the process before this one had it."""
+
+    opened: ClusterOpened
+    state: ClusterState = ClusterState.OPEN
+    forsaken: str = ""
+    """Why no further node can come for it."""
+
+
+@dataclass(slots=True, frozen=True)
+class RestoredNode:
+    """A node that the process before this one knew."""
+
+    node: ProcessId
+    info: NodeInfo
+    address: str
+
+
+@dataclass(slots=True, frozen=True)
+class RestoredShare:
+    """What the owner of a cluster wanted of a node when it was last asked, and how the user steered it since."""
+
+    cluster: ComputationId
+    node: ProcessId
+    cpus: int
+    """0: nothing."""
+    files: tuple[FileSpec, ...] = ()
+    setup_args: bytes = b""
+    oversubscribe: bool = False
+    is_paused: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Restored:
+    """The scheduler goes on where a process before it was killed; the first thing that a core is told.
+
+    Nodes have no link and some time to come back. Jobs with a node are there, as far as was stored before they were
+    sent; the others wait.
+    """
+
+    clusters: Sequence[RestoredCluster]
+    jobs: Sequence[JobRecord]
+    """In the order of their numbers. All of them are of clusters and nodes that are listed."""
+    nodes: Sequence[RestoredNode]
+    shares: Sequence[RestoredShare]
+    grace: float = RESTART_GRACE
+    """Seconds in which nodes must come back."""
+
+
 Event = (
-    ClusterOpened
+    Restored
+    | ClusterOpened
     | ClusterWidened
     | ClusterNarrowed
     | ClusterClosing

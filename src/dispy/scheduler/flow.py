@@ -227,7 +227,7 @@ def take_results(
         else:
             back.append(record)
     _account(tables, share, seconds, count, over)
-    tables.requeue(back)
+    tables.requeue(out, back)
     node.is_spent = False
     for each in touched:
         tables.refresh(each)
@@ -327,13 +327,14 @@ def take_recalled(tables: Tables, out: Outbox, node: NodeRecord, attempts: Itera
             continue
         back.append(record)
     node.is_spent = not useful
-    tables.requeue(back)
+    tables.requeue(out, back)
     tables.refresh(node)
 
 
 def cancel(tables: Tables, out: Outbox, ids: Iterable[int], cause: str) -> None:
     """End jobs: at once those that wait; nodes are asked to end the others."""
     asked: dict[NodeRecord, list[int]] = {}
+    marked: list[JobRecord] = []
     for id in ids:
         record = tables.jobs.get(id)
         if record is None:
@@ -342,7 +343,9 @@ def cancel(tables: Tables, out: Outbox, ids: Iterable[int], cause: str) -> None:
             tables.end(out, record, JobState.Cancelled, cause)
         elif not record.cancelled:
             record.cancelled = True
+            marked.append(record)
             asked.setdefault(tables.nodes[record.node], []).append(id)
+    out.mark(marked)
     for node, running in asked.items():
         # without a link it is told when it comes back and says what it holds
         if node.can_hear:

@@ -109,7 +109,7 @@ def _never_received(tables: Tables, out: Outbox, share: Share, missing: list[Job
         else:
             record.attempt -= 1
             back.append(record)
-    tables.requeue(back)
+    tables.requeue(out, back)
 
 
 def _match_computations(out: Outbox, node: NodeRecord, there: set[ComputationId]) -> None:
@@ -160,7 +160,7 @@ def break_link(tables: Tables, node: NodeRecord, since: float, *, is_silent: boo
 
 def resume(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     """A new link to the same process: it says what it holds when it is asked for its lease."""
-    node.broken_until, node.is_suspect, node.is_spent = None, False, False
+    node.broken_until, node.is_suspect, node.is_spent, node.is_restored = None, False, False, False
     tables.deadlines.pop(node.id, None)
     tables.end_recall(node)
     # what was last said may have been lost: also a release
@@ -214,4 +214,4 @@ def _lose_flights(tables: Tables, out: Outbox, node: NodeRecord, cause: str, *, 
                 out.notice(JobRequeued(record, node.id, cause))
                 back.append(record)
         tables.counters.requeued += len(back)
-        tables.requeue(back)
+        tables.requeue(out, back)

@@ -211,6 +211,8 @@ class NodeRecord:
     """Its last recall brought nothing that could go elsewhere; not asked again before it has ended a job."""
     is_silent: bool = False
     """Its link was given up because nothing was heard; else it broke."""
+    is_restored: bool = False
+    """The process before this one had the link; this one has had none yet."""
     holder: Holder | None = None
     """Who else has its lease."""
     avail: AvailInfo | None = None

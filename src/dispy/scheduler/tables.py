@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
@@ -31,6 +31,10 @@ class Outbox:
         """Tell the user's side."""
         self._flush()
         self._effects.notices.append(notice)
+
+    def mark(self, records: Sequence[JobRecord]) -> None:
+        """Note how these jobs stand now."""
+        self._effects.marked += records
 
     def close(self) -> Effects:
         """All of it, in order."""
@@ -142,8 +146,10 @@ class Tables:
         if node.shares:
             self.refresh(node)
 
-    def requeue(self, records: Iterable[JobRecord]) -> None:
+    def requeue(self, out: Outbox, records: Sequence[JobRecord]) -> None:
         """Let jobs wait again that were handed to a node; they are no longer in its flight."""
+        if records:
+            out.mark(records)
         queues: dict[JobQueue, list[JobRecord]] = {}
         for record in records:
             record.state = JobState.Created
