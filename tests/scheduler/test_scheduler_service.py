@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,3 +101,34 @@ def test_queued_jobs_are_handed_over_by_portions_and_before_they_are_cancelled(
         portal().call(nothing())
     assert isinstance(handled[-1], CancelAsked)
     assert sum(len(event.jobs) for event in handled[:-1] if isinstance(event, JobsSubmitted)) == 35
+
+
+def test_whoever_submits_while_the_loop_is_late_lets_it_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that submit without a pause would keep the interpreter lock from the loop."""
+    service = a_service()
+    clock, pauses = [0.0], list[float]()
+    monkeypatch.setattr(service_module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pauses.append))
+    monkeypatch.setattr(service, "handle", lambda event: None)
+
+    def submit_all() -> None:
+        service.submit(record(1))
+        clock[0] += service_module.LATE
+        service.submit(record(2))
+        assert not pauses, "it is not late yet"
+        clock[0] += 0.001
+        service.submit(record(3))
+
+    async def with_the_loop(in_thread: bool) -> None:
+        """The loop takes nothing meanwhile: it is in this coroutine."""
+        if in_thread:
+            submitting = threading.Thread(target=submit_all)
+            submitting.start()
+            submitting.join()
+        else:
+            submit_all()
+
+    service.portal.call(with_the_loop(in_thread=False))
+    assert not pauses, "the loop waits for nobody"
+    service.portal.call(asyncio.sleep(0))
+    service.portal.call(with_the_loop(in_thread=True))
+    assert pauses == [service_module.LATE_PAUSE]

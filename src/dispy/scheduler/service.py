@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
@@ -50,6 +51,11 @@ from dispy.wire.sharing import NodeStanding
 FLUSH_MOST: Final = 4096
 """Jobs that the core gets in one turn of the loop: between two turns links are heard, and heartbeats leave in time."""
 
+LATE: Final = 0.02
+"""Seconds after which what was queued shall have been taken: else threads that go on submitting keep the loop from its
+work, as all share one interpreter lock."""
+LATE_PAUSE: Final = 0.001
+"""Seconds that each further `submit` takes then."""
 
 class SchedulerService:
     """One scheduler in this process."""
@@ -121,6 +127,8 @@ class SchedulerService:
         )
         self._outbox: deque[JobRecord] = deque()
         self._flushing = False
+        self._late_at = 0.0
+        """While `_flushing`: when that should have been done."""
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -131,11 +139,14 @@ class SchedulerService:
     # From any thread.
 
     def submit(self, record: JobRecord) -> None:
-        """Queue a job; the loop takes what is queued by large portions."""
+        """Queue a job; the loop takes what is queued by large portions, and when it is late with that we wait a bit."""
         self._outbox.append(record)
         if not self._flushing:
             self._flushing = True
+            self._late_at = time.monotonic() + LATE
             self.portal.loop.call_soon_threadsafe(self._flush)
+        elif time.monotonic() > self._late_at and not self.portal.in_loop:
+            time.sleep(LATE_PAUSE)
 
     def cancel(self, record: JobRecord) -> None:
         """Cancel a job."""
@@ -295,6 +306,7 @@ class SchedulerService:
         if count > FLUSH_MOST:
             count = FLUSH_MOST
             self._flushing = True
+            self._late_at = time.monotonic() + LATE
             self.portal.loop.call_soon(self._flush)
         self._hand_over(count)
 
