@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from dispy.cli.explain import HERE, RUNS, WAITS, explain, judge
 from dispy.cli.nodes import NodeSeen, Refusal, Survey
@@ -30,6 +33,30 @@ def test_a_free_node_would_run_it() -> None:
     code, shown, said = states(survey)
     assert (code, shown) == (RUNS, {"n1": "free", "n2": "busy"})
     assert said == "A job would run now on n1 (10.0.0.1)."
+
+
+def test_a_program_that_is_gone_keeps_a_node_only_while_its_jobs_run() -> None:
+    gone = replace(HOLDER, gone=True, results=2)
+    survey = Survey([seen("n1", "10.0.0.1", holder=gone)], [])
+    assert states(survey)[:2] == (RUNS, {"n1": "free"})
+    survey = Survey([seen("n1", "10.0.0.1", holder=replace(gone, running=1))], [])
+    code, shown, said = states(survey)
+    assert (code, shown) == (WAITS, {"n1": "busy"})
+    assert "2 results wait for `dispy recover` there, 1 job still runs" in said
+
+
+def test_what_is_left_on_a_free_node_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = replace(HOLDER, gone=True, results=1)
+
+    async def survey(*_: object) -> Survey:
+        return Survey([seen("n1", "10.0.0.1", holder=gone)], [])
+
+    monkeypatch.setattr(sys.modules["dispy.cli.explain"], "take_survey", survey)
+    done = CliRunner().invoke(explain, ["--insecure", "--program"])
+    assert done.exit_code == RUNS, done.output
+    assert (
+        "n1 (10.0.0.1) is free, 2 CPUs (its last user: that program is gone or cut off, 1 result waits" in done.output
+    )
 
 
 def test_every_reason_to_wait_is_told() -> None:

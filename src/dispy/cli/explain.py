@@ -214,7 +214,10 @@ def _print_text(found: Explanation) -> None:
     for node, state, reason in found.nodes:
         if state == "unused" and found.code == HERE:
             continue
-        what = reason if state != "free" else f"is free, {counted(node.info.cpus if node.info else 0, 'CPU')}"
+        what = reason
+        if state == "free" and (info := node.info) is not None:
+            absence = info.holder.absence if info.holder is not None else ""
+            what = f"is free, {counted(info.cpus, 'CPU')}{f' (its last user: {absence})' if absence else ''}"
         click.echo(f"{_label(node)} {what}")
     for sentence in found.sentences:
         click.echo(sentence)

@@ -149,7 +149,10 @@ def why_not_now(info: NodeInfo) -> str:
     """Why it takes no job of ours now; empty when it does."""
     if reason := why_closed(info):
         return reason
-    return "" if info.holder is None else used_by(info.holder)
+    holder = info.holder
+    if holder is None or (holder.gone and not holder.running):  # then whoever asks gets the node
+        return ""
+    return used_by(holder)
 
 
 def why_unsure(info: NodeInfo, python: str) -> str:
