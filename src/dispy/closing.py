@@ -13,6 +13,8 @@ from dispy.portal import Calling
 
 SLACK = 1.0
 """Seconds that what nothing holds up may take when the time is over: nodes clean up, no callback runs."""
+SAY_AGAIN = 10.0
+"""Seconds between two sentences about what is waited for."""
 CALLBACK_PATIENCE = 5.0
 """Seconds that a callback may run on in a cluster whose jobs were ended."""
 
@@ -98,13 +100,8 @@ class ClusterClosing(ClusterBase):
         self._ledger.closing = True
         self._ledger.seal()
         self._portal.post(self.service.close_cluster, self._id, terminate)
-        if terminate and not self._ledger.over.wait(SAY_AFTER):
-            logger.info(
-                "jobs of %s are being ended (%d are left); waiting for that (Ctrl-C again: without waiting)",
-                self.name,
-                self.pending,
-            )
-        if not self._ledger.over.wait(None if terminate else _left(until, SLACK)):  # nodes have limits of their own
+        patience = None if terminate else _left(until, SLACK)  # nodes have limits of their own
+        if not self._wait_until_over(patience, "; Ctrl-C again: without waiting" if terminate else ""):
             return False
         self.is_closed = True
         KEEPERS.pop(self._id, None)
@@ -112,6 +109,25 @@ class ClusterClosing(ClusterBase):
         release(self)
         if not self._portal.in_callback:
             self._see_callbacks_off(terminate, until)
+        return True
+
+    def _wait_until_over(self, patience: float | None, hint: str) -> bool:
+        """Wait for the nodes, and say what for; False when the time (seconds) was over."""
+        until = None if patience is None else time.monotonic() + patience
+        pause = SAY_AFTER
+        while not self._ledger.over.wait(pause if until is None else min(pause, max(0.0, until - time.monotonic()))):
+            if until is not None and time.monotonic() >= until:
+                return False
+            if self.pending:
+                what = f"jobs of {self.name} are being ended ({self.pending} are left)"
+            else:
+                nodes = [
+                    f"node {each.name} ({each.address}) {each.problem}"
+                    for each in self._portal.call(self.service.standings(self._id))
+                ]
+                what = f"{self.name} is not closed yet: {'; '.join(nodes) or 'its nodes are being told'}"
+            logger.info("%s; waiting for that%s", what, hint)
+            pause = SAY_AGAIN
         return True
 
     def _callbacks_return(self, until: float | None) -> bool:

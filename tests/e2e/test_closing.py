@@ -27,6 +27,15 @@ def endless(path: str) -> None:
         time.sleep(0.01)
 
 
+def setup_nothing(gate: str) -> None:
+    """Only what was set up is cleaned up."""
+
+
+def clean_up_when_told(gate: str) -> None:
+    while not Path(gate).exists():
+        time.sleep(0.01)
+
+
 def test_what_callbacks_submit_while_close_waits_is_run(local: Callable[..., dispy.JobCluster]) -> None:
     jobs: list[dispy.DispyJob] = []
     closes = threading.Event()
@@ -92,3 +101,34 @@ def test_close_keeps_its_time_with_a_callback_that_hangs(
             cluster.submit(3)
     finally:
         gate.set()
+
+
+def test_a_cluster_whose_nodes_clear_up_for_long_says_so(
+    local: Callable[..., dispy.JobCluster],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wait_until: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(closing, "SAY_AFTER", 0.05)
+    monkeypatch.setattr(closing, "SAY_AGAIN", 0.05)
+    gate, said = tmp_path / "gate", ""
+    node = dispy.NodeAllocate("*", setup_args=(str(gate),))
+    cluster = local(same, nodes=["local", node], setup=setup_nothing, cleanup=clean_up_when_told)
+    assert cluster.submit(1)() == 1
+    closer = threading.Thread(target=cluster.close, kwargs={"terminate": True})
+    closer.start()
+
+    def is_said_again() -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return said.count(" clearing up") > 1
+
+    try:
+        wait_until(is_said_again, timeout=SOON)
+        assert "same is not closed yet: node " in said
+        assert "(127.0.0.1) is clearing up; waiting for that; Ctrl-C again: without waiting" in said
+    finally:
+        gate.touch()
+        closer.join()
+    assert cluster.is_closed

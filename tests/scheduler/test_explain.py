@@ -280,10 +280,10 @@ def test_what_a_node_says_of_itself_decides() -> None:
     held = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", 1_700_000_000.0))
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1_700_000_000))
     assert why_not_now(held) == f"is used by bert@other (his.py, process 2) since {since}"
-    left = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", gone=True, results=3))
+    left = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", gone=True, results=3, running=1))
     assert why_not_now(left) == (
         "is used by bert@other (his.py, process 2): that program is gone or cut off, 3 results wait for "
-        "`dispy recover` there; the next program gets the node when no job runs there"
+        "`dispy recover` there, 1 job still runs; the next program gets the node when no job runs there"
     )
     assert why_not_now(NodeInfo(N1, "n", 0, "x", ())) == "offers no CPU now"
     python = NodeInfo(N1, "n", 1, "x", ("cpython-3.11",))
@@ -293,3 +293,20 @@ def test_what_a_node_says_of_itself_decides() -> None:
     )
     assert joined(["a"]) == "a"
     assert joined(["a", "b", "c"]) == "a, b and c"
+
+
+def test_nodes_that_clear_up_are_named_with_their_time(scheduler: Any) -> None:
+    scheduler.ready(N1)
+    scheduler.ready(N2)
+    scheduler.now = 10.0
+    scheduler.handle(ev.ClusterClosing(MAP, False))
+    scheduler.handle(ev.LinkBroken(N2))
+
+    def problems(now: float) -> list[tuple[str, str]]:
+        return [(each.name, each.problem) for each in scheduler.core.standings(MAP, now)]
+
+    broken = ("n2", "lost its link and is given some time to come back")
+    assert problems(10.5) == [("n1", "is clearing up"), broken]
+    assert problems(13.5) == [("n1", "has been clearing up for 3 s"), broken]
+    scheduler.said(N1, msg.ComputationClosed(MAP))
+    assert problems(14.0) == [broken]

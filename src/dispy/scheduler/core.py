@@ -194,8 +194,10 @@ class SchedulerCore:
         known = self._tables.clusters.get(cluster)
         return known is not None and node in known.shares
 
-    def standings(self, cluster: ComputationId) -> list[NodeStanding]:
+    def standings(self, cluster: ComputationId, now: float | None = None) -> list[NodeStanding]:
         """Every node that a cluster wants to use, and what keeps it from being given work."""
+        if now is not None:
+            self._tables.now = now
         return standings(self._tables, cluster)
 
     def explain(self, job: int, now: float | None = None) -> str:

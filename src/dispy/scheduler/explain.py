@@ -161,7 +161,8 @@ def _why_not(share: Share, now: float) -> str:
                 return f"is preparing the computation: {share.step}{since}"
             return "is preparing the computation (files, code, setup)"
         case ShareState.CLOSING | ShareState.CLOSED if not share.is_renewed:
-            return "is closing the computation"
+            seconds = int(now - share.step_at)
+            return f"has been clearing up for {seconds} s" if seconds else "is clearing up"
         case ShareState.CLOSING | ShareState.CLOSED | ShareState.RENEWING:
             return "is being set up anew (resetup_node)"
         case _ if share.is_paused:

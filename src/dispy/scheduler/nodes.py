@@ -91,6 +91,7 @@ class Share:
     step: str = ""
     """What the node does to prepare it, since `step_at`."""
     step_at: float = 0.0
+    """While it is closing: since then."""
     final: bool = False
     """Whether it refused for good."""
     is_paused: bool = False

@@ -247,7 +247,7 @@ class SchedulerService:
     async def standings(self, cluster: ComputationId) -> list[NodeStanding]:
         """Every node that a cluster wants to use, and what keeps it from being given work."""
         self.flush_now()
-        return self.core.standings(cluster)
+        return self.core.standings(cluster, self.portal.loop.time())
 
     async def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
         """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""

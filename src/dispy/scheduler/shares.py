@@ -196,6 +196,8 @@ def close_share(tables: Tables, out: Outbox, share: Share, cause: str, *, termin
     again = share.state is ShareState.CLOSING and (share.is_terminated or not terminate)
     if again or share.state is ShareState.CLOSED:
         return
+    if share.state is not ShareState.CLOSING:
+        share.step_at = tables.now
     share.state, share.reason, share.is_terminated = ShareState.CLOSING, cause, terminate
     tables.refresh(share.node)
     if share.node.can_hear:
