@@ -7,7 +7,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +19,11 @@ from dispy.logs import logger
 from dispy.model import Ending, JobState, ProcessId
 from dispy.portal import portal
 from dispy.recovery.book import Book, JobsReturned, ResultKept
-from dispy.recovery.fetching import Fetched, Fetching
+from dispy.recovery.fetching import Fetching
 from dispy.recovery.file import RecoveryFile, default_folder, unfinished
 from dispy.recovery.journal import load_id, load_jobs
-from dispy.resuming import as_free, resume, sort_out
+from dispy.recovery.sorting import Fetched, as_free, sort_out
+from dispy.resuming import resume
 from dispy.scheduler.flow import SENTENCES
 from dispy.secrets import Credentials, find_credentials
 
@@ -39,6 +41,10 @@ class Recovered:
     """Those of `jobs` that finished, but whose result cannot be unpickled in this process: they stay in the file."""
     is_complete: bool = True
     """Whether nothing is left to wait for, and no node has forgotten what it had."""
+    returned: JobsReturned = field(default_factory=lambda: JobsReturned([]))
+    """What the file will say when `jobs` are in the user's hands."""
+    is_last: bool = False
+    """Whether the file is of no use any more then."""
 
 
 def recover_jobs(
@@ -74,7 +80,7 @@ def recover_jobs(
         RecoveryError: there is no such file, it is in use, is none of ours, or belongs to another secret.
         SettingsError: a parameter is not usable.
     """
-    return recover(
+    with recovering(
         recover_file,
         timeout,
         terminate_pending,
@@ -84,10 +90,12 @@ def recover_jobs(
         certfile=certfile,
         keyfile=keyfile,
         cafile=cafile,
-    ).jobs
+    ) as found:
+        return found.jobs
 
 
-def recover(
+@contextmanager
+def recovering(
     recover_file: str | os.PathLike[str] | None,
     timeout: float | None,
     terminate: bool,
@@ -98,13 +106,17 @@ def recover(
     certfile: str | None = None,
     keyfile: str | None = None,
     cafile: str | None = None,
-) -> Recovered:
-    """As `recover_jobs`, and tell what else came of it; `again`: what to call for the rest, for people."""
+) -> Iterator[Recovered]:
+    """As `recover_jobs`, and tell what else came of it; jobs are marked as returned when the body has not raised.
+
+    `again`: what to call for the rest, for people.
+    """
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0):
         raise SettingsError(f"timeout is a number of seconds, or None, not {timeout!r}")
     path = _newest() if recover_file is None else Path(recover_file).expanduser().absolute()
     if path is None:
-        return Recovered()
+        yield Recovered()
+        return
     credentials = find_credentials(
         secret=secret, secret_file=secret_file, certfile=certfile, keyfile=keyfile, cafile=cafile, create=False
     )
@@ -112,14 +124,18 @@ def recover(
     try:
         if book.is_done:
             logger.info("everything in %s has been recovered before", path)
-            return Recovered(path)
+            yield Recovered(path)
+            return
         _check_secret(book, credentials, path)
-        return _recover(file, book, credentials, timeout, terminate, again)
-    except OSError as error:
-        raise RecoveryError(
-            f"{path} cannot be written ({error.strerror}); what was fetched so far is in it, the rest is still on the "
-            "nodes: make room and call again"
-        ) from error
+        try:
+            found = _recover(file, book, credentials, timeout, terminate, again)
+        except OSError as error:
+            raise RecoveryError(
+                f"{path} cannot be written ({error.strerror}); what was fetched so far is in it, the rest is still on "
+                "the nodes: make room and call again"
+            ) from error
+        yield found
+        _mark(file, book, found)
     finally:
         file.close()
 
@@ -170,24 +186,9 @@ def _recover(
     if sorted_out.runnable and time.monotonic() < until:
         file.append(as_free(sorted_out.runnable, book))
         ended |= _in_loop(resume(portal(), file, book, credentials, sorted_out.runnable, until))
-    opened = {number: _job_of(kept, book) for number, kept in book.results.items()}
-    sealed = {number for number, job in opened.items() if _is_sealed(job, book.results[number])}
-    for number in sealed:
-        opened[number].exception += (  # type: ignore[operator]
-            f"; it stays in {file.path}: call dispy.recover_jobs({str(file.path)!r}) in a program that has its class"
-        )
     ended |= {job: _why_lost(job, node, book, fetched) for job, node in book.lost().items()}
-    jobs = opened | {job: _job_that_ended(job, book, *how) for job, how in ended.items() if not book.has_result(job)}
+    jobs, sealed = _in_loop(_open(book, ended, file.path))
     pending = len(book.jobs.keys() - book.results.keys() - ended.keys())
-    returned = JobsReturned(sorted(jobs.keys() - sealed))
-    try:
-        file.append([returned])
-        file.sync()
-        book.add(returned)
-        if not fetched.waiting and not pending and not sealed:
-            file.finish(book)
-    except OSError as error:  # the results are here, and worth more than the mark
-        logger.error("%s cannot be written (%s): a later call may return these jobs again", file.path, error.strerror)
     for sentence in fetched.waiting:
         logger.warning("not all is recovered: %s", sentence)
     if not jobs and not fetched.waiting and not pending:
@@ -202,9 +203,42 @@ def _recover(
     return Recovered(
         file.path,
         [job for _, job in sorted(jobs.items())],
-        {opened[number] for number in sealed},
+        {jobs[number] for number in sealed},
         not (fetched.waiting or pending or fetched.lost),
+        JobsReturned(sorted(jobs.keys() - sealed)),
+        not (fetched.waiting or pending or sealed),
     )
+
+
+def _mark(file: RecoveryFile, book: Book, found: Recovered) -> None:
+    """They are in the user's hands."""
+    try:
+        file.append([found.returned])
+        file.sync()
+        book.add(found.returned)
+        if found.is_last:
+            file.finish(book)
+    except OSError as error:  # the results are here, and worth more than the mark
+        logger.error("%s cannot be written (%s): a later call may return these jobs again", file.path, error.strerror)
+
+
+async def _open(book: Book, ended: dict[int, tuple[JobState, str]], path: Path) -> tuple[dict[int, DispyJob], set[int]]:
+    """All jobs that are to be returned, and the numbers of those whose result cannot be unpickled here.
+
+    Not in the main thread, where nobody can tell a KeyboardInterrupt of a user's class from a Ctrl-C.
+    """
+
+    def open_all() -> tuple[dict[int, DispyJob], set[int]]:
+        jobs = {number: _job_of(kept, book) for number, kept in book.results.items()}
+        sealed = {number for number, job in jobs.items() if _is_sealed(job, book.results[number])}
+        for number in sealed:
+            jobs[number].exception += (  # type: ignore[operator]
+                f"; it stays in {path}: call dispy.recover_jobs({str(path)!r}) in a program that has its class"
+            )
+        others = {job: how for job, how in ended.items() if not book.has_result(job)}
+        return jobs | {job: _job_that_ended(job, book, *how) for job, how in others.items()}, sealed
+
+    return await asyncio.get_running_loop().run_in_executor(None, open_all)
 
 
 async def _fetch(

@@ -1,4 +1,4 @@
-"""Durable jobs of a program that was killed: which of them can still run, and their run in this process.
+"""The run of durable jobs of a program that was killed, in this process; which of them run is decided before.
 
 They run under the lease token and the job numbers of that program, and the recovery file stays its memory: what is
 handed to nodes and what comes back is written there, so that this process can be killed as well.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from dispy import config, parameters
 from dispy.errors import RecoveryError, TransferError
@@ -28,10 +29,10 @@ from dispy.recovery.book import (
     NodeNoted,
     ResultKept,
 )
-from dispy.recovery.fetching import Fetched
 from dispy.recovery.file import RecoveryFile
 from dispy.recovery.journal import StorableJob, content
 from dispy.recovery.recorder import Recorder
+from dispy.recovery.sorting import stands_for
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.events import JobsSubmitted
 from dispy.scheduler.identity import ServiceSettings
@@ -39,55 +40,11 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
 from dispy.scheduler.service import SchedulerService
 from dispy.secrets import Credentials
-from dispy.settings import INLINE_SIZE, multicast
+from dispy.settings import DISCOVERY_INTERVAL, INLINE_SIZE, multicast
 from dispy.words import counted
 
-FORGETS_AFTER: Final = 60.0
-"""Seconds for which a node that answers certainly remembers what it had: `--zombie_interval` is longer."""
-
-
-@dataclass(slots=True)
-class Sorted:
-    """What becomes of the durable jobs of which no result was found."""
-
-    runnable: list[JobStored] = field(default_factory=list)
-    ended: dict[int, tuple[JobState, str]] = field(default_factory=dict)
-    """Those that end without having run, or perhaps in the midst of it, with the reason."""
-    undecided: int = 0
-    """Those that a node may have which has not answered."""
-
-
-def sort_out(book: Book, fetched: Fetched, age: float, *, terminate: bool) -> Sorted:
-    """Decide about the durable jobs; pure.
-
-    Args:
-        book: the file, with results fetched.
-        fetched: what the nodes said.
-        age: seconds since the program was killed, at most.
-        terminate: no job shall run any more.
-    """
-    result = Sorted()
-    for job, stored in sorted(book.jobs.items()):
-        computation = book.computations.get(stored.cluster)
-        if book.has_result(job) or computation is None:
-            continue
-        node = book.handed.get(job)
-        again = computation.reentrant or (stored.options is not None and stored.options.retries > 0)
-        free = job in fetched.not_started or (node in fetched.answered and age < FORGETS_AFTER)
-        if node is not None and not free and node in book.nodes:
-            result.undecided += 1
-        elif terminate:
-            cause = "cancelled: it waited when its program was killed, and what was pending was to be ended"
-            result.ended[job] = (JobState.Cancelled, cause)
-        elif node is None or free or again:
-            result.runnable.append(stored)
-        else:
-            cause = (
-                f"it had been handed to node {book.name_of(node)} when its program was killed, and no node knows of it "
-                "any more: it may have started, and is not reentrant"
-            )
-            result.ended[job] = (JobState.Abandoned, cause)
-    return result
+SAY_AFTER: Final = 3.0
+"""Seconds for which jobs wait for the one node that may run them before it is said."""
 
 
 class _Keeper:
@@ -160,9 +117,11 @@ class _ResumedCluster:
     """A durable cluster for the scheduler service, without a user's object behind it."""
 
     allocates_slowly = True
-    interval: float | None = None
+    interval: float | None = DISCOVERY_INTERVAL
 
-    def __init__(self, stored: ComputationStored, jobs: Iterable[int], folder: Path) -> None:
+    def __init__(
+        self, stored: ComputationStored, jobs: Iterable[int], folder: Path, on_node: Callable[[NodeView], None]
+    ) -> None:
         self.spec = stored.spec
         self.reentrant = stored.reentrant
         self.may_embed = stored.may_embed
@@ -171,6 +130,7 @@ class _ResumedCluster:
         self.idle = asyncio.Event()
         self.over = asyncio.Event()
         self._folder = folder
+        self._on_node = on_node
         self._items = [
             (NodeAllocate(item.host, item.port or None, item.cpus, oversubscribe=item.oversubscribe), item)
             for item in stored.items
@@ -183,6 +143,7 @@ class _ResumedCluster:
 
     def allocate(self, view: NodeView, local: bool) -> Allocation:
         """How much of a node to use, as the program would have said."""
+        self._on_node(view)
         for item, stored in self._items:
             if view.fits(item) or (local and item.host == "*"):
                 cpus = item.share_of(view.info.cpus)
@@ -242,6 +203,47 @@ class _ResumedCluster:
         self.over.set()
 
 
+class _PinnedJobs:
+    """Jobs that one node alone may run: they wait until it is here, perhaps as another process.
+
+    The scheduler knows processes, and ends at once what only one may run that it has not met.
+    """
+
+    def __init__(self, book: Book, submit: Callable[[list[JobRecord]], None]) -> None:
+        self._book = book
+        self._submit = submit
+        self._waiting: dict[ProcessId, list[JobRecord]] = {}
+
+    def hold(self, records: Iterable[JobRecord]) -> list[JobRecord]:
+        """Keep those back whose node is known by its name; returns the others."""
+        others = []
+        for record in records:
+            if record.pinned in self._book.noted:
+                self._waiting.setdefault(ProcessId(record.pinned), []).append(record)
+            else:
+                others.append(record)
+        return others
+
+    def node_came(self, view: NodeView) -> None:
+        """Submit what has waited for this node."""
+        for wanted in list(self._waiting):
+            if stands_for(self._book, self._book.noted[wanted], view.process, view.info.name):
+                records = self._waiting.pop(wanted)
+                for record in records:
+                    assert record.options is not None
+                    record.options = msgspec.structs.replace(record.options, node=view.process)
+                self._submit(records)
+
+    def say(self) -> None:
+        """Name the nodes that are waited for."""
+        for wanted, records in self._waiting.items():
+            logger.warning(
+                "%s can only run on node %s (submit_node), which has not come: start it, or give a timeout",
+                counted(len(records), "job"),
+                self._book.name_of(wanted),
+            )
+
+
 async def resume(
     portal: Portal, file: RecoveryFile, book: Book, credentials: Credentials, jobs: Sequence[JobStored], until: float
 ) -> dict[int, tuple[JobState, str]]:
@@ -257,6 +259,7 @@ async def resume(
     service = SchedulerService(
         portal, _settings(book, credentials), going_on=book.program, recorder=_FileRecorder(file, book)
     )
+    pinned = _PinnedJobs(book, lambda records: service.handle(JobsSubmitted(records)))
     by_cluster: dict[ComputationId, list[JobStored]] = {}
     for stored in jobs:
         by_cluster.setdefault(stored.cluster, []).append(stored)
@@ -264,13 +267,20 @@ async def resume(
         owners = []
         for cluster, mine in by_cluster.items():
             computation = book.computations[cluster]
-            owner = _ResumedCluster(computation, (stored.job for stored in mine), file.store)
+            owner = _ResumedCluster(
+                computation,
+                (stored.job for stored in mine),
+                file.store,
+                lambda view: portal.post(pinned.node_came, view),
+            )
             await _offer(service, computation, file.store)
             service.keep_marks(cluster, keeper)
+            records = pinned.hold([await _record(service, stored, file.store) for stored in mine])
             await service.open_cluster(owner)
-            service.handle(JobsSubmitted([await _record(service, stored, file.store) for stored in mine]))
+            service.handle(JobsSubmitted(records))
             owners.append(owner)
             logger.info("%s: %s taken up again", owner.spec.name, counted(len(mine), "job"))
+        saying = portal.loop.call_later(SAY_AFTER, pinned.say)
         try:
             async with asyncio.timeout_at(_loop_time(until)):
                 for owner in owners:
@@ -280,6 +290,8 @@ async def resume(
                     await owner.over.wait()
         except TimeoutError:
             logger.info("the time is over, with %s left", counted(sum(len(owner.pending) for owner in owners), "job"))
+        finally:
+            saying.cancel()
     finally:
         await service.stop("the recovery is over")
     return keeper.ended
@@ -323,9 +335,3 @@ async def _record(service: SchedulerService, stored: JobStored, folder: Path) ->
     if len(args) > INLINE_SIZE:
         args, blob = b"", service.links.sources.offer_bytes(args)
     return JobRecord(stored.job, stored.cluster, args, None, blob, options)
-
-
-def as_free(jobs: Iterable[JobStored], book: Book) -> list[JobsHanded]:
-    """What is to be written of jobs that can run, so that a later call knows it as well."""
-    numbers = [stored.job for stored in jobs if stored.job in book.handed]
-    return [JobsHanded(ProcessId(""), numbers)] if numbers else []

@@ -51,6 +51,26 @@ print("two files:", len(list(own.parent.iterdir())), flush=True)
 cluster.shutdown()
 """
 
+PINNED = """
+import pathlib, sys, time
+import dispy
+
+def work(marks, number):
+    import pathlib, time
+    here = pathlib.Path(marks)
+    (here / f"ran-{number}").touch()
+    while number == 1 and not (here / "gate").exists():
+        time.sleep(0.01)
+    return dispy_node_name, number
+
+marks = sys.argv[1]
+cluster = dispy.JobCluster(work, nodes=["127.0.0.1"], durable=True)
+assert cluster.submit(marks, 0)() == ("here", 0)
+# with memory of its own no job is sent ahead of its turn
+jobs = [cluster.submit_node("here", marks, n, dispy_memory="500MB") for n in (1, 2, 3)]
+time.sleep(600)
+"""
+
 
 @pytest.fixture
 def program(start_daemon: Callable[..., Any], tmp_path: Path, free_base_port: int) -> Callable[..., Any]:
@@ -193,6 +213,30 @@ def test_durable_jobs_go_on(
     assert recover() == []
     assert {mark.name: mark.read_text() for mark in tmp_path.glob("ran-*")} == {f"ran-{n}": "x" for n in range(5)}
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the node lives", "the node is started again"])
+def test_durable_jobs_for_one_node_run_there(
+    dispynode: Callable[..., Any],
+    start_daemon: Callable[..., Any],
+    tmp_path: Path,
+    free_base_port: int,
+    wait_until: Callable[..., Any],
+    restarted: bool,
+) -> None:
+    node = dispynode("--cpus", "1", name="here")
+    script = tmp_path / "program.py"
+    script.write_text(PINNED)
+    process = start_daemon(sys.executable, str(script), str(tmp_path), env={"DISPY_PORT": str(free_base_port)})
+    wait_until((tmp_path / "ran-1").exists, timeout=60)
+    kill(process)
+    if restarted:
+        kill(node)
+        dispynode("--cpus", "1", name="here")
+    (tmp_path / "gate").touch()
+    *_, first, second, third = dispy.recover_jobs()
+    assert first.status is (dispy.DispyJob.Abandoned if restarted else dispy.DispyJob.Finished), first.exception
+    assert [second.result, third.result] == [("here", 2), ("here", 3)], (second.exception, third.exception)
 
 
 def test_two_programs_have_two_files_while_they_run(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from dispy.cli import main
 from dispy.errors import RecoveryError, SettingsError
 from dispy.model import ComputationId, ComputationSpec, Ending, JobDone, JobOptions, JobState, ProcessId
 from dispy.recovery.book import (
+    MAGIC,
     AnyEntry,
     Book,
     ClusterNoted,
@@ -26,10 +30,10 @@ from dispy.recovery.book import (
     NodeNoted,
     ProgramBegun,
     ResultKept,
+    encode,
 )
-from dispy.recovery.fetching import Fetched
-from dispy.recovery.file import RecoveryFile, new_path
-from dispy.resuming import FORGETS_AFTER, sort_out
+from dispy.recovery.file import RecoveryFile, new_path, store_of
+from dispy.recovery.sorting import FORGETS_AFTER, Fetched, sort_out, stands_for
 from dispy.secrets import find_credentials
 
 FUNCTION = ClusterNoted(ComputationId("c"), "f", "function")
@@ -85,6 +89,32 @@ def test_a_result_that_cannot_be_unpickled_waits_for_a_program_that_can(
     [opened] = dispy.recover_jobs(path, secret="ours")
     assert (opened.result[0], opened.status) == ("opened", dispy.DispyJob.Finished)
     assert dispy.recover_jobs(path, secret="ours") == []
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("raise KeyboardInterrupt('of the class')",))
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(100_000)], ids=["small", "large"])
+def test_a_result_that_interrupts_costs_itself_alone(tmp_path: Path, padding: bytes) -> None:
+    path = write(tmp_path / "x", FUNCTION, kept(1, (Interrupting(), padding)), kept(2, 2))
+    one, two = dispy.recover_jobs(path, secret="ours")
+    assert (one.status, two.result) == (dispy.DispyJob.Terminated, 2)
+    assert "cannot be unpickled in this program: KeyboardInterrupt: of the class" in one.exception
+    assert one.exception.endswith("in a program that has its class")
+
+
+def test_an_id_that_interrupts_is_the_number_of_its_job(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", FUNCTION, kept(1, 1))
+    stored = JobStored(1, FUNCTION.id, pickle.dumps(Interrupting()), b"")
+    folder = store_of(path)
+    folder.mkdir()
+    (folder / "jobs-000001").write_bytes(MAGIC + encode([stored]))
+    [job] = dispy.recover_jobs(path, secret="ours")
+    assert (job.id, job.result) == (1, 1)
 
 
 def test_the_newest_file_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +202,33 @@ def test_the_command_leaves_what_it_cannot_open(tmp_path: Path) -> None:
     shown = json.loads(run(str(path), "--json").stdout)
     assert (shown["status"], shown["result"], shown["stdout"]) == ("Finished", None, "said")
     assert "cannot be unpickled" in shown["exception"]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_what_could_not_be_printed_is_printed_by_the_next_call(tmp_path: Path, form: list[str]) -> None:
+    """Whoever read the output has gone."""
+    path = write(tmp_path / "x", FUNCTION, kept(1, 11))
+    words = [sys.executable, "-m", "dispy.cli", "recover", str(path), "--secret", "ours", *form]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    assert "11" in run(str(path), *form).stdout
+    assert not run(str(path), *form).stdout
+
+
+class Unshowable:
+    """Has no repr."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+def test_a_result_without_a_repr_is_shown_all_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", FUNCTION, kept(1, Unshowable()), kept(2, 22))
+    assert "<Unshowable: its repr raises RuntimeError>\n== job 2" in run(str(path)).stdout
 
 
 def test_the_command_fails_when_not_all_is_there(tmp_path: Path, free_base_port: int) -> None:
@@ -271,3 +328,25 @@ def test_pending_jobs_can_be_ended() -> None:
     found = sort_out(book(), Fetched(), 0.0, terminate=True)
     assert not found.runnable
     assert found.ended[1][0] is JobState.Cancelled
+
+
+def test_what_only_the_programs_own_node_could_run_ends_with_it() -> None:
+    own = NodeNoted(ONE, "one", (), "/handle")
+    assert sort_out(book(own, options=JobOptions(ONE)), Fetched(), 0.0, terminate=False).ended[1][0] is (
+        JobState.Abandoned
+    )
+    assert sort_out(book(*NOTED, options=JobOptions(ONE)), Fetched(), 0.0, terminate=False).runnable
+
+
+def test_a_node_is_known_by_its_name_when_it_was_started_again() -> None:
+    here, there = (("127.0.0.1", 9701),), (("127.0.0.1", 9801),)
+    one, again, other = ProcessId("1"), ProcessId("3"), ProcessId("2")
+    noted = NodeNoted(one, "host", here)
+    known = book(noted, NodeNoted(other, "host", there), NodeCleared(other))
+    assert stands_for(known, noted, one, "renamed")
+    assert stands_for(known, noted, again, "host")
+    assert not stands_for(known, noted, again, "elsewhere")
+    assert not stands_for(known, noted, other, "host"), "another node of the same name"
+    known.add(NodeNoted(again, "host", here))
+    assert stands_for(known, noted, again, "host")
+    assert not stands_for(known, NodeNoted(one, "host", here, "/handle"), again, "host")

@@ -31,6 +31,14 @@ def has_succeeded(job: DispyJob) -> bool:
     return job.status is DispyJob.Finished and job.result == 0
 
 
+def shown(value: object) -> str:
+    """The `repr` of a result, also of one whose class cannot make it."""
+    try:
+        return repr(value)
+    except Exception as error:  # its class is the user's, and other results are to be shown as well
+        return f"<{type(value).__name__}: its repr raises {type(error).__name__}>"
+
+
 class TextOutput:
     """What jobs printed: standard output to standard output, the rest to standard error, each job in one piece."""
 
@@ -76,7 +84,7 @@ class TextOutput:
         elif job.status is not DispyJob.Finished:
             _write(stderr, f"dispy: job {job.id}: {_ending(job)}\n{_cause(job)}".encode())
         elif not is_program:
-            _write(stdout, f"{job.result!r}\n".encode())
+            _write(stdout, f"{shown(job.result)}\n".encode(errors="backslashreplace"))
 
 
 def _ending(job: DispyJob, *, is_program: bool = True, has_finished: bool = False) -> str:

@@ -31,18 +31,20 @@ if TYPE_CHECKING:
 def recover(file: str | None, timeout: float | None, terminate: bool, as_json: bool, **credentials: Any) -> NoReturn:
     """Fetch the results of a program that was killed, from its recovery FILE (default: the newest that is not done).
 
-    Jobs that still run are waited for. What was printed is not fetched again by a later call.
+    Jobs that still run are waited for. What was printed is not fetched again by a later call, unless this one was
+    killed before it had printed all.
     """
-    from dispy.recover import recover as fetch
+    from dispy.recover import recovering
 
     sys.path.insert(0, os.getcwd())  # results may be made of classes from there
     try:
-        found = fetch(file, timeout, terminate, _command, **credentials)
+        with recovering(file, timeout, terminate, _command, **credentials) as found:
+            (_print_json if as_json else _print_text)(found)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         again = "dispy recover" if file is None else _command(Path(file))
         click.echo(f"interrupted: nothing is lost, `{again}` goes on", err=True)
         sys.exit(130)
-    (_print_json if as_json else _print_text)(found)
     sys.exit(0 if found.is_complete and all(_has_succeeded(job) for job in found.jobs) else 1)
 
 
@@ -72,12 +74,12 @@ def _print_json(found: Recovered) -> None:
     for job in found.jobs:
         finished = job.status is job.Finished
         status = "Finished" if job in found.sealed else job.status.name
-        shown: dict[str, object] = {"id": _plain(job.id), "status": status}
+        fields: dict[str, object] = {"id": _plain(job.id), "status": status}
         if _is_program(job):
-            shown["exit_code"] = job.result if finished else None
+            fields["exit_code"] = job.result if finished else None
         else:
-            shown["result"] = _plain(job.result) if finished else None
-        shown |= {
+            fields["result"] = _plain(job.result) if finished else None
+        fields |= {
             "stdout": _text(job.stdout),
             "stderr": _text(job.stderr),
             "exception": job.exception,
@@ -86,7 +88,7 @@ def _print_json(found: Recovered) -> None:
             "start_time": job.start_time,
             "end_time": job.end_time,
         }
-        click.echo(json.dumps(shown, ensure_ascii=False))
+        click.echo(json.dumps(fields, ensure_ascii=False))
 
 
 def _text(output: str | bytes | None) -> str:
@@ -95,8 +97,10 @@ def _text(output: str | bytes | None) -> str:
 
 def _plain(value: object) -> object:
     """The value if JSON can say it, else its `repr`."""
+    from dispy.cli.output import shown
+
     try:
         json.dumps(value)
     except (TypeError, ValueError):
-        return repr(value)
+        return shown(value)
     return value

@@ -257,6 +257,8 @@ class Book:
         self.clusters: dict[ComputationId, ClusterNoted] = {}
         self.nodes: dict[ProcessId, NodeNoted] = {}
         """Those that may still hold something."""
+        self.noted: dict[ProcessId, NodeNoted] = {}
+        """All that were ever leased."""
         self.results: dict[int, ResultKept] = {}
         """By job; fetched and not returned."""
         self.returned: set[int] = set()
@@ -271,7 +273,6 @@ class Book:
         self.freed: set[int] = set()
         """Those of which it became known that they had not started where they had been handed."""
         self.is_done = False
-        self._names: dict[ProcessId, str] = {}
         self._closed: set[ComputationId] = set()
         for entry in listed:
             self.add(entry)
@@ -285,8 +286,7 @@ class Book:
                 self.computations.pop(id, None)
                 self._closed.add(id)
             case NodeNoted():
-                self.nodes[entry.process] = entry
-                self._names[entry.process] = entry.name
+                self.nodes[entry.process] = self.noted[entry.process] = entry
             case ResultKept():
                 self._keep(entry)
             case JobsReturned(jobs) | JobsOver(jobs):
@@ -336,7 +336,7 @@ class Book:
 
     def name_of(self, node: ProcessId) -> str:
         """The name of a node, for people."""
-        return self._names.get(node, node)
+        return self.noted[node].name if node in self.noted else node
 
     def has_result(self, job: int) -> bool:
         """Whether a job needs no further attempt."""

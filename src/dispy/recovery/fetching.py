@@ -12,7 +12,7 @@ import secrets
 import socket
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from dispy.model import ProcessId, Role
 from dispy.recovery.book import Book, NodeCleared, NodeNoted
 from dispy.recovery.claims import Claim
 from dispy.recovery.file import RecoveryFile
+from dispy.recovery.sorting import Fetched, stands_for
 from dispy.secrets import Credentials, credentials_from_key
 from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound
@@ -44,20 +45,6 @@ class _Wanted:
     claim: Claim | None = None
     said: str = ""
     """What went wrong last, for people."""
-
-
-@dataclass(slots=True)
-class Fetched:
-    """What became of it."""
-
-    waiting: list[str] = field(default_factory=list)
-    """Sentences about nodes that hold, or may hold, something more."""
-    answered: set[ProcessId] = field(default_factory=set)
-    """Node processes that told all they had."""
-    not_started: set[int] = field(default_factory=set)
-    """Jobs of which nodes said that they had not started."""
-    lost: list[str] = field(default_factory=list)
-    """Sentences about nodes that forgot jobs, nobody knows which."""
 
 
 class Fetching:
@@ -245,20 +232,12 @@ class Fetching:
     def _heard(self, claim: Claim) -> None:
         if claim.is_answered:
             for wanted in self._wanted.values():
-                if wanted.claim is not claim and self._is_meant(wanted.noted, claim):
+                name = "" if claim.info is None else claim.info.name
+                if wanted.claim is not claim and stands_for(self._book, wanted.noted, claim.process, name):
                     if wanted.claim is not None and wanted.claim.process != claim.process:
                         self._drop(wanted.claim)
                     wanted.claim = claim
         self._news.set()
-
-    def _is_meant(self, noted: NodeNoted, claim: Claim) -> bool:
-        """Whether a node that answered is the one that was noted, perhaps started again."""
-        if claim.process == noted.process:
-            return True
-        if noted.handle or claim.info is None or claim.info.name != noted.name:
-            return False
-        known = self._book.nodes.get(claim.process)
-        return known is None or bool(set(known.places) & set(noted.places))
 
     def _drop(self, claim: Claim) -> None:
         """The process is gone: another one stands in its place and holds what it held."""

@@ -284,14 +284,12 @@ def content(folder: Path, name: bytes) -> Path:
 
 
 def load_id(stored: JobStored) -> object:
-    """The id that the program gave to a job, or the job's number."""
+    """The id that the program gave to a job, or the job's number. Not in the main thread: it would eat a Ctrl-C."""
     if not stored.id:
         return stored.job
     try:
         return pickle.loads(stored.id)
-    except KeyboardInterrupt:  # of the user himself
-        raise
-    except BaseException:  # a class of the user's can raise anything while it is rebuilt, SystemExit as well
+    except BaseException:  # a class of the user's can raise anything while it is rebuilt, KeyboardInterrupt as well
         return stored.job
 
 

@@ -57,6 +57,7 @@ work, as all share one interpreter lock."""
 LATE_PAUSE: Final = 0.001
 """Seconds that each further `submit` takes then."""
 
+
 class SchedulerService:
     """One scheduler in this process."""
 
