@@ -6,6 +6,7 @@ from dispy.errors import InvalidTransition
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
 from dispy.scheduler.effects import ClusterEnded
 from dispy.scheduler.events import ClusterClosing, ClusterOpened
+from dispy.scheduler.fairness import Account
 from dispy.scheduler.flow import cancel_cluster
 from dispy.scheduler.leases import release_if_unused
 from dispy.scheduler.nodes import Share, ShareState
@@ -19,8 +20,19 @@ def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
     id = event.computation.id
     if id in tables.clusters:
         raise InvalidTransition(f"cluster {id} was opened twice")
-    cluster = ClusterRecord(event.computation, event.reentrant, event.open_ended, tables.ahead, event.named)
-    tables.clusters[id] = cluster
+    account = tables.accounts.get(event.user)
+    if account is None:
+        account = tables.accounts[event.user] = Account(event.user)
+    cluster = ClusterRecord(
+        event.computation,
+        event.reentrant,
+        event.open_ended,
+        tables.ahead,
+        account,
+        event.exclusive,
+        event.named,
+    )
+    tables.clusters[id] = account.clusters[id] = cluster
     for node in tables.nodes.values():
         ask_allocation(out, cluster, node)
 
@@ -49,7 +61,7 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
         for share in tuple(cluster.shares.values()):
             close_share(tables, out, share, "the cluster is closed")
         if not cluster.shares:
-            del tables.clusters[id], tables.closing[id]
+            del tables.clusters[id], tables.closing[id], cluster.account.clusters[id]
             tables.restless.pop(id, None)
             out.notice(ClusterEnded(id))
             for node_id in cluster.asked:

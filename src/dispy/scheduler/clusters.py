@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from dispy.model import ComputationId, ComputationSpec, FileSpec, ProcessId
+from dispy.scheduler.fairness import Account
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import Share, ShareState
 from dispy.scheduler.policy import Rooms
@@ -38,6 +39,10 @@ class ClusterRecord:
     is_open_ended: bool
     ahead: float
     """Seconds of work that are sent ahead to a slot."""
+    account: Account = field(default_factory=lambda: Account(""))
+    """Whose it is."""
+    is_exclusive: bool = False
+    """It runs alone."""
     named: int = 0
     """Nodes that its owner named and that may still come."""
     forsaken: str = ""

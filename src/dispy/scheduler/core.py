@@ -16,6 +16,7 @@ from dispy.scheduler import closing, events, flow, membership, restoring, shares
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.explain import explain_cluster, explain_job, explain_stranded, standings
+from dispy.scheduler.fairness import Account, Policy, Quotas
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import Changes, changes_of
@@ -65,6 +66,22 @@ class ClusterView:
     in_flight: int
     mean: float | None
     """Measured seconds per job."""
+    user: str
+    exclusive: bool
+
+
+@dataclass(slots=True, frozen=True)
+class UserView:
+    """A user as it stands."""
+
+    user: str
+    clusters: int
+    waiting: int
+    in_flight: int
+    cpus: int
+    """CPUs that jobs in flight have, or will have in their turn."""
+    slot_seconds: float
+    """What its ended jobs took, since the scheduler began."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,6 +90,7 @@ class Snapshot:
 
     clusters: tuple[ClusterView, ...]
     nodes: tuple[NodeView, ...]
+    users: tuple[UserView, ...]
     counters: dict[str, int]
 
 
@@ -83,14 +101,23 @@ class SchedulerCore:
     """
 
     def __init__(
-        self, *, holder: Holder, token: bytes, grace: float = GRACE_TIMEOUT, ahead: float = AHEAD_SECONDS
+        self,
+        *,
+        holder: Holder,
+        token: bytes,
+        grace: float = GRACE_TIMEOUT,
+        ahead: float = AHEAD_SECONDS,
+        policy: Policy = Policy.FIFO,
+        max_cpus_per_user: int = 0,
+        max_jobs_per_user: int = 0,
     ) -> None:
         """Make an empty core.
 
         `holder` and `token` name and prove its leases; a node without a link is lost after `grace` seconds; `ahead`
-        seconds of work are sent ahead to each CPU.
+        seconds of work are sent ahead to each CPU. `policy` says whose turn it is; one user may have at most
+        `max_cpus_per_user` CPUs at once and `max_jobs_per_user` jobs that have not ended (0: no bound).
         """
-        self._tables = Tables(holder, token, grace, ahead)
+        self._tables = Tables(holder, token, grace, ahead, policy, Quotas(max_cpus_per_user, max_jobs_per_user))
 
     @property
     def counters(self) -> Counters:
@@ -234,6 +261,7 @@ class SchedulerCore:
         return Snapshot(
             tuple(_cluster_view(cluster) for cluster in tables.clusters.values()),
             tuple(_node_view(node) for node in tables.nodes.values()),
+            tuple(_user_view(account) for account in tables.accounts.values()),
             {name: getattr(counters, name) for name in Counters.__slots__},
         )
 
@@ -323,7 +351,16 @@ def _cluster_view(cluster: ClusterRecord) -> ClusterView:
         waiting,
         cluster.jobs - waiting,
         cluster.mean,
+        cluster.account.user,
+        cluster.is_exclusive,
     )
+
+
+def _user_view(account: Account) -> UserView:
+    clusters = account.clusters.values()
+    waiting = sum(cluster.waiting for cluster in clusters)
+    cpus = sum(share.wanted for cluster in clusters for share in cluster.shares.values())
+    return UserView(account.user, len(clusters), waiting, account.jobs - waiting, cpus, account.used)
 
 
 def _node_view(node: NodeRecord) -> NodeView:

@@ -23,6 +23,10 @@ class ClusterOpened:
     """Whether nodes that are not known yet may still come (a pattern in `nodes`, or the embedded node)."""
     named: int = 0
     """Nodes that the client named."""
+    user: str = ""
+    """Whose it is, as far as is known (user@host): between users the scheduler is fair, and each has its quotas."""
+    exclusive: bool = False
+    """It waits until no cluster before it has jobs, and then runs alone until it is over."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects, JobEnded, JobsEnded, Notice, Send
+from dispy.scheduler.fairness import Account, Policy, Quotas
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import Amount, NodeRecord, Share
 from dispy.wire.messages import AnyMessage
@@ -73,6 +74,8 @@ class Tables:
     token: bytes
     grace: float
     ahead: float
+    policy: Policy = Policy.FIFO
+    quotas: Quotas = field(default_factory=Quotas)
     now: float = 0.0
     """The time of the last event, for people."""
     clusters: dict[ComputationId, ClusterRecord] = field(default_factory=dict)
@@ -91,6 +94,8 @@ class Tables:
     """When a node without a link is lost, and when a share is tried again that was refused for the time being."""
     closing: dict[ComputationId, None] = field(default_factory=dict)
     """Clusters that take no more jobs."""
+    accounts: dict[str, Account] = field(default_factory=dict)
+    """Everybody who has had a cluster."""
     counters: Counters = field(default_factory=Counters)
     joins: int = 0
     lost: str = ""
