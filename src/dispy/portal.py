@@ -108,7 +108,7 @@ class Portal:
             ClosedError: called from the loop's own thread, where waiting would stop everything.
             TimeoutError: `timeout` seconds were not enough.
         """
-        if self.in_loop:
+        if threading.current_thread() is self._loop_thread:
             coroutine.close()
             raise ClosedError(
                 "a blocking call of dispy was made from dispy's own event loop; make it from another thread"
@@ -130,11 +130,6 @@ class Portal:
             # Not close(): objects that own the number would close it again when they are collected.
             os.dup2(nothing, key.fd, inheritable=False)
         os.close(nothing)
-
-    @property
-    def in_loop(self) -> bool:
-        """Whether the caller is the event loop's thread."""
-        return threading.current_thread() is self._loop_thread
 
     @property
     def in_callback(self) -> bool:

@@ -146,7 +146,7 @@ class SchedulerService:
             self._flushing = True
             self._late_at = time.monotonic() + LATE
             self.portal.loop.call_soon_threadsafe(self._flush)
-        elif time.monotonic() > self._late_at and not self.portal.in_loop:
+        elif time.monotonic() > self._late_at and not self._is_in_loop():
             time.sleep(LATE_PAUSE)
 
     def cancel(self, record: JobRecord) -> None:
@@ -166,6 +166,12 @@ class SchedulerService:
         except TransferError:
             return None
         return source.read(0, record.blob.size) if isinstance(source, MemorySource) else None
+
+    def _is_in_loop(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self.portal.loop
+        except RuntimeError:  # in no loop at all
+            return False
 
     # In the loop.
 
