@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from corenode import MAP, REDUCE, Answer, Node, ahead, done, fed, forks, node, ready, spec
+from corenode import MAP, REDUCE, Answer, Node, ahead, done, fed, forks, heavy, node, ready, spec
 
 from dispy.model import ComputationSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects
+from dispy.node.slots import STARVE_SECONDS
 from dispy.wire import messages as msg
 
 __all__ = ["node", "ready"]
@@ -175,3 +176,106 @@ def test_a_worker_that_starts_finds_a_job(node: Node) -> None:
     assert node.handle(ev.WorkerAnswered(1, [Answer(1, ended_at=50.001)])).actions == [fed(1, 2)]
     assert node.run(3, 4, 5).actions == [fed(1, 3, 4)]
     assert node.forked(2) == [fed(2, 1)]
+
+
+def test_a_computation_waits_for_the_worker_that_makes_room(ready: Node) -> None:
+    ready.wait(2)
+    ready.open(REDUCE)
+    assert ready.run(1, key=REDUCE).actions == [do.RetireWorker(MAP, 1)]
+    assert ready.core.next_deadline() is None, "there is nothing to take from anybody"
+
+
+def test_one_worker_at_a_time_is_taken_from_the_richest(ready: Node) -> None:
+    ready.open(REDUCE)
+    ready.run(1, 2, 3, 4)
+    ready.run(5, 6, key=REDUCE)
+    assert ready.wait(0.2).actions == [do.RecallFromWorker(MAP, 1, 3)]
+    ready.handle(ev.WorkerRecalled(1, 3, 3))
+    assert ready.wait(10) == Effects(), "the one that leaves is waited for, however long its job takes"
+
+
+def test_a_computation_with_its_share_takes_nothing() -> None:
+    node = Node(cpus=3)
+    node.lease()
+    node.open()
+    node.open(REDUCE)
+    node.run(1, 2)
+    node.run(3, key=REDUCE)
+    node.forked(1, 2, 3)
+    node.run(4, 5)
+    node.run(6, 7, key=REDUCE)
+    assert node.wait(10) == Effects(), "two and one of three"
+
+
+def test_nothing_is_taken_from_a_computation_that_has_as_little() -> None:
+    """A heavy job has the other CPUs."""
+    node = Node(cpus=4)
+    node.lease()
+    node.open()
+    node.open(REDUCE)
+    heavy(node, 1, cpus=3)
+    node.run(2, key=REDUCE)
+    node.forked(1, 2)
+    node.run(3, 4, key=REDUCE)
+    assert node.wait(10) == Effects()
+
+
+def test_a_computation_that_has_got_a_cpu_is_starved_no_more() -> None:
+    node = Node(cpus=4)
+    node.lease()
+    node.open()
+    node.open(REDUCE)
+    node.run(1, 2, 3, 4)
+    node.forked(1, 2, 3, 4)
+    node.run(5, key=REDUCE)
+    assert node.core.next_deadline() == STARVE_SECONDS
+    assert node.handle(ev.WorkerDied(1, 1, "x")).actions == [do.ForkWorker(REDUCE, 5)]
+    node.said(msg.AckResults(99))
+    node.wait(1)
+    assert node.core.next_deadline() is None
+
+
+def test_as_many_idle_workers_make_room_as_are_lacking() -> None:
+    node = Node(cpus=4)
+    node.lease()
+    node.open()
+    node.open(REDUCE)
+    node.run(1, 2, 3, 4)
+    node.forked(1, 2, 3, 4)
+    for worker in (1, 2, 3):
+        node.handle(ev.WorkerAnswered(worker, [Answer(1)]))
+    assert node.run(5, key=REDUCE).actions == [do.RetireWorker(MAP, 1)]
+    assert node.run(6, 7, 8, key=REDUCE).actions == [do.RetireWorker(MAP, 2), do.RetireWorker(MAP, 3)]
+
+
+def test_a_worker_that_starts_for_a_computation_is_one_that_it_need_not_be_given(node: Node) -> None:
+    node.lease()
+    node.open()
+    assert node.run(1).actions == [do.ForkWorker(MAP, 1)]
+    assert node.handle(ev.WorkerAnswered(1, [])) == Effects()
+
+
+def test_the_poorer_computation_gets_the_next_cpu() -> None:
+    node = Node(cpus=3)
+    node.lease()
+    node.open()
+    node.open(REDUCE)
+    node.run(1, 2, 3)
+    node.forked(1, 2, 3)
+    node.run(4)
+    node.run(5, key=REDUCE)
+    assert forks(node.handle(ev.WorkerDied(1, 1, "x"))) == [REDUCE]
+
+
+def test_what_a_stalled_worker_has_ahead_stays_when_every_cpu_is_taken(node: Node) -> None:
+    """Its computation may use one CPU, and that is busy."""
+    node.lease()
+    node.said(msg.OpenComputation(spec(), b"", 1))
+    node.handle(ev.ComputationPrepared(MAP))
+    node.run(1)
+    node.forked(1)
+    node.handle(ev.WorkerAnswered(1, [Answer(1, ended_at=50.001)]))
+    node.said(msg.AckResults(9))
+    assert node.run(2, 3, 4).actions == [fed(1, 2, 3, 4)]
+    node.wait(2)
+    assert node.core.next_deadline() is None

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, JobExtra, RecallFromWorker, RetireWorker
-from dispy.node.serving import Computation, HeldJob, Worker, WorkerState
+from dispy.node.serving import Computation, HeldJob, Special, Worker, WorkerState
 from dispy.node.slots import (
     STALL_SECONDS,
     STARVE_SECONDS,
@@ -98,8 +98,8 @@ class Feeder:
         before, most = self.capacity, self.cpus
         if most:
             for computation in running:
-                if computation.limit > most and (computation.oversubscribe or self.oversubscribe):
-                    most = computation.limit
+                if computation.oversubscribe or self.oversubscribe:
+                    most = max(most, computation.limit)
         self.capacity = most
         self.peak = max(self.peak, most) if self.heavy else most
         if most < before:
@@ -110,7 +110,7 @@ class Feeder:
 
     def _bound(self, computation: Computation) -> int:
         """CPUs that a computation may use; 0: no fewer than all jobs together."""
-        if self.capacity == self.cpus or not self.cpus:
+        if self.capacity == self.cpus:
             return computation.limit
         allowed = self.capacity if computation.oversubscribe or self.oversubscribe else self.cpus
         return min(computation.limit or self.cpus, allowed)
@@ -147,7 +147,7 @@ class Feeder:
             AssertionError: something was given twice, which is a bug here.
         """
         running = [job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job]
-        specials = [job.special for job in running if job.special is not None]
+        specials = [_special(job) for job in running]
         assert sum(special.cpus for special in specials) <= self.peak, "CPUs were given twice"
         gpus = [number for special in specials for number in special.gpus]
         assert len(set(gpus)) == len(gpus), "a GPU was given twice"
@@ -157,10 +157,9 @@ class Feeder:
         limit = min(self._bound(computation) or self.capacity, self.capacity)
         while computation.heavy and limit:
             job = computation.heavy[0]
-            special = job.special
-            assert special is not None
+            special = _special(job)
             cpus = min(special.cpus or limit, limit)
-            in_use = {number for each in self.heavy.values() if each.special for number in each.special.gpus}
+            in_use = {number for each in self.heavy.values() for number in _special(each).gpus}
             gpus = [number for number in range(self.gpus) if number not in in_use]
             wanted = min(special.wanted_gpus, self.gpus)
             if cpus > self._spare(computation) or len(gpus) < wanted:
@@ -189,20 +188,16 @@ class Feeder:
         if len(self.workers) < self.capacity:
             self._fork_one(computation, actions)
         elif not any(worker.state is WorkerState.RETIRING for worker in self.workers.values()):
-            idle = next((worker for worker in self.workers.values() if worker.is_idle), None)
+            # one of its own that is idle and cannot be had will answer or end by itself
+            others = (worker for worker in self.workers.values() if worker.id not in computation.workers)
+            idle = next((worker for worker in others if worker.is_idle), None)
             if idle is not None:
                 self.drain(idle, actions)
         return None
 
     def _in_use(self, computation: Computation | None = None) -> int:
         """CPUs that heavy jobs use, of all computations or of one."""
-        return sum(
-            [
-                job.special.cpus
-                for job in self.heavy.values()
-                if job.special is not None and computation in (None, job.computation)
-            ]
-        )
+        return sum([_special(job).cpus for job in self.heavy.values() if computation in (None, job.computation)])
 
     def _light(self, computation: Computation | None = None) -> list[Worker]:
         """Workers that are busy with other jobs."""
@@ -251,7 +246,8 @@ class Feeder:
                 computation.fork_after = None
             missing = len(computation.queue) - _starting(computation)
             if bound := self._bound(computation):
-                missing = min(missing, bound - len(computation.workers))
+                light = [worker for worker in computation.workers.values() if worker not in self.heavy]
+                missing = min(missing, bound - self._in_use(computation) - len(light))
             if missing > 0 and computation.fork_after is None:
                 lacking[computation] = missing
             else:
@@ -310,7 +306,7 @@ class Feeder:
 
     def _has_room(self, computation: Computation) -> bool:
         """Whether a job of it could start at once somewhere."""
-        if (self.kept or self._bound(computation)) and self._spare(computation) <= 0:
+        if self._spare(computation) <= 0:
             return False
         return len(self.workers) < self.capacity or any(worker.is_idle for worker in computation.workers.values())
 
@@ -326,6 +322,12 @@ def requeue(computation: Computation, jobs: list[HeldJob]) -> None:
         job.worker = None
         job.sequence = 0
         (computation.heavy if job.special is not None and job.special.is_heavy else computation.queue).appendleft(job)
+
+
+def _special(job: HeldJob) -> Special:
+    """What a heavy job needs."""
+    assert job.special is not None
+    return job.special
 
 
 def _starting(computation: Computation) -> int:
