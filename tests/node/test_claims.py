@@ -402,3 +402,14 @@ def test_a_claimer_gives_way_to_the_scheduler_that_comes_back(node: Node) -> Non
     node.handle(ev.LinkOpened(BERT))
     node.said(msg.ClaimResults(b"A"), peer=BERT)
     assert node.lease().actions == [do.HangUp(BERT, "the process that submitted these jobs is back")]
+
+
+def test_interim_results_end_with_their_lease(ready: Node) -> None:
+    """Nobody can fetch them any more; what ended waits on."""
+    ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=True))
+    ready.handle(ev.WorkerSpoke(1, Answer(2, Ending.PROVISIONAL, body=b""), BLOB))
+    answer(ready)
+    cleaned = ready.handle(ev.ComputationCleaned(MAP))
+    assert cleaned.actions[0] == do.WithdrawResults([BLOB.name])
+    assert [batch.message.sequence for batch in ready.core.keeper.orphans[A].results.batches] == [4]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from corenode import ANNA, MAP, REDUCE, Answer, Node, done, fed, forks, gone, node, ready, recalled, spec
+import pytest
+from corenode import ANNA, MAP, REDUCE, Answer, Node, done, fed, forks, gone, heavy, node, ready, recalled, spec
 
 from dispy.model import Ending
 from dispy.node import effects as do
@@ -233,3 +234,68 @@ def test_a_worker_that_ends_as_it_should_is_not_stillborn(node: Node) -> None:
     assert node.handle(ev.WorkerDied(1, 0, "x", expected=True)).actions == [do.ForkWorker(MAP, 2)]
     assert node.handle(ev.WorkerDied(2, 0, "x")).actions == [], "a stillborn one: later"
     assert node.wait(0.1).actions == [do.ForkWorker(MAP, 3)]
+
+
+def test_a_computation_is_not_opened_again_in_a_lease_that_is_over(ready: Node) -> None:
+    ready.said(msg.CloseComputation(MAP))
+    ready.said(msg.OpenComputation(spec()))
+    ready.said(msg.ReleaseLease())
+    closed = [Send(ANNA, msg.ComputationClosed(MAP))]
+    assert ready.handle(ev.ComputationCleaned(MAP)) == Effects([do.Announce()], closed)
+
+
+def test_what_opens_is_given_up_when_grace_is_over(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec()))
+    node.handle(ev.LinkLost(ANNA, goodbye=False))
+    assert node.wait(node.core.grace).actions == [do.CleanComputation(MAP, False)]
+
+
+@pytest.mark.parametrize("how", ["stillborn", "exhausted"])
+def test_workers_that_come_to_nothing_are_counted_in_a_row(ready: Node, how: str) -> None:
+    """An answer in between begins the count anew."""
+    ready.handle(ev.WorkerDied(1, 0, "x", expected=True))
+    ready.run(1, 2)
+    died = dict.fromkeys(["exhausted"], how == "exhausted")
+    for worker in (3, 4):
+        ready.handle(ev.WorkerDied(worker, 0, "x", **died))
+        ready.wait(1)
+    ready.handle(ev.WorkerAnswered(2, [Answer(2)]))
+    computation = ready.core.lease.computations[MAP]  # type: ignore[union-attr]
+    assert (computation.stillborn, computation.exhausted) == (0, 0)
+
+
+def test_a_close_waits_for_heavy_jobs(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec()))
+    heavy(node, 1, memory=1)
+    assert node.said(msg.CloseComputation(MAP)) == Effects()
+    assert node.handle(ev.ComputationPrepared(MAP)).actions == [do.ForkWorker(MAP, 1)]
+    node.forked(1)
+    assert node.handle(ev.WorkerAnswered(1, [Answer(1)])).actions == [do.CleanComputation(MAP, True)]
+
+
+@pytest.mark.parametrize(
+    ("stillborn", "how"),
+    [
+        (1, "before its first job"),
+        (0, "in its first job"),
+        (0, "after a job"),
+        (0, "as it should"),
+        (0, "as it was told"),
+    ],
+)
+def test_a_worker_is_stillborn_that_ends_unasked_before_its_first_job(node: Node, stillborn: int, how: str) -> None:
+    node.lease()
+    node.open()
+    node.run(1)
+    if how == "as it was told":
+        assert node.handle(ev.OfferChanged(0, "x")).actions == [do.RetireWorker(MAP, 1)]
+    elif how != "before its first job":
+        node.forked(1)
+    if how == "after a job":
+        node.handle(ev.WorkerAnswered(1, [Answer(1)]))
+    node.handle(ev.WorkerDied(1, int(how == "in its first job"), "x", expected=how == "as it should"))
+    computation = node.core.lease.computations[MAP]  # type: ignore[union-attr]
+    assert computation.stillborn == stillborn
+    assert (computation.fork_after is None) == (not stillborn)

@@ -6,6 +6,7 @@ from corenode import ANNA, BERT, MAP, OTHER, REDUCE, Answer, Node, ahead, fed, n
 
 from dispy.node import effects as do
 from dispy.node import events as ev
+from dispy.node.departure import EXIT_TIMEOUT
 from dispy.node.effects import Effects
 from dispy.wire import messages as msg
 
@@ -104,3 +105,33 @@ def test_results_that_wait_do_not_keep_a_node_that_is_to_end(ready: Node) -> Non
     assert ready.core.lease is None
     assert ready.core.keeper.orphans
     assert ready.handle(ev.ExitAsked(at_once=False)).actions[-1] == do.Exit("it was told to end")
+
+
+def test_a_node_that_ends_at_once_starts_nothing_and_does_not_spin(ready: Node) -> None:
+    """REDUCE waits for a CPU; the time at which it would take one comes before the silent workers are given up."""
+    ahead(ready, 1, 2, 3, 4)
+    ready.open(REDUCE)
+    assert ready.run(5, key=REDUCE) == Effects()
+    ready.handle(ev.ExitAsked(at_once=True))
+    assert ready.core.next_deadline() == EXIT_TIMEOUT
+    assert ready.wait(EXIT_TIMEOUT - 0.01) == Effects()
+    assert ready.wait(0.02).actions == [do.Exit("it was told to end now")]
+
+
+def test_jobs_of_a_node_that_ends_in_order_still_get_their_cpus_in_time(ready: Node) -> None:
+    ready.open(REDUCE)
+    ready.run(1, 2, 3, 4)
+    ready.run(5, key=REDUCE)
+    ready.handle(ev.ExitAsked(at_once=False))
+    assert ready.wait(0.2).actions == [do.RecallFromWorker(MAP, 1, 3)]
+
+
+def test_a_free_node_that_waits_until_its_results_are_fetched_is_leased_to_nobody(ready: Node) -> None:
+    ready.run(1)
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    ready.handle(ev.ExitAsked(at_once=False, when_fetched=True))
+    ready.handle(ev.LinkLost(ANNA, goodbye=True))
+    ready.handle(ev.ComputationCleaned(MAP))
+    assert ready.core.lease is None
+    assert ready.lease(BERT, b"B", OTHER).actions == [do.HangUp(BERT, "the node is ending")]
+    assert ready.lease().actions == [do.HangUp(ANNA, "the node is ending")]

@@ -147,3 +147,9 @@ def test_a_node_that_offers_nothing_is_not_announced_when_it_is_free(ready: Node
     ready.handle(ev.OfferChanged(0, "x"))
     ready.said(msg.ReleaseLease())
     assert ready.handle(ev.ComputationCleaned(MAP)).actions == []
+
+
+def test_a_scheduler_that_gave_its_node_back_keeps_its_link(ready: Node) -> None:
+    ready.run(1)
+    ready.said(msg.ReleaseLease())
+    assert ready.handle(ev.EndAsked("closing time")) == Effects()

@@ -340,3 +340,31 @@ def test_garbage_after_the_handshake_ends_the_session() -> None:
     (event,) = dialler.events_received()
     assert isinstance(event, Ended)
     assert event.reason == "garbage"
+
+
+@pytest.mark.parametrize("how", ["goodbye", "eof"])
+def test_after_the_end_time_changes_nothing(how: str) -> None:
+    """No heartbeat follows a goodbye, and nobody is suspected."""
+    dialler, _ = pair()
+    if how == "goodbye":
+        dialler.say_goodbye("done")
+        assert taken(dialler)
+    else:
+        dialler.receive_eof()
+    dialler.events_received()
+    dialler.handle_timeout(3.0)
+    assert taken(dialler, 3.0) == b""
+    assert dialler.events_received() == []
+    assert dialler.next_deadline() is None
+
+
+def test_a_timer_that_is_a_little_late_does_not_excuse_the_other_side() -> None:
+    """Up to a quarter of the time of suspicion; beyond it this process stood still itself."""
+    for late, suspected in ((0.25 * 2.5, True), (0.25 * 2.5 + 0.01, False)):
+        dialler, _ = pair()
+        dialler.handle_timeout(2.0)
+        taken(dialler, 2.0)
+        due = dialler.next_deadline()
+        assert due == 2.5
+        dialler.handle_timeout(due + late)
+        assert (Suspected() in dialler.events_received()) == suspected, late

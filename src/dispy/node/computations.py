@@ -152,8 +152,9 @@ class ComputationDesk:
     def worker_died(self, lease: Lease | None, event: ev.WorkerDied, now: float, effects: Effects) -> None:
         """A worker ended; a computation whose workers cannot live is refused."""
         computation = self._jobs.worker_died(lease, event, now, effects)
-        if lease is None or computation is None or computation.state is ComputationState.CLEANING:
+        if computation is None or computation.state is ComputationState.CLEANING:
             return
+        assert lease is not None, "a worker without a lease"
         if event.setup_failed and not computation.refused:
             trace = event.stderr.decode("utf-8", "replace")
             reason = "setup failed in a worker: " + trace.strip().rpartition("\n")[2]

@@ -259,7 +259,7 @@ class NodeCore(Leases):
 
     def _on_release_asked(self, effects: Effects) -> None:
         lease = self.lease
-        if lease is not None and lease.peer is None and not lease.ended:
+        if lease is not None and lease.peer is None:
             lease.zombie_at = None
             self.computations.expire(lease, effects)
 

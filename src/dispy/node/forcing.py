@@ -38,7 +38,7 @@ class Forcing:
                 self.timed[job] = None
             elif until is None:
                 self.timed[job] = now + special.timeout
-            elif now >= until and not special.overdue:
+            elif now >= until:
                 special.overdue = True
                 if worker.escalation is None:
                     self._interrupt(worker, job, now, effects)
@@ -48,7 +48,7 @@ class Forcing:
         waiting = []
         for number in numbers:
             job = lease.jobs.get(number)
-            if job is None or job.cancelled:
+            if job is None:
                 continue
             if job.worker is None:
                 waiting.append(job)

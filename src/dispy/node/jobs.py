@@ -93,7 +93,6 @@ class JobDesk:
         if spec.blob is None:
             job.admit()
         else:
-            job.arguments = None
             self.arguments.expect(lease, job, spec.blob, effects)
 
     def files_lent(self, lease: Lease | None, event: ev.FilesLent, effects: Effects) -> None:
@@ -123,7 +122,6 @@ class JobDesk:
             return True
         if held.attempt >= spec.attempt:
             return False
-        del lease.jobs[spec.job]
         if held.worker is None:
             self.outgoing.unqueue([held], effects)
         else:
@@ -134,11 +132,11 @@ class JobDesk:
     def arguments_failed(self, lease: Lease | None, event: ev.ArgumentsFailed, effects: Effects) -> None:
         """End the jobs that waited for them."""
         jobs = self.arguments.waiting(event.name)
-        if lease is None or not jobs:
-            return
-        text = f"its arguments did not reach the node: {event.reason}"
-        self.outgoing.unqueue(jobs, effects)
-        self.outgoing.end(lease, jobs, Ending.DIED, text, effects)
+        if jobs:
+            assert lease is not None, "a job without a lease"
+            self.outgoing.unqueue(jobs, effects)
+            text = f"its arguments did not reach the node: {event.reason}"
+            self.outgoing.end(lease, jobs, Ending.DIED, text, effects)
 
     def worker_forked(self, event: ev.WorkerForked, now: float) -> None:
         """It takes jobs from now on."""
@@ -151,9 +149,10 @@ class JobDesk:
     def worker_answered(self, lease: Lease | None, event: ev.WorkerAnswered, now: float, effects: Effects) -> None:
         """Turn replies into results for the scheduler."""
         worker = self.feeder.workers.get(event.worker)
-        if worker is None or lease is None:
+        if worker is None:
             _withdraw(event.blobs, [], effects)
             return
+        assert lease is not None, "a worker without a lease"
         worker.progress_at = now
         computation = lease.computations[worker.computation]
         done: list[JobDone] = []
@@ -225,8 +224,9 @@ class JobDesk:
     ) -> Computation | None:
         """End the job that it ran, queue the others again; returns the worker's computation."""
         worker = self.feeder.workers.get(event.worker)
-        if worker is None or lease is None:
+        if worker is None:
             return None
+        assert lease is not None, "a worker without a lease"
         computation = lease.computations[worker.computation]
         self.feeder.remove(worker, computation)
         if event.exhausted:
@@ -283,15 +283,13 @@ class JobDesk:
     def worker_recalled(self, lease: Lease | None, event: ev.WorkerRecalled, now: float, effects: Effects) -> None:
         """Jobs come back from a worker: to who asked for them, else to the front of the queue."""
         worker = self.feeder.workers.get(event.worker)
-        if worker is None or lease is None:
+        if worker is None:
             return
+        assert lease is not None, "a worker without a lease"
         worker.recalling = 0
         numbers = [number for number in worker.jobs if event.first <= number < event.before]
         jobs = [worker.jobs.pop(number) for number in numbers]
         computation = lease.computations[worker.computation]
-        for job in jobs:
-            job.worker = None
-            job.sequence = 0
         jobs = self.returning.answer(lease, worker, jobs, effects)
         self.returning.put_back(lease, computation, jobs, effects)
         self.forcing.after_progress(worker, now, effects)

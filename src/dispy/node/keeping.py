@@ -80,14 +80,10 @@ class Keeper:
 
     def deadline(self, lease: Lease | None) -> float | None:
         """When `handle_timeout` has something to do."""
-        at = self.retry_at
-        if lease is not None and lease.results.look_at is not None and (at is None or lease.results.look_at < at):
-            at = lease.results.look_at
+        times = [self.retry_at, None if lease is None else lease.results.look_at]
         for orphan in self.orphans.values():
-            for time in (orphan.until, orphan.results.look_at):
-                if time is not None and (at is None or time < at):
-                    at = time
-        return at
+            times += (orphan.until, orphan.results.look_at)
+        return min([at for at in times if at is not None], default=None)
 
     def handle_timeout(self, lease: Lease | None, now: float, effects: Effects) -> None:
         """Let go of what is too old, write what is due."""

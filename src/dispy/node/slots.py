@@ -90,13 +90,13 @@ def share_out(queued: int, held: Sequence[int], depth: int, reserved: int = 0) -
             gives[index] = 1
             left -= 1
     left -= reserved
-    if depth < 2 or left <= 0 or not held:
+    if not held:
         return gives
     total = sum(held) + sum(gives) + left
     level = min(depth, -(-total // len(held)))
     for index, count in enumerate(held):
         more = min(level - count - gives[index], left)
-        if more > 0 and (not count or depth - count >= depth // 4):
+        if more > 0 and depth - count >= depth // 4:
             gives[index] += more
             left -= more
     return gives
