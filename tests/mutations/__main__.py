@@ -16,17 +16,19 @@ SCHEDULER = (
 )
 NODE = (
     "core leases departure computations jobs forcing returning outgoing feeding serving slots verdicts "
-    "arguments conversation claims keeping results"
+    "arguments conversation claims keeping results snapshot offer window"
 )
-ROOMS = {"scheduler": SCHEDULER, "node": NODE}
+WIRE = "session transfer handshake"
+ROOMS = {"scheduler": SCHEDULER, "node": NODE, "wire": WIRE}
 CORES = [f"dispy.{room}.{name}" for room, names in ROOMS.items() for name in names.split()]
 NODE_TESTS = (
     "leases owner departure computation_desk job_desk forcing returning feeding heavy_jobs running_jobs claims "
-    "node_walk serving slots offer"
+    "node_walk serving slots offer window"
 )
 BY_VALUE = [
     "scheduler",
     *(f"node/test_{name}.py" for name in NODE_TESTS.split()),
+    *(f"wire/test_{name}.py" for name in WIRE.split()),
 ]
 
 
