@@ -110,7 +110,7 @@ def dispatch(tables: Tables, out: Outbox) -> None:
         share, room = found
         before = before_next(queue, heap[0][0] if heap else None)
         rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
-        count = 1 if queue.is_heavy else portion(share, room, before, 1 if queue.shape.node else rooms)
+        count = portion(share, room, before, 1 if queue.shape.node else rooms)
         _hand_over(queue, share, min(count, before))
         touched[share] = None
         if queue.waiting:

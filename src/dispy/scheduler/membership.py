@@ -51,8 +51,6 @@ def describe(tables: Tables, out: Outbox, node: NodeRecord, info: NodeInfo) -> N
     tables.refresh(node)
     if info.cpus != before:
         tell_offer(out, node)
-    for share in node.shares.values():
-        end_hopeless(tables, out, share.cluster.queues)
 
 
 def measure(node: NodeRecord, out: Outbox, avail: AvailInfo) -> None:
@@ -87,7 +85,7 @@ def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseG
     _forsake(tables, node, held)
     _match_computations(out, node, set(message.computations))
     tables.refresh(node)
-    release_if_unused(tables, out, node)
+    settle_node(tables, out, node)
 
 
 def _forsake(tables: Tables, node: NodeRecord, held: set[tuple[int, int]]) -> None:
