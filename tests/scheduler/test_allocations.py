@@ -106,3 +106,37 @@ def test_what_is_closed_and_has_results_on_their_way_is_not_closed_again(busy: A
     busy.said(N1, msg.ComputationClosed(MAP))
     assert steer(busy, Steering.CLOSE, terminate=True) == Effects()
     assert busy.done(N1, 1).sends == said(N1, RELEASE)
+
+
+def test_a_node_that_refused_is_released_when_its_last_job_turns_out_not_to_have_arrived(busy: Any) -> None:
+    busy.handle(ev.ClusterWidened(MAP))
+    busy.said(N1, msg.ComputationRefused(MAP, "the server of jobs died"))
+    busy.handle(ev.LinkBroken(N1))
+    busy.handle(ev.LinkResumed(N1))
+    assert busy.said(N1, msg.LeaseGranted([], [])).sends == said(N1, RELEASE)
+
+
+def test_a_node_that_was_closed_is_let_go_when_its_last_job_turns_out_not_to_be_there(busy: Any) -> None:
+    allocate(busy, N1, 0)
+    busy.said(N1, msg.ComputationClosed(MAP))
+    busy.handle(ev.LinkBroken(N1))
+    assert busy.handle(ev.LinkResumed(N1)).sends == said(N1, ASK)
+    assert busy.said(N1, msg.LeaseGranted([], [])).sends == said(N1, RELEASE)
+    assert not busy.core.uses(MAP, N1)
+
+
+def test_nodes_of_equal_load_are_used_in_the_order_in_which_they_joined(scheduler: Any) -> None:
+    scheduler.join(N1)
+    scheduler.ready(N2)
+    allocate(scheduler, N1, 1)
+    scheduler.said(N1, msg.LeaseGranted([], []))
+    scheduler.said(N1, msg.ComputationReady(MAP))
+    assert core.sends_of(scheduler.submit(1)) == [(N1, [1])]
+
+
+def test_jobs_that_a_node_could_run_and_cannot_any_more_end(scheduler: Any) -> None:
+    scheduler.ready(N1, 4)
+    scheduler.submit(1, 2)
+    record = core.JobRecord(3, MAP, b"", options=core.JobOptions(cpus=3))
+    assert ended_in(scheduler.handle(ev.JobsSubmitted([record]))) == []
+    assert ended_in(scheduler.said(N1, msg.NodeDescribed(info(N1, 2)))) == [(3, JobState.Abandoned)]

@@ -103,7 +103,7 @@ def test_all_cpus_of_a_node(wishes: Wishes) -> None:
 
 def test_short_jobs_do_not_keep_out_one_that_needs_the_node(wishes: Wishes) -> None:
     wishes.node(N1, 2)
-    wishes.submit(*range(1, 5000))
+    wishes.submit(*range(1, 500))
     wishes.done(N1, 1, seconds=0.0001)
     wishes.wish(9000, cpus=2, priority=1)
     flying = [number for number, record in wishes.jobs.items() if record.state is JobState.Running]
