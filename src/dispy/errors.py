@@ -6,6 +6,7 @@
       ShippingError                   something of the user's program cannot travel to a node
       ClosedError                     the cluster (or its process) is closed
       RecoveryError                   a recovery file is not usable, or in use
+      StoreError                      what a shared scheduler keeps on its disk is not usable
       ProtocolError
         LocalProtocolError            our side asked for what the protocol does not allow: a bug here
         RemoteProtocolError           the other side sent what the protocol does not allow
@@ -46,6 +47,10 @@ class ClosedError(DispyError):
 
 class RecoveryError(DispyError):
     """A recovery file is not usable, is in use, or belongs to another secret; the message names it."""
+
+
+class StoreError(DispyError):
+    """What a shared scheduler keeps on its disk cannot be used: damaged, of another version, in use."""
 
 
 class ProtocolError(DispyError):

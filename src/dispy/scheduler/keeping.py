@@ -43,6 +43,17 @@ class Changes:
     """The nodes that are still known; None: none was lost."""
     shares: list[RestoredShare] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return bool(
+            self.submitted
+            or self.marked
+            or self.ended
+            or self.clusters
+            or self.nodes
+            or self.known is not None
+            or self.shares
+        )
+
 
 def changes_of(tables: Tables, event: events.Event | None, effects: Effects) -> Changes:
     """What must be kept of an event (None: of a timeout) and its effects; `tables` have taken them in."""

@@ -1,0 +1,387 @@
+"""The SQLite file of a shared scheduler: its tables, batches written to it, all of it read again. Used by one thread.
+
+A batch is one transaction, and every table is changed by one statement for all rows of a batch: with a statement per
+row this thread and the event loop would take the interpreter from each other thousands of times a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from dispy.errors import StoreError
+from dispy.model import ComputationId, ProcessId
+from dispy.scheduler.effects import JobEnded
+from dispy.scheduler.events import RestoredNode, RestoredShare
+from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.keeping import ClusterMark
+from dispy.scheduler.places import Place
+from dispy.settings import INLINE_SIZE
+from dispy.sharing.keeping import KeptCluster
+
+VERSION: Final = 1
+"""Of the tables. A file of another one is not touched."""
+APPLICATION: Final = 0x64697370
+FILE: Final = "jobs.sqlite"
+RESULTS: Final = "results"
+CHECKPOINT_PAGES: Final = 4096
+"""Pages (16 MiB) in the journal before they are copied into the file: each copy costs two more syncs."""
+TABLES: Final = """
+create table meta(name text primary key, value blob) without rowid;
+create table clusters(number integer primary key, id text unique, kept blob, stored integer, state text,
+    open_ended integer, forsaken text);
+create table nodes(number integer primary key, id text unique, known blob);
+create table shares(cluster integer, node integer, wanted blob, primary key(cluster, node)) without rowid;
+create table jobs(number integer primary key, cluster integer, client integer, args blob, extra blob,
+    attempt integer, node integer, past text);
+create table ended(number integer primary key, cluster integer, client integer, over blob, body blob);
+"""
+
+_INSERT_JOBS: Final = """
+insert into jobs select value->>0, value->>1, value->>2, substr(?2, value->>3, value->>4),
+    case when value->>5 then substr(?2, value->>3 + value->>4, value->>5) end, value->>6, value->>7, value->>8
+from json_each(?1)"""
+_MARK_JOBS: Final = """
+update jobs set attempt = mark.value->>1, node = mark.value->>2, past = mark.value->>3
+from json_each(?1) as mark where jobs.number = mark.value->>0"""
+_INSERT_ENDED: Final = """
+insert or replace into ended select value->>0, value->>1, value->>2, substr(?2, value->>3, value->>4),
+    case when value->>5 >= 0 then substr(?2, value->>3 + value->>4, value->>5) end
+from json_each(?1)"""
+_DELETE: Final = "delete from {} where number in (select value from json_each(?1))"
+
+_encode = msgspec.msgpack.encode
+_json = msgspec.json.encode
+
+
+@dataclass(slots=True)
+class Mark:
+    """How a job stands that has not ended."""
+
+    attempt: int
+    node: ProcessId | None
+    past: str | None
+    """What is not the same for all jobs, as JSON; None: nothing happened to it yet."""
+
+
+@dataclass(slots=True)
+class End:
+    """How a job has ended."""
+
+    ended: JobEnded
+    address: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is written in one transaction, in the order of these fields. Of a job its last mark counts."""
+
+    number: int
+    next_job: int | None = None
+    clusters: list[KeptCluster] = field(default_factory=list)
+    cluster_marks: list[ClusterMark] = field(default_factory=list)
+    nodes: list[tuple[RestoredNode, tuple[Place, ...]]] = field(default_factory=list)
+    known: frozenset[ProcessId] | None = None
+    """If set: all other nodes are gone."""
+    shares: list[RestoredShare] = field(default_factory=list)
+    submitted: dict[int, JobRecord] = field(default_factory=dict)
+    """Only what never changes of them may be read."""
+    marks: dict[int, Mark] = field(default_factory=dict)
+    ends: dict[int, End] = field(default_factory=dict)
+    taken: list[int] = field(default_factory=list)
+    stored: dict[ComputationId, int] = field(default_factory=dict)
+    over: list[ComputationId] = field(default_factory=list)
+
+
+class StoreFile:
+    """The open file. Every method may block."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the file of this directory, or make it.
+
+        Raises:
+            StoreError: it is damaged, of another version, or in use.
+            OSError: the directory cannot be written.
+        """
+        self.path = directory / FILE
+        self.results = directory / RESULTS
+        self.results.mkdir(mode=0o700, exist_ok=True)
+        self.cluster_numbers: dict[ComputationId, int] = {}
+        self.node_numbers: dict[ProcessId, int] = {}
+        descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        os.close(descriptor)
+        self.db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self.db.close()
+            raise StoreError(self._why_unusable(error)) from error
+        except StoreError:
+            self.db.close()
+            raise
+
+    def _prepare(self) -> None:
+        db = self.db
+        db.execute("pragma locking_mode = exclusive")
+        version, application = _one(db, "pragma user_version"), _one(db, "pragma application_id")
+        is_new = not version and not _one(db, "select count(*) from sqlite_schema")
+        if not is_new and (version, application) != (VERSION, APPLICATION):
+            raise StoreError(
+                f"{self.path} was written by another version of dispy (its tables have version {version}, this one "
+                f"knows version {VERSION}): start that version, or use another directory (--dest_path_prefix)"
+            )
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = full")
+        db.execute(f"pragma wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        if is_new:
+            with self._transaction():
+                for statement in TABLES.split(";"):
+                    db.execute(statement)
+                db.execute(f"pragma application_id = {APPLICATION}")
+                db.execute(f"pragma user_version = {VERSION}")
+                rows = {"token": secrets.token_bytes(32), "started": time.time(), "next": 1}
+                db.executemany("insert into meta values(?, ?)", rows.items())
+        elif (said := _one(db, "pragma quick_check(1)")) != "ok":
+            raise StoreError(self.damaged(said))
+
+    def damaged(self, said: object) -> str:
+        """What to do about a file whose content is not what was written, as a sentence."""
+        return (
+            f"{self.path} is damaged ({said}): put a copy in its place, or move it and the files beside it ({FILE}-*) "
+            "away; then the jobs in it are lost, and the scheduler starts with none"
+        )
+
+    def _why_unusable(self, error: sqlite3.Error) -> str:
+        name = getattr(error, "sqlite_errorname", "")
+        if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+            return f"{self.path} is in use by another dispyscheduler: end that, or choose another --dest_path_prefix"
+        if is_damage(error):
+            return self.damaged(error)
+        return f"{self.path} cannot be used: {error}"
+
+    def meta(self) -> dict[str, Any]:
+        """token (bytes), started (wall clock), next (number of a job)."""
+        return dict(self.db.execute("select name, value from meta"))
+
+    # ---- reading ----
+
+    def clusters(self) -> Iterable[tuple[KeptCluster, bool, str]]:
+        """Each with whether it is open-ended, and why no node can come for it."""
+        rows = self.db.execute("select number, id, kept, stored, state, open_ended, forsaken from clusters order by 1")
+        for number, id, kept, stored, state, open_ended, forsaken in rows:
+            self.cluster_numbers[id] = number
+            cluster = msgspec.msgpack.decode(kept, type=KeptCluster)
+            yield msgspec.structs.replace(cluster, stored=stored, state=state), bool(open_ended), forsaken
+
+    def nodes(self) -> Iterable[tuple[ProcessId, bytes]]:
+        """Each with what is known of it."""
+        for number, id, known in self.db.execute("select number, id, known from nodes order by 1"):
+            self.node_numbers[id] = number
+            yield id, known
+
+    def shares(self) -> Iterable[tuple[int, int, bytes]]:
+        """Number of the cluster, number of the node, what the cluster wants of it."""
+        return self.db.execute("select cluster, node, wanted from shares order by 1, 2")
+
+    def jobs(self) -> Iterable[tuple[int, int, int, bytes, bytes | None, int, int | None, str | None]]:
+        """Their columns, in the order of their numbers."""
+        return self.db.execute("select * from jobs order by number")
+
+    def ended(self) -> Iterable[tuple[int, int, int, bytes, bytes | None]]:
+        """Their columns, in the order of their numbers."""
+        return self.db.execute("select * from ended order by number")
+
+    # ---- writing ----
+
+    def write(self, batch: Batch) -> None:
+        """Store a batch.
+
+        Raises:
+            sqlite3.Error, OSError: nothing of it is stored; it may be tried again.
+        """
+        large = [job for job, end in batch.ends.items() if len(end.ended.body) > INLINE_SIZE]
+        for job in large:
+            _write_durably(self.results / str(job), batch.ends[job].ended.body)
+        if large:
+            _sync_directory(self.results)
+        clusters, nodes = dict(self.cluster_numbers), dict(self.node_numbers)
+        try:
+            with self._transaction():
+                gone = self._write_all(batch)
+        except BaseException:
+            self.cluster_numbers, self.node_numbers = clusters, nodes
+            raise
+        self._remove(gone)
+
+    def _write_all(self, batch: Batch) -> list[int]:
+        if batch.next_job is not None:
+            self.db.execute("update meta set value = ? where name = 'next'", (batch.next_job,))
+        self._write_clusters(batch)
+        self._write_nodes(batch)
+        self._write_jobs(batch)
+        for cluster, sequence in batch.stored.items():
+            self.db.execute("update clusters set stored = ? where id = ?", (sequence, cluster))
+        gone = self._take(batch.taken)
+        for id in batch.over:
+            gone += self._forget(id)
+        return gone
+
+    def _write_clusters(self, batch: Batch) -> None:
+        for cluster in batch.clusters:
+            opened = cluster.opened
+            row = (opened.computation.id, _encode(cluster), cluster.stored, cluster.state, opened.open_ended)
+            added = self.db.execute(
+                "insert into clusters(id, kept, stored, state, open_ended, forsaken) values(?, ?, ?, ?, ?, '')", row
+            )
+            assert added.lastrowid is not None
+            self.cluster_numbers[opened.computation.id] = added.lastrowid
+        for mark in batch.cluster_marks:
+            now = (mark.state, mark.is_open_ended, mark.forsaken, mark.cluster)
+            self.db.execute("update clusters set state = ?, open_ended = ?, forsaken = ? where id = ?", now)
+
+    def _write_nodes(self, batch: Batch) -> None:
+        db = self.db
+        for node, places in batch.nodes:
+            known = _encode((node.info, node.address, places))
+            number = self.node_numbers.get(node.node)
+            if number is None:
+                self.node_numbers[node.node] = number = max(self.node_numbers.values(), default=0) + 1
+            db.execute("insert or replace into nodes values(?, ?, ?)", (number, node.node, known))
+        for share in batch.shares:
+            cluster, number = self.cluster_numbers.get(share.cluster), self.node_numbers.get(share.node)
+            if cluster is not None and number is not None:
+                wanted = (share.cpus, share.files, share.setup_args, share.oversubscribe, share.is_paused)
+                db.execute("insert or replace into shares values(?, ?, ?)", (cluster, number, _encode(wanted)))
+        if batch.known is not None:
+            for id in self.node_numbers.keys() - batch.known:
+                number = self.node_numbers.pop(id)
+                db.execute("delete from nodes where number = ?", (number,))
+                db.execute("delete from shares where node = ?", (number,))
+
+    def _write_jobs(self, batch: Batch) -> None:
+        submitted, marks, ends = batch.submitted, batch.marks, batch.ends
+        fresh: list[tuple[Any, ...]] = []
+        pieces: list[bytes] = []
+        at = 1
+        for job, record in submitted.items():
+            if job in ends:
+                continue
+            args, extra = record.args, b""
+            if record.blob is not None or record.options is not None:
+                extra = _encode((record.blob, record.options))
+            mark = marks.get(job)
+            stands = (0, None, None) if mark is None else (mark.attempt, self._node(mark.node), mark.past)
+            fresh.append((job, self.cluster_numbers[record.cluster], record.handle, at, len(args), len(extra), *stands))
+            pieces += (args, extra)
+            at += len(args) + len(extra)
+        if fresh:
+            self.db.execute(_INSERT_JOBS, (_json(fresh).decode(), b"".join(pieces)))
+        changed = [
+            (job, mark.attempt, self._node(mark.node), mark.past)
+            for job, mark in marks.items()
+            if job not in submitted and job not in ends
+        ]
+        if changed:
+            self.db.execute(_MARK_JOBS, (_json(changed).decode(),))
+        if ends:
+            self._write_ends(ends, [job for job in ends if job not in submitted])
+
+    def _write_ends(self, ends: dict[int, End], stored: list[int]) -> None:
+        rows: list[tuple[int, ...]] = []
+        pieces: list[bytes] = []
+        at = 1
+        for job, end in ends.items():
+            ended = end.ended
+            record, body = ended.job, ended.body
+            over = _encode((ended.state, ended.node, ended.cause, ended.done, end.address))
+            size = len(body)
+            if size > INLINE_SIZE:
+                body, size = b"", -1
+            client: Any = record.handle
+            rows.append((job, self.cluster_numbers[record.cluster], client, at, len(over), size))
+            pieces += (over, body)
+            at += len(over) + len(body)
+        self.db.execute(_INSERT_ENDED, (_json(rows).decode(), b"".join(pieces)))
+        self.db.execute(_DELETE.format("jobs"), (_json(stored).decode(),))
+
+    def _take(self, jobs: list[int]) -> list[int]:
+        if not jobs:
+            return []
+        text = _json(jobs).decode()
+        rows = self.db.execute(
+            "select number from ended where body is null and number in (select value from json_each(?))", (text,)
+        )
+        large = [number for (number,) in rows]
+        self.db.execute(_DELETE.format("ended"), (text,))
+        return large
+
+    def _forget(self, id: ComputationId) -> list[int]:
+        cluster = self.cluster_numbers.pop(id, None)
+        rows = self.db.execute("select number from ended where body is null and cluster = ?", (cluster,))
+        large = [number for (number,) in rows]
+        for table in ("shares", "jobs", "ended"):
+            self.db.execute(f"delete from {table} where cluster = ?", (cluster,))
+        self.db.execute("delete from clusters where number = ?", (cluster,))
+        return large
+
+    def _node(self, id: ProcessId | None) -> int | None:
+        return None if id is None else self.node_numbers[id]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.db.execute("begin immediate")
+        try:
+            yield
+            self.db.execute("commit")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("rollback")
+            raise
+
+    def remove_leftovers(self) -> None:
+        """Remove files of results that no row names: written, or taken, just before a kill."""
+        rows = self.db.execute("select number from ended where body is null")
+        named = {str(number) for (number,) in rows}
+        self._remove(name for name in os.listdir(self.results) if name not in named)
+
+    def _remove(self, names: Iterable[object]) -> None:
+        for name in names:
+            with contextlib.suppress(OSError):  # it takes space until the next start, and that is all
+                (self.results / str(name)).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close it."""
+        self.db.close()
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the content of the file is not what was written."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+
+
+def _one(db: sqlite3.Connection, statement: str) -> Any:
+    return db.execute(statement).fetchone()[0]
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
