@@ -95,7 +95,7 @@ class Node:
         return self.said(msg.RunJobs(key, [JobSpec(job, 1, 1) for job in jobs]), b"x" * len(jobs))
 
     def forked(self, *workers: int) -> list[do.Action]:
-        return [action for worker in workers for action in self.handle(ev.WorkerForked(worker, worker)).actions]
+        return [action for worker in workers for action in self.handle(ev.WorkerForked(worker)).actions]
 
 
 @pytest.fixture

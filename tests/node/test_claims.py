@@ -11,7 +11,7 @@ from dispy.model import BlobRef, Ending, FileSpec, HeldAttempt
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects, Send
-from dispy.node.results import INTERIM_MOST
+from dispy.node.results import INTERIM_MOST, Kept
 from dispy.node.serving import lease_name
 from dispy.wire import messages as msg
 
@@ -413,3 +413,44 @@ def test_interim_results_end_with_their_lease(ready: Node) -> None:
     cleaned = ready.handle(ev.ComputationCleaned(MAP))
     assert cleaned.actions[0] == do.WithdrawResults([BLOB.name])
     assert [batch.message.sequence for batch in ready.core.keeper.orphans[A].results.batches] == [4]
+
+
+def test_whoever_has_not_been_told_of_results_cannot_acknowledge_them(ready: Node) -> None:
+    ready.run(1)
+    answer(ready)
+    claim(ready)
+    ready.said(msg.AckResults(3), peer=BERT)
+    assert ready.core.lease is not None
+    assert len(ready.core.lease.results.batches) == 1
+
+
+def test_there_is_nothing_to_acknowledge_behind_an_unknown_token(ready: Node) -> None:
+    claim(ready, token=b"?")
+    assert ready.said(msg.AckResults(3), peer=BERT) == Effects()
+
+
+def test_results_that_come_while_the_disk_is_full_wait_until_it_is_tried_again(ready: Node) -> None:
+    ready.run(1, 2)
+    answer(ready)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    assert ready.wait(0).actions == [spool(3, 1)]
+    ready.handle(ev.SpoolFailed(A, [3]))
+    answer(ready, worker=2)
+    assert ready.wait(9).actions == []
+    assert ready.wait(1).actions == [spool(3, 1)]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_disk_answers_for_the_results_of_a_lease_that_is_over(ready: Node, held: bool) -> None:
+    """Also when somebody else holds the node, whose batch has the same number."""
+    ready.run(1)
+    answer(ready)
+    ready.handle(ev.LinkLost(ANNA, goodbye=True))
+    ready.handle(ev.ComputationCleaned(MAP))
+    assert ready.wait(0).actions == [spool(3, 1)]
+    if held:
+        ready.lease(BERT, b"B", OTHER)
+    ready.handle(ev.BatchesSpooled(A, [3]))
+    (batch,) = ready.core.keeper.orphans[A].results.batches
+    assert batch.kept is Kept.DISK
+    assert ready.handle(ev.BatchesSpooled(lease_name(b"?"), [3])) == Effects(), "unknown"

@@ -131,7 +131,7 @@ def test_without_anything_left_for_another_worker_those_that_are_here_go_on(read
         assert not effects.sends
         assert ready.wait(1).actions == [do.ForkWorker(MAP, worker + 1)]
     assert computation.exhausted == 5
-    ready.handle(ev.WorkerForked(8, 800))
+    ready.handle(ev.WorkerForked(8))
     ready.handle(ev.WorkerDied(8, 0, "exit code 1"))
     assert 2 in computation.workers
 
@@ -299,3 +299,14 @@ def test_a_worker_is_stillborn_that_ends_unasked_before_its_first_job(node: Node
     computation = node.core.lease.computations[MAP]  # type: ignore[union-attr]
     assert computation.stillborn == stillborn
     assert (computation.fork_after is None) == (not stillborn)
+
+
+def test_a_machine_that_has_nothing_left_is_blamed_for_its_own_deaths_only(ready: Node) -> None:
+    """Three workers could not be started; then the last one dies in its job."""
+    ready.run(1, 2, 3)
+    ready.handle(ev.WorkerDied(1, 2, "killed"))
+    for worker in (3, 4, 5):
+        ready.handle(ev.WorkerDied(worker, 0, "no memory", exhausted=True))
+        ready.wait(1)
+    told = ready.handle(ev.WorkerDied(2, 2, "killed")).sends
+    assert not [send for send in told if isinstance(send.message, msg.ComputationRefused)]

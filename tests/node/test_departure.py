@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corenode import ANNA, BERT, MAP, OTHER, REDUCE, Answer, Node, ahead, fed, node, ready, recalled
+from corenode import ANNA, BERT, MAP, OTHER, REDUCE, Answer, Node, ahead, fed, heavy, node, ready, recalled
 
 from dispy.node import effects as do
 from dispy.node import events as ev
@@ -135,3 +135,21 @@ def test_a_free_node_that_waits_until_its_results_are_fetched_is_leased_to_nobod
     assert ready.core.lease is None
     assert ready.lease(BERT, b"B", OTHER).actions == [do.HangUp(BERT, "the node is ending")]
     assert ready.lease().actions == [do.HangUp(ANNA, "the node is ending")]
+
+
+def test_an_end_at_once_does_not_wait_for_somebody_who_is_gone(ready: Node) -> None:
+    ready.run(1)
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    actions = ready.handle(ev.ExitAsked(at_once=True)).actions
+    assert [type(action) for action in actions] == [do.SpoolBatch, do.Exit]
+
+
+def test_nothing_follows_the_end(ready: Node) -> None:
+    """Not even the end of a job that is over its time at the same moment."""
+    heavy(ready, 1, timeout=EXIT_TIMEOUT)
+    ready.run(2)
+    ready.handle(ev.WorkerAnswered(2, [Answer(2)]))
+    ready.handle(ev.ExitAsked(at_once=True))
+    assert ready.wait(1).actions[-1] == do.Exit("it was told to end now")
+    assert ready.core.next_deadline() is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from corenode import MAP, REDUCE, Answer, Node, ahead, done, fed, forks, heavy, node, ready, spec
 
 from dispy.model import ComputationSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects
-from dispy.node.slots import STARVE_SECONDS
+from dispy.node.slots import STALL_SECONDS, STARVE_SECONDS
 from dispy.wire import messages as msg
 
 __all__ = ["node", "ready"]
@@ -279,3 +280,23 @@ def test_what_a_stalled_worker_has_ahead_stays_when_every_cpu_is_taken(node: Nod
     assert node.run(2, 3, 4).actions == [fed(1, 2, 3, 4)]
     node.wait(2)
     assert node.core.next_deadline() is None
+
+
+@pytest.fixture
+def late(ready: Node) -> Node:
+    """As `ready`, ten seconds later: nobody has heard of the workers for long."""
+    ready.wait(10)
+    return ready
+
+
+def test_a_worker_that_was_idle_for_long_is_not_stalled(late: Node) -> None:
+    assert ahead(late, 1, 2, 3, 4).actions == [fed(1, 2, 3), fed(2, 2, 3)]
+    assert late.run(5, 6).actions == [fed(1, 4), fed(2, 4)]
+
+
+def test_a_worker_that_has_just_answered_is_not_stalled(late: Node) -> None:
+    ahead(late, 1, 2, 3, 4)
+    late.now += 0.75 * STALL_SECONDS
+    late.handle(ev.WorkerAnswered(1, [Answer(2, ended_at=50.001)]))
+    late.now += 0.75 * STALL_SECONDS
+    assert late.run(5, 6).actions == [fed(1, 4, 5)], "worker 2 is silent"

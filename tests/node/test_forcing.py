@@ -118,3 +118,10 @@ def test_a_job_that_a_limit_ended_has_the_words_of_the_limit(ready: Node) -> Non
     assert sent.payload == [b"memory: 2 MB"]
     assert sent.message.jobs[0].ending == Ending.LIMITED
     assert sent.message.jobs[0].started_at == 53.0
+
+
+def test_a_job_that_dies_over_its_time_and_has_not_said_when_it_began(ready: Node) -> None:
+    heavy(ready, 1, timeout=2.0)
+    ready.wait(2.05)
+    sent: Any = ready.handle(ev.WorkerDied(1, 2, "killed", ended=53.0)).sends[0]
+    assert sent.payload == [b"%b (killed)" % over_time(2.0, 2.0).encode()]

@@ -72,7 +72,7 @@ def test_a_heavy_job_makes_room_for_a_worker_of_its_computation(ready: Node) -> 
     ready.open(REDUCE)
     assert heavy(ready, 1, key=REDUCE, cpus=2).actions == [do.RetireWorker(MAP, 1)]
     assert ready.handle(ev.WorkerDied(1, 0, "retired", expected=True)).actions == [do.ForkWorker(REDUCE, 3)]
-    given: Any = ready.handle(ev.WorkerForked(3, 3)).actions[0]
+    given: Any = ready.handle(ev.WorkerForked(3)).actions[0]
     assert (given.computation, given.extra) == (REDUCE, do.JobExtra(2, 0, ()))
 
 
@@ -122,12 +122,12 @@ def test_what_starts_beside_a_heavy_job(
     opened(node, REDUCE, others, oversubscribe=others_over)
     opened(node, MAP, limit, oversubscribe=oversubscribe)
     assert forks(heavy(node, 1, key=REDUCE, cpus=cpus, memory=1)) == [REDUCE]
-    given: Any = node.handle(ev.WorkerForked(1, 1)).actions
+    given: Any = node.handle(ev.WorkerForked(1)).actions
     assert given[0].extra == do.JobExtra(cpus, 1, ())
     effects = node.run(*range(11, 21))
     assert forks(effects) == [MAP] * starts
     workers = [action.worker for action in effects.actions if isinstance(action, do.ForkWorker)]
-    first = [action for worker in workers for action in node.handle(ev.WorkerForked(worker, worker)).actions]
+    first = [action for worker in workers for action in node.handle(ev.WorkerForked(worker)).actions]
     assert first == [fed(worker, 1) for worker in workers], "one job each"
     if workers:
         node.core.lease.computations[MAP].mean = 0.001  # type: ignore[union-attr]
@@ -141,7 +141,7 @@ def test_a_heavy_job_has_at_most_what_its_computation_may_use() -> None:
     node.lease()
     opened(node, MAP, 3)
     heavy(node, 1, cpus=0)
-    given: Any = node.handle(ev.WorkerForked(1, 1)).actions[0]
+    given: Any = node.handle(ev.WorkerForked(1)).actions[0]
     assert given.extra == do.JobExtra(3, 0, ())
     assert node.run(2) == Effects(), "its computation has all that it may use"
 
@@ -164,7 +164,7 @@ def test_a_heavy_job_starts_beyond_the_cpus_where_that_is_allowed() -> None:
     node.run(1, 2)
     node.forked(1, 2)
     assert forks(heavy(node, 3, cpus=2)) == [MAP]
-    given: Any = node.handle(ev.WorkerForked(3, 3)).actions[0]
+    given: Any = node.handle(ev.WorkerForked(3)).actions[0]
     assert given.extra == do.JobExtra(2, 0, ())
     assert heavy(node, 4, memory=1) == Effects(), "all four are in use"
 

@@ -41,7 +41,7 @@ def test_every_isolated_job_gets_a_worker_of_its_own() -> None:
     core = opened(SPEC)
     assert run(core, 1, 2, 3) == [do.ForkWorker(MAP, 1)]
     for worker in (1, 2, 3):
-        (feed,) = core.handle(ev.WorkerForked(worker, worker), 0.0).actions
+        (feed,) = core.handle(ev.WorkerForked(worker), 0.0).actions
         assert isinstance(feed, do.FeedWorker)
         assert [sequence for sequence, _ in feed.jobs] == [1], "it was given more than one job"
         assert answer(core, worker) == [], "it was given another job, or replaced while it is still there"
@@ -53,7 +53,7 @@ def test_every_isolated_job_gets_a_worker_of_its_own() -> None:
 def test_jobs_that_are_not_isolated_share_a_worker() -> None:
     core = opened(msgspec.structs.replace(SPEC, isolate=False))
     run(core, 1, 2)
-    core.handle(ev.WorkerForked(1, 1), 0.0)
+    core.handle(ev.WorkerForked(1), 0.0)
     (feed,) = answer(core, 1)
     assert isinstance(feed, do.FeedWorker)
 

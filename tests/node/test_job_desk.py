@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from corenode import ANNA, FILE, MAP, Answer, Node, fed, gone, node, ready
 
 from dispy.model import BlobRef, Ending, FileSpec, HeldAttempt, JobDepends, JobDone, JobOptions, JobSpec
@@ -164,3 +165,23 @@ def test_arguments_that_nobody_waits_for_cannot_fail(ready: Node) -> None:
     assert ready.handle(ev.ArgumentsFailed(blob.name, "x")) == Effects(), "they are here"
     again = ready.handle(ev.ArgumentsFetched(blob.name, 8))
     assert again == Effects([do.ForgetArguments(blob.name)], []), "twice"
+
+
+@pytest.mark.parametrize("ended_at", [float("inf"), float("nan"), -1e9])
+def test_times_that_make_no_sense_are_not_measured(ready: Node, ended_at: float) -> None:
+    """A job can write anything into the answers of its worker."""
+    computation = ready.core.lease.computations[MAP]  # type: ignore[union-attr]
+    ready.run(1)
+    ready.handle(ev.WorkerAnswered(1, [Answer(2, ended_at=ended_at)]))
+    assert computation.mean == pytest.approx(0.6, abs=0.001)
+
+
+def test_the_arguments_of_an_attempt_are_let_go_when_it_ends_with_its_worker(ready: Node) -> None:
+    large(ready, 1)
+    ready.handle(ev.ArgumentsFetched(BLOB.name, 7))
+    assert do.ForgetArguments(BLOB.name) in ready.handle(ev.WorkerDied(1, 2, "x")).actions
+    ready.said(bringing(2), b"x")
+    ready.handle(ev.FilesLent(2, 1))
+    worker = next(iter(ready.core.lease.computations[MAP].workers))  # type: ignore[union-attr]
+    sequence = ready.core.lease.jobs[2].sequence  # type: ignore[union-attr]
+    assert do.ReturnFiles(MAP, 2, 1) in ready.handle(ev.WorkerDied(worker, sequence, "x")).actions

@@ -6,7 +6,7 @@ from typing import Any
 
 from corenode import ANNA, BERT, HOLDER, MAP, OTHER, REDUCE, Answer, Node, done, node, ready, recalled, spec
 
-from dispy.model import BlobRef, HeldAttempt, Holder, JobSpec
+from dispy.model import BlobRef, Ending, HeldAttempt, Holder, JobSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects, Send
@@ -226,3 +226,45 @@ def test_a_link_that_is_gone_says_nothing_more(node: Node) -> None:
     node.lease(BERT, b"B", OTHER)
     node.handle(ev.LinkLost(BERT, goodbye=False))
     assert node.said(msg.RunJobs(MAP, [JobSpec(1, 1, 1)]), b"x", peer=BERT) == Effects()
+
+
+def test_whoever_asks_for_the_node_claims_nothing_more(ready: Node) -> None:
+    ready.handle(ev.LinkOpened(BERT))
+    ready.said(msg.ClaimResults(b"?"), peer=BERT)
+    ready.said(msg.AskLease(b"B", OTHER), peer=BERT)
+    assert not ready.core.claims.claims
+    ready.said(msg.ClaimResults(b"?"), peer=BERT)
+    ready.said(msg.ReleaseLease(), peer=BERT)
+    assert not ready.core.claims.claims
+
+
+def test_results_of_a_lease_that_is_given_back_are_let_go(ready: Node) -> None:
+    """Those that are here, and those of the jobs that end because of it."""
+    large, later = BlobRef(b"n" * 32, 100_000), BlobRef(b"m" * 32, 100_000)
+    ready.run(1, 2)
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)], {2: large}))
+    assert do.WithdrawResults([large.name]) in ready.said(msg.ReleaseLease()).actions
+    ready.handle(ev.WorkerAnswered(2, [Answer(2)], {2: later}))
+    assert do.WithdrawResults([later.name]) in ready.handle(ev.ComputationCleaned(MAP)).actions
+    assert not ready.core.keeper.orphans
+
+
+def test_a_holder_that_was_sent_away_does_not_keep_the_node(ready: Node) -> None:
+    """Although its time of grace ends while its computation is being cleaned away."""
+    ready.run(1)
+    ready.handle(ev.EndAsked("closing time"))
+    ready.handle(ev.WorkerAnswered(1, [Answer(2, Ending.INTERRUPTED)]))
+    ready.wait(ready.core.grace + 1)
+    ready.handle(ev.ComputationCleaned(MAP))
+    assert ready.core.lease is None
+
+
+def test_results_go_to_the_disk_at_once_when_their_claimer_is_gone(ready: Node) -> None:
+    ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    ready.handle(ev.LinkOpened(BERT))
+    ready.said(msg.ClaimResults(b"A"), peer=BERT)
+    ready.handle(ev.WorkerAnswered(1, [Answer(2)]))
+    assert ready.wait(0) == Effects(), "he hears of them"
+    ready.handle(ev.LinkLost(BERT, goodbye=False))
+    assert [type(action) for action in ready.wait(0).actions] == [do.SpoolBatch]

@@ -65,7 +65,7 @@ class World:
             case do.ForkWorker():
                 self.workers[action.worker] = []
                 self.claimed[action.worker] = 0
-                self.todo.append(ev.WorkerForked(action.worker, action.worker))
+                self.todo.append(ev.WorkerForked(action.worker))
             case do.FeedWorker():
                 assert [sequence for sequence, _ in action.jobs]
                 self.workers[action.worker] += [sequence for sequence, _ in action.jobs]

@@ -217,3 +217,10 @@ def test_what_is_not_in_the_answer_of_a_worker_stays_there(single: Node) -> None
     assert single.handle(ev.WorkerRecalled(1, 3, 4)).actions == [fed(1, 5)]
     lease: Any = single.core.lease
     assert {job.sequence: job.job for job in lease.jobs.values()} == {2: 1, 5: 2, 4: 3}
+
+
+def test_a_job_with_a_time_limit_goes_back_to_the_queue_that_it_came_from(single: Node) -> None:
+    """It is no heavy one: jobs may wait ahead of it and behind it."""
+    heavy(single, 1, 2, 3, timeout=5.0)
+    single.said(msg.CancelJobs([3]))
+    assert single.handle(ev.WorkerRecalled(1, 3, 5)).actions == [fed(1, 5)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from corenode import ANNA, BERT, FILE, MAP, REDUCE, Answer, Node, node, ready
+import pytest
+from corenode import ANNA, BERT, FILE, MAP, REDUCE, Answer, Node, ahead, node, ready, spec
 
 from dispy.model import BlobRef, Ending, FileSpec, HeldAttempt, JobDone, JobSpec
 from dispy.node import effects as do
@@ -147,3 +148,27 @@ def test_a_file_is_taken_of_its_own_job_and_name(ready: Node) -> None:
     ):
         assert ready.said(taken) == Effects()
     assert ready.said(msg.FileTaken(FILE.blob.name, "", 1, "out")).actions == [do.AnswerParcel(7, True)]
+
+
+def test_a_job_that_lies_ready_in_a_worker_does_not_run(ready: Node) -> None:
+    ahead(ready, 1, 2, 3, 4)
+    assert ready.said(msg.TailJob(2)) == Effects([], [Send(ANNA, msg.JobTail(2))])
+    listed = [HeldAttempt(1, 1), HeldAttempt(3, 1)]
+    assert ready.said(msg.ListJobs(MAP)).sends == [Send(ANNA, msg.JobsListed(MAP, listed))]
+
+
+def test_a_file_waits_until_its_computation_stands(node: Node) -> None:
+    node.lease()
+    node.said(msg.OpenComputation(spec()))
+    reason = "the node has not set up this computation"
+    assert node.said(msg.PlaceFile(MAP, FILE)) == Effects([], [Send(ANNA, msg.FilePlaced(MAP, FILE.path, reason))])
+
+
+@pytest.mark.parametrize("blob", [None, BlobRef(b"n" * 32, 100_000)])
+def test_whoever_claims_results_hears_no_interim_ones(ready: Node, blob: BlobRef | None) -> None:
+    ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    ready.handle(ev.LinkOpened(BERT))
+    ready.said(msg.ClaimResults(b"A"), peer=BERT)
+    withdrawn = [] if blob is None else [do.WithdrawResults([blob.name])]
+    assert ready.handle(ev.WorkerSpoke(1, Answer(2, Ending.PROVISIONAL), blob)) == Effects(withdrawn, [])

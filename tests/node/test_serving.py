@@ -54,3 +54,7 @@ def test_the_last_lines_of_stderr_stand_in_the_error() -> None:
     assert text.startswith("it died\nThe last lines of its stderr:\nline 81\n")
     assert text.endswith("line 99\n\ufffd")
     assert len(death_text("it died", b"x" * 100_000)) < 2200
+
+
+def test_output_at_the_limit_stays_whole() -> None:
+    assert clip(b"a" * DEATH_OUTPUT) == b"a" * DEATH_OUTPUT

@@ -199,7 +199,7 @@ class SimServer:
         if self.world.happens(self.world.chances.stillborn):
             worker.die("ended at once")
         else:
-            self.say(node_events.WorkerForked(number, 1000 + number))
+            self.say(node_events.WorkerForked(number))
 
     def do(self, number: int, action: Callable[[SimWorker], None]) -> None:
         """Something for one worker, if it lives."""

@@ -368,3 +368,16 @@ def test_a_timer_that_is_a_little_late_does_not_excuse_the_other_side() -> None:
         assert due == 2.5
         dialler.handle_timeout(due + late)
         assert (Suspected() in dialler.events_received()) == suspected, late
+
+
+@pytest.mark.parametrize("how", ["goodbye", "eof"])
+def test_nothing_is_sent_after_the_end(how: str) -> None:
+    dialler, _ = pair()
+    if how == "goodbye":
+        dialler.say_goodbye("done")
+        assert taken(dialler)
+    else:
+        dialler.receive_eof()
+    dialler.send(AckResults(1))
+    dialler.say_goodbye("again")
+    assert taken(dialler) == b""

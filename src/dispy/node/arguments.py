@@ -52,10 +52,10 @@ class ArgumentTable:
                 assert blob is not None
                 effects.actions.append(FetchArguments(lease.peer, blob))
 
-    def fetched(self, lease: Lease | None, event: ev.ArgumentsFetched, effects: Effects) -> None:
+    def fetched(self, event: ev.ArgumentsFetched, effects: Effects) -> None:
         """Queue the jobs that waited for them."""
         shared = self._blobs.get(event.name)
-        if lease is None or shared is None or shared.descriptor is not None:
+        if shared is None or shared.descriptor is not None:
             effects.actions.append(ForgetArguments(event.name))
             return
         shared.descriptor = event.descriptor

@@ -87,6 +87,7 @@ class ComputationDesk:
             if computation.state is ComputationState.CLOSING and computation.is_empty:
                 computation.state = ComputationState.CLEANING
                 effects.actions.append(CleanComputation(computation.id, computation.prepared))
+                computation.prepared = False
 
     def advanced(self, lease: Lease | None, event: ev.ComputationAdvanced, effects: Effects) -> None:
         """Its preparation has come to a step that may take long."""
@@ -155,7 +156,7 @@ class ComputationDesk:
         if computation is None or computation.state is ComputationState.CLEANING:
             return
         assert lease is not None, "a worker without a lease"
-        if event.setup_failed and not computation.refused:
+        if event.setup_failed:
             trace = event.stderr.decode("utf-8", "replace")
             reason = "setup failed in a worker: " + trace.strip().rpartition("\n")[2]
             self._refuse(lease, computation, reason, trace, final=True, effects=effects)

@@ -61,13 +61,13 @@ class NodeCore(Leases):
             case ev.TailRead() | ev.FileStored():
                 conversation.answered(self.lease, event, effects)
             case ev.WorkerForked():
-                self.desk.worker_forked(event, now)
+                self.desk.worker_forked(event)
             case ev.WorkerDied():
                 self.computations.worker_died(self.lease, event, now, effects)
             case ev.WorkerRecalled():
                 self.desk.worker_recalled(self.lease, event, now, effects)
             case ev.ArgumentsFetched():
-                self.desk.arguments.fetched(self.lease, event, effects)
+                self.desk.arguments.fetched(event, effects)
             case ev.ArgumentsFailed():
                 self.desk.arguments_failed(self.lease, event, effects)
             case ev.ComputationAdvanced():
@@ -113,7 +113,7 @@ class NodeCore(Leases):
         """When `handle_timeout` is to be called, on the clock of `now`."""
         times = [] if (waiting := self.keeper.deadline(self.lease)) is None else [waiting]
         if (lease := self.lease) is not None:
-            times += [at for at in (lease.grace_at, lease.zombie_at) if at is not None and not lease.ended]
+            times += [at for at in (lease.grace_at, lease.zombie_at) if at is not None]
             feeding = self.desk.feeder.next_deadline(lease.computations.values())
             if feeding is not None and not (self.departure and self.departure.at_once):
                 times.append(feeding)

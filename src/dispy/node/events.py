@@ -100,7 +100,6 @@ class WorkerForked:
     """The worker exists and takes jobs."""
 
     worker: int
-    pid: int
 
 
 @dataclass(slots=True, frozen=True)

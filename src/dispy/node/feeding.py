@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, JobExtra, RecallFromWorker, RetireWorker
-from dispy.node.serving import Computation, HeldJob, Special, Worker, WorkerState
+from dispy.node.serving import Computation, HeldJob, Worker, WorkerState
 from dispy.node.slots import (
     STALL_SECONDS,
     STARVE_SECONDS,
@@ -39,7 +39,7 @@ class Feeder:
 
     def dispatch(self, computations: Iterable[Computation], now: float, actions: list[Action]) -> None:
         """Give out what can be given out."""
-        running = [computation for computation in computations if computation.can_run]
+        running = [computation for computation in computations if computation.prepared]
         self._resize(running, actions)
         if self.heavy:
             self.heavy = {worker: job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job}
@@ -57,7 +57,7 @@ class Feeder:
         """When `dispatch` is to be called although nothing happened."""
         times = []
         for computation in computations:
-            if not computation.can_run:
+            if not computation.prepared:
                 continue
             if computation.starved_since is not None:
                 times.append(computation.starved_since + STARVE_SECONDS)
@@ -147,7 +147,7 @@ class Feeder:
             AssertionError: something was given twice, which is a bug here.
         """
         running = [job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job]
-        specials = [_special(job) for job in running]
+        specials = [job.wishes for job in running]
         assert sum(special.cpus for special in specials) <= self.peak, "CPUs were given twice"
         gpus = [number for special in specials for number in special.gpus]
         assert len(set(gpus)) == len(gpus), "a GPU was given twice"
@@ -157,9 +157,9 @@ class Feeder:
         limit = min(self._bound(computation) or self.capacity, self.capacity)
         while computation.heavy and limit:
             job = computation.heavy[0]
-            special = _special(job)
+            special = job.wishes
             cpus = min(special.cpus or limit, limit)
-            in_use = {number for each in self.heavy.values() for number in _special(each).gpus}
+            in_use = {number for each in self.heavy.values() for number in each.wishes.gpus}
             gpus = [number for number in range(self.gpus) if number not in in_use]
             wanted = min(special.wanted_gpus, self.gpus)
             if cpus > self._spare(computation) or len(gpus) < wanted:
@@ -197,7 +197,7 @@ class Feeder:
 
     def _in_use(self, computation: Computation | None = None) -> int:
         """CPUs that heavy jobs use, of all computations or of one."""
-        return sum([_special(job).cpus for job in self.heavy.values() if computation in (None, job.computation)])
+        return sum([job.wishes.cpus for job in self.heavy.values() if computation in (None, job.computation)])
 
     def _light(self, computation: Computation | None = None) -> list[Worker]:
         """Workers that are busy with other jobs."""
@@ -322,12 +322,6 @@ def requeue(computation: Computation, jobs: list[HeldJob]) -> None:
         job.worker = None
         job.sequence = 0
         (computation.heavy if job.special is not None and job.special.is_heavy else computation.queue).appendleft(job)
-
-
-def _special(job: HeldJob) -> Special:
-    """What a heavy job needs."""
-    assert job.special is not None
-    return job.special
 
 
 def _starting(computation: Computation) -> int:

@@ -30,8 +30,7 @@ class Forcing:
     def watch_time(self, lease: Lease, now: float, effects: Effects) -> None:
         """Let the clocks of jobs with a time limit run while they do, and end those that are over it."""
         for job, until in list(self.timed.items()):
-            worker, special = job.worker, job.special
-            assert special is not None
+            worker, special = job.worker, job.wishes
             if lease.jobs.get(job.job) is not job:
                 del self.timed[job]
             elif worker is None or worker.head() is not job:
@@ -77,11 +76,7 @@ class Forcing:
         """When the next steps against jobs that do not end are due."""
         steps = [each.escalation.deadline for each in self._feeder.workers.values() if each.escalation]
         if self.timed:
-            steps += [
-                until
-                for job, until in self.timed.items()
-                if until is not None and job.special is not None and not job.special.overdue
-            ]
+            steps += [until for job, until in self.timed.items() if until is not None and not job.wishes.overdue]
         return steps
 
     def escalate(self, now: float, effects: Effects) -> None:

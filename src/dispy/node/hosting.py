@@ -275,7 +275,7 @@ class HostedComputation:
 
     def worker_forked(self, worker: int, pid: int) -> None:
         """A worker stands."""
-        self._places.post(ev.WorkerForked(worker, pid))
+        self._places.post(ev.WorkerForked(worker))
 
     def worker_answered(self, worker: int, replies: list[Reply]) -> None:
         """Replies as one read brought them; large bodies become blobs that the scheduler fetches."""

@@ -18,7 +18,7 @@ def check_jobs(desk: JobDesk, lease: Lease | None) -> None:
     workers = desk.feeder.workers
     computations = {} if lease is None else lease.computations
     running = [
-        each for computation in computations.values() if computation.can_run for each in computation.workers.values()
+        each for computation in computations.values() if computation.prepared for each in computation.workers.values()
     ]
     staying = [each for each in running if each.state is not WorkerState.RETIRING]
     assert len(staying) <= max(desk.feeder.cpus, desk.feeder.capacity), "more workers than CPUs"

@@ -98,8 +98,9 @@ class JobDesk:
     def files_lent(self, lease: Lease | None, event: ev.FilesLent, effects: Effects) -> None:
         """The files of a job are here, or cannot be had."""
         job = None if lease is None else lease.jobs.get(event.job)
-        if lease is None or job is None or job.attempt != event.attempt or job.loan is None or job.loan.is_here:
+        if job is None or job.attempt != event.attempt or job.loan is None or job.loan.is_here:
             return
+        assert lease is not None, "a job without a lease"
         if event.reason:
             self.outgoing.unqueue([job], effects)
             self.outgoing.end(
@@ -138,13 +139,11 @@ class JobDesk:
             text = f"its arguments did not reach the node: {event.reason}"
             self.outgoing.end(lease, jobs, Ending.DIED, text, effects)
 
-    def worker_forked(self, event: ev.WorkerForked, now: float) -> None:
+    def worker_forked(self, event: ev.WorkerForked) -> None:
         """It takes jobs from now on."""
         worker = self.feeder.workers.get(event.worker)
-        if worker is not None:
-            worker.pid = event.pid
-            if worker.state is WorkerState.STARTING:
-                worker.state = WorkerState.READY
+        if worker is not None and worker.state is WorkerState.STARTING:
+            worker.state = WorkerState.READY
 
     def worker_answered(self, lease: Lease | None, event: ev.WorkerAnswered, now: float, effects: Effects) -> None:
         """Turn replies into results for the scheduler."""
@@ -200,7 +199,7 @@ class JobDesk:
             worker.answered += len(event.replies)
             computation.stillborn = computation.exhausted = 0
             # a job can write anything into its worker's answers
-            computation.measure(seconds if 0.0 <= seconds < math.inf else 0.0, len(event.replies))
+            computation.measure(seconds if seconds < math.inf else 0.0, len(event.replies))
         if blobs:
             _withdraw(blobs, done, effects)
         if done:
@@ -245,11 +244,11 @@ class JobDesk:
 
     def gives_up(self, computation: Computation) -> bool:
         """Whether its workers die before they can run anything."""
-        return computation.stillborn >= STILLBORN_MOST and not computation.refused
+        return computation.stillborn >= STILLBORN_MOST
 
     def must_pause(self, computation: Computation) -> bool:
         """Whether the machine has had nothing left for a worker for a while, and none is here."""
-        return computation.exhausted >= EXHAUSTED_MOST and not computation.workers and not computation.refused
+        return computation.exhausted >= EXHAUSTED_MOST and not computation.workers
 
     def forget_workers(self, lease: Lease, computation: Computation, effects: Effects) -> None:
         """Its processes are gone."""
@@ -258,8 +257,7 @@ class JobDesk:
             self.returning.answer(lease, worker, [], effects)
 
     def _end_running(self, lease: Lease, job: HeldJob, event: ev.WorkerDied, effects: Effects) -> None:
-        if job.blob is not None or job.loan is not None:
-            self.outgoing.release(job, effects)
+        self.outgoing.release(job, effects)
         if job in lease.superseded:
             lease.superseded.remove(job)
             return

@@ -35,8 +35,7 @@ class Outgoing:
         for job in jobs:
             if job.computation.arriving.get(job.job) is job:
                 del job.computation.arriving[job.job]
-            if job.blob is not None or job.loan is not None:
-                self.release(job, effects)
+            self.release(job, effects)
 
     def release(self, job: HeldJob, effects: Effects) -> None:
         """An attempt needs what came for it no more."""
@@ -49,8 +48,7 @@ class Outgoing:
         """Forget attempts that had not started."""
         for job in jobs:
             del lease.jobs[job.job]
-            if job.blob is not None or job.loan is not None:
-                self.release(job, effects)
+            self.release(job, effects)
         return [HeldAttempt(job.job, job.attempt) for job in jobs]
 
     def end(self, lease: Lease, jobs: list[HeldJob], ending: Ending, text: str, effects: Effects) -> None:

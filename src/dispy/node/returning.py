@@ -68,8 +68,7 @@ class Returning:
             current = [job for job in cancelled if job not in lease.superseded]
             for job in cancelled:
                 lease.superseded.discard(job)
-                if job.blob is not None or job.loan is not None:
-                    self._outgoing.release(job, effects)
+                self._outgoing.release(job, effects)
             self._outgoing.end(lease, current, Ending.NOT_STARTED, "", effects)
             jobs = [job for job in jobs if not job.cancelled]
         if not jobs:

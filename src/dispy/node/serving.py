@@ -86,6 +86,12 @@ class HeldJob:
         self.cancelled = False
         self.special: Special | None = None
 
+    @property
+    def wishes(self) -> Special:
+        """What a job needs that is known to need something."""
+        assert self.special is not None
+        return self.special
+
     def admit(self) -> None:
         """Queue it when everything that it needs is here; else it is arriving."""
         if self.arguments is None or (self.loan is not None and not self.loan.is_here):
@@ -130,7 +136,6 @@ class Worker:
     """The `before` of the recall that is under way; 0 = none."""
     escalation: Escalation | None = None
     told_to_end: bool = False
-    pid: int = 0
 
     @property
     def is_idle(self) -> bool:
@@ -148,7 +153,7 @@ class Worker:
 
     def is_stalled(self, now: float) -> bool:
         """Whether it has run one job for longer than what is given ahead was meant to take."""
-        return bool(self.jobs) and now >= self.progress_at + STALL_SECONDS
+        return now >= self.progress_at + STALL_SECONDS
 
 
 class ComputationState(Enum):
@@ -182,7 +187,7 @@ class Computation:
     mean: float | None = None
     """Measured seconds per job, None before the first one."""
     prepared: bool = False
-    """Whether a fork server stands (False while it is started again)."""
+    """Whether a fork server stands and its jobs may start (False while it is started again, or cleaned away)."""
     told_closed: bool = False
     """The scheduler has been told that it is not here (refused); nothing is said when it is cleaned."""
     deaths: int = 0
@@ -203,11 +208,6 @@ class Computation:
     def id(self) -> ComputationId:
         """The client's name for it."""
         return self.spec.id
-
-    @property
-    def can_run(self) -> bool:
-        """Whether its jobs may start."""
-        return self.prepared and self.state in (ComputationState.READY, ComputationState.CLOSING)
 
     @property
     def is_empty(self) -> bool:
@@ -290,8 +290,8 @@ class Lease:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no attempt of it is here."""
-        return not self.jobs and not self.superseded
+        """Whether no attempt of it is here that is wanted."""
+        return not self.jobs
 
 
 def lease_name(token: bytes) -> bytes:

@@ -29,7 +29,7 @@ class EndingStep(Enum):
 
     INTERRUPT = auto()
     TERMINATE = auto()
-    KILL = auto()
+    """SIGTERM has been sent; what follows is SIGKILL."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,6 @@ class Escalation:
             self.next_at = self.repeat_at = now + TERMINATE_TIMEOUT
             return signal.SIGTERM
         # SIGKILL is repeated: the fork server refuses it while the worker is between two jobs
-        self.step = EndingStep.KILL
         self.next_at = self.repeat_at = now + INTERRUPT_INTERVAL
         return signal.SIGKILL
 
