@@ -28,7 +28,7 @@ from dispy.scheduler.events import (
     NodeSuspected,
 )
 from dispy.scheduler.intake import ResultIntake
-from dispy.scheduler.places import KnownPlaces
+from dispy.scheduler.places import KnownPlaces, Place
 from dispy.scheduler.targets import Targets
 from dispy.settings import USUAL_MULTICAST, Multicast
 from dispy.wire.blobs import BlobExchange, BlobSources
@@ -174,6 +174,11 @@ class NodeLinks:
     def missing_interfaces(self) -> list[str]:
         """Interfaces and addresses that this program was told to use and that are not up."""
         return [] if self._asker is None else self._asker.missing
+
+    def remember(self, node: ProcessId, places: Iterable[Place]) -> None:
+        """Dial a node that the process before this one had, where it was reached then."""
+        self.places.learn(node, places)
+        self.targets.look_for(node)
 
     def give_up(self, host: str, port: int, cause: str) -> None:
         """Nothing will answer at that address again: its node is lost, and it is not dialled any more."""
