@@ -1,15 +1,11 @@
-"""The store of a shared scheduler: what its core changes is gathered while a commit runs, and written by one thread.
-
-Nothing here waits for the disk: who rests on what was noted asks by `after`.
-"""
+"""The store of a shared scheduler: a thread of its own writes what is gathered; the loop never waits for it."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
@@ -17,19 +13,13 @@ from typing import Final
 from dispy.errors import StoreError
 from dispy.failpoints import ARMED, hit
 from dispy.logs import logger
-from dispy.model import ComputationId, ProcessId
-from dispy.scheduler import events
-from dispy.scheduler.core import SchedulerCore
-from dispy.scheduler.effects import Effects
-from dispy.scheduler.places import Place
-from dispy.sharing.keeping import KeptCluster, Restored
-from dispy.sharing.reopening import past_of, reopen
-from dispy.sharing.storefile import Batch, End, Mark, StoreFile, is_damage
+from dispy.sharing.gathering import Gathering
+from dispy.sharing.keeping import Restored
+from dispy.sharing.reopening import reopen
+from dispy.sharing.storefile import Batch, StoreFile, is_damage
 
 RETRY_AFTER: Final = 2.0
 """Seconds until a batch is written again that could not be written."""
-BLOCK: Final = 100_000
-"""Numbers of jobs that are set aside at once."""
 PASSING: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_BUSY", "SQLITE_READONLY", "SQLITE_NOMEM")
 """Beginnings of the names of errors that may pass."""
 
@@ -59,103 +49,29 @@ def _open(directory: Path) -> tuple[StoreFile, Restored]:
     return file, restored
 
 
-class Store:
+class Store(Gathering):
     """Implements `dispy.sharing.keeping.Keeper`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, file: StoreFile, next_job: int) -> None:
         """`next_job`: no number from there on has been given to a job."""
+        super().__init__(next_job, lambda: loop.call_soon(self._send))
         self.problem = ""
         self.on_problem: Callable[[str], None] = lambda sentence: None
         self.on_broken: Callable[[str], None] = lambda sentence: None
-        self.places_of: Callable[[ProcessId], Sequence[Place]] = lambda node: ()
-        self.address_of: Callable[[ProcessId], str] = lambda node: ""
         self._loop = loop
         self._file = file
-        self._next = self._set_aside = next_job
-        self._batch = Batch(1)
-        """What was told since the last one was given to the thread."""
-        self._is_empty = True
-        self._is_writing = False
-        self._stored = 0
-        """Number of the last batch on the disk."""
-        self._waiting: deque[tuple[int, Callable[[], object]]] = deque()
-        """What is to be done when the batch of this number is on the disk."""
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="dispy-store", daemon=True)
         self._thread.start()
 
-    # ---- what the core changes ----
-
-    def note(self, core: SchedulerCore, event: events.Event | None, effects: Effects) -> None:
-        """The core took this in (None: time has passed) and decided that; nothing of it has been performed."""
-        changes = core.changes(event, effects)
-        if not changes:
-            return
-        batch = self._gather()
-        for record in changes.submitted:
-            batch.submitted[record.job] = record
-        for record in changes.marked:
-            batch.marks[record.job] = Mark(record.attempt, record.node, past_of(record))
-        addresses: dict[ProcessId, str] = {}
-        for ended in changes.ended:
-            node = ended.node
-            if node is not None and node not in addresses:
-                addresses[node] = self.address_of(node)
-            batch.ends[ended.job.job] = End(ended, "" if node is None else addresses[node])
-        batch.cluster_marks += changes.clusters
-        batch.shares += changes.shares
-        for joined in changes.nodes:
-            batch.nodes.append((joined, tuple(self.places_of(joined.node))))
-            if batch.known is not None:
-                batch.known |= {joined.node}
-        if changes.known is not None:
-            batch.known = changes.known
-
-    # ---- what the daemon tells ----
-
-    def numbers(self, count: int) -> int:
-        """The first of so many numbers of jobs; they have never been given before."""
-        first = self._next
-        self._next += count
-        if self._next > self._set_aside:
-            self._set_aside = self._next + BLOCK
-            self._gather().next_job = self._set_aside
-        return first
-
-    def cluster_opened(self, cluster: KeptCluster) -> None:
-        """A client has opened a cluster. Before the core hears of it."""
-        self._gather().clusters.append(cluster)
-
-    def batch_stored(self, cluster: ComputationId, sequence: int) -> None:
-        """All jobs of this batch (and of those before) have been given to the core."""
-        self._gather().stored[cluster] = sequence
-
-    def acknowledged(self, cluster: ComputationId, jobs: Sequence[int]) -> None:
-        """The client has the ends of these jobs (own numbers)."""
-        self._gather().taken += jobs
-
-    def cluster_over(self, cluster: ComputationId) -> None:
-        """Forget a cluster and all that is left of it."""
-        self._gather().over.append(cluster)
-
     def result_file(self, job: int) -> Path:
         """Where a large body of this job (own number) is, once it is on the disk."""
         return self._file.results / str(job)
 
-    # ---- who waits ----
-
-    def after(self, then: Callable[[], object]) -> None:
-        """Call `then` when all that was told until now is on the disk: at once if it is. The order is kept."""
-        last = self._batch.number - self._is_empty
-        if last <= self._stored and not self._waiting:
-            then()
-        else:
-            self._waiting.append((last, then))
-
     def settled(self) -> asyncio.Future[None] | None:
         """Done when all that was told until now is on the disk; None: it is."""
-        if self._is_empty and not self._is_writing and not self._waiting:
+        if self.is_settled:
             return None
         future: asyncio.Future[None] = self._loop.create_future()
         self.after(lambda: None if future.done() else future.set_result(None))
@@ -173,33 +89,15 @@ class Store:
 
     # ---- batches ----
 
-    def _gather(self) -> Batch:
-        """The batch for what is told now. It is written with all that this turn of the loop still brings."""
-        if self._is_empty:
-            self._is_empty = False
-            if not self._is_writing:
-                self._loop.call_soon(self._send)
-        return self._batch
-
     def _send(self) -> None:
-        if self._is_empty or self._is_writing:
-            return
-        batch = self._batch
-        self._batch = Batch(batch.number + 1)
-        self._is_empty, self._is_writing = True, True
-        self._queue.put(batch)
+        """Give the thread what this turn of the loop has brought, or the time of the last commit."""
+        if (batch := self.take()) is not None:
+            self._queue.put(batch)
 
-    def _written(self, number: int) -> None:
-        self._stored, self._is_writing = number, False
-        self._send()
-        waiting = self._waiting
-        while waiting and waiting[0][0] <= self._stored:
-            _, then = waiting[0]
-            try:
-                then()
-            except Exception:  # the others wait for the same
-                logger.exception("something that waited for the disk failed; the scheduler goes on")
-            waiting.popleft()
+    def _done(self, number: int) -> None:
+        self._set_problem("")
+        self.written(number)
+        self.call_waiting()
 
     # ---- in the thread ----
 
@@ -246,10 +144,6 @@ class Store:
     def _tell(self, function: Callable[..., object], *args: object) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)
-
-    def _done(self, number: int) -> None:
-        self._set_problem("")
-        self._written(number)
 
     def _set_problem(self, sentence: str) -> None:
         if sentence != self.problem:
