@@ -62,7 +62,6 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
             close_share(tables, out, share, "the cluster is closed")
         if not cluster.shares:
             del tables.clusters[id], tables.closing[id], cluster.account.clusters[id]
-            tables.restless.pop(id, None)
             out.notice(ClusterEnded(id))
             for node_id in cluster.asked:
                 release_if_unused(tables, out, tables.nodes[node_id])
@@ -79,8 +78,8 @@ def _let_go_of_useless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> N
     if not waiting:
         return
     for share in tuple(cluster.shares.values()):
-        idle = share.state in (ShareState.READY, ShareState.REFUSED) and not share.flight
-        if idle and not any(may_run(share, shape) for shape in waiting) and not _may_return_to(share):
+        decided = share.state in (ShareState.READY, ShareState.REFUSED)
+        if decided and not any(may_run(share, shape) for shape in waiting) and not _may_return_to(share):
             cluster.declined[share.node.id] = None
             share.cpus = 0
             close_share(tables, out, share, "it can run none of the jobs that are left")

@@ -52,7 +52,7 @@ def _standing(share: Share, now: float) -> NodeStanding:
 def explain_cluster(tables: Tables, id: ComputationId) -> str:
     """Why jobs of this cluster wait; empty when none does."""
     cluster = tables.clusters.get(id)
-    if cluster is None or not cluster.waiting:
+    if cluster is None:
         return ""
     return " ".join(_explain_queue(tables, cluster, queue) for queue in cluster.queues if queue.waiting)
 
@@ -112,7 +112,7 @@ def _in_flight(tables: Tables, record: JobRecord) -> str:
     before = list(share.flight).index(record.job)
     if before < share.slots or record.cpus:
         return f"{text} and runs there or is about to."
-    return f"{text} and waits there behind {before} others of its cluster."
+    return f"{text} and waits there behind {before} other{'s' if before > 1 else ''} of its cluster."
 
 
 def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
@@ -172,7 +172,7 @@ def _why_not(share: Share, now: float) -> str:
 
 
 def _why_not_leased(node: NodeRecord) -> str:
-    if node.state is NodeState.REFUSED and node.holder is not None:
+    if node.holder is not None:
         return f"{used_by(node.holder)}; this program stands in line"
     return "has not answered yet whether it is free"
 

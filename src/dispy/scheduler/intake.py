@@ -79,7 +79,7 @@ class ResultIntake:
                     late.append((number, done, b""))
                 continue
             end = at + done.result_size + done.stdout_size + done.stderr_size + done.error_size
-            if in_line and done.job in in_line:
+            if done.job in in_line:
                 self._stand_in_line((number, done, bytes(view[at:end])))
             else:
                 jobs.append(done)

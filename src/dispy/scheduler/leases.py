@@ -19,7 +19,7 @@ def release_if_unused(tables: Tables, out: Outbox, node: NodeRecord) -> None:
 
     A node that has just joined is released too: it may hold a lease of ours from before it was lost.
     """
-    if node.id not in tables.nodes or node.state is NodeState.FREE or node.is_wanted:
+    if node.state is NodeState.FREE or node.is_wanted:
         return
     if any(node.id in cluster.asked for cluster in tables.clusters.values()):
         return

@@ -175,7 +175,6 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
     tables.lost = f"node {node.label} was lost ({cause})"
     if any(share.state in IN_USE and share.cluster.id not in tables.closing for share in node.shares.values()):
         out.notice(NodeVanished(node.id, tables.lost, is_last=len(tables.nodes) == 1, cause=cause))
-    node.state = NodeState.FREE
     _lose_flights(tables, out, node, tables.lost, died=True)
     del tables.nodes[node.id]
     clusters = list(tables.clusters.values())

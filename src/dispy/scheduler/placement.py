@@ -42,6 +42,8 @@ def why_unfit(share: Share, shape: Shape) -> str:
     if reason := why_lacking(node.info, shape):
         return reason
     if shape.cpus > share.slots and node.capacity:
+        if not share.cpus:
+            return "is not used by this cluster any more"
         if share.slots < node.capacity:
             return f"lets this cluster use {counted(share.slots, 'CPU')}, not {shape.cpus}"
         return f"has {counted(node.capacity, 'CPU')}, not {shape.cpus}"

@@ -65,7 +65,6 @@ class Rooms:
                 continue
             room, load = share.standing()
             if room <= 0:
-                heappop(heap)
                 share.entry = None
                 self._valid -= 1
             elif load > noted:

@@ -13,7 +13,7 @@ from dispy.scheduler.effects import AskAllocation, NodeClosed, NodeOffered, Node
 from dispy.scheduler.events import NodeAllocated
 from dispy.scheduler.flow import end_hopeless
 from dispy.scheduler.leases import ask_lease, release_if_unused
-from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
+from dispy.scheduler.nodes import NodeRecord, Share, ShareState
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import CloseComputation, ComputationRefused, OpenComputation
 
@@ -89,7 +89,7 @@ def want(tables: Tables, out: Outbox, share: Share) -> None:
         return
     if node.can_hear:
         open_share(out, share)
-    elif node.state is NodeState.REFUSED and node.holder is not None:
+    elif node.holder is not None:
         out.notice(NodeRefused(share.cluster.id, node.id, held_by(node.holder), holder=node.holder))
     else:
         ask_lease(tables, out, node)
@@ -146,7 +146,7 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
 def try_again(tables: Tables, out: Outbox, share: Share) -> None:
     """Ask a node again that could not open a computation for a while."""
     if share.cpus:
-        share.state = ShareState.WANTED
+        share.state, share.is_renewed = ShareState.WANTED, False
         want(tables, out, share)
 
 
@@ -167,7 +167,8 @@ def settle_node(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     for share in tuple(node.shares.values()):
         if share.flight or share.state not in (ShareState.CLOSED, ShareState.REFUSED):
             continue
-        if share.state is ShareState.CLOSED and share.cpus and share.cluster.wants_nodes:
+        is_over = share.state is ShareState.CLOSED or share.is_renewed
+        if is_over and share.cpus and share.cluster.wants_nodes:
             _open_again(tables, out, share)
         elif share.state is ShareState.CLOSED or not share.cpus:
             _drop_share(tables, out, share)
@@ -177,6 +178,7 @@ def settle_node(tables: Tables, out: Outbox, node: NodeRecord) -> None:
 def _open_again(tables: Tables, out: Outbox, share: Share) -> None:
     share.reason, share.is_terminated = "", False
     if share.is_renewed:
+        tables.deadlines.pop((share.cluster.id, share.node.id), None)
         share.state, share.is_renewed = ShareState.RENEWING, False
         ask_allocation(out, share.cluster, share.node)
     else:

@@ -10,7 +10,7 @@ from typing import assert_never
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.events import ClusterNarrowed, ClusterWidened, NodeSteered, Steering
 from dispy.scheduler.flow import end_hopeless
-from dispy.scheduler.leases import ask_lease, release_if_unused
+from dispy.scheduler.leases import ask_lease
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
 from dispy.scheduler.shares import ask_allocation, close_share, tell_limit, want
 from dispy.scheduler.tables import Outbox, Tables
@@ -45,8 +45,6 @@ def steer(tables: Tables, out: Outbox, event: NodeSteered) -> None:
         case _:
             assert_never(event.how)
     tables.refresh(node)
-    end_hopeless(tables, out, cluster.queues)
-    release_if_unused(tables, out, node)
 
 
 def widen(tables: Tables, event: ClusterWidened) -> None:
