@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -12,16 +11,7 @@ from dispy.model import Holder, JobOptions, JobState, NodeInfo
 from dispy.scheduler import events as ev
 from dispy.scheduler.effects import Effects, JobsEnded, NodeVanished
 from dispy.scheduler.events import Steering
-from dispy.scheduler.jobs import JobRecord, Shape
-from dispy.scheduler.prospects import (
-    Soundings,
-    account,
-    joined,
-    why_closed,
-    why_never,
-    why_not_now,
-    why_unsure,
-)
+from dispy.scheduler.jobs import JobRecord
 from dispy.wire import messages as msg
 
 MAP, N1, N2 = core.MAP, core.N1, core.N2
@@ -188,6 +178,112 @@ def test_when_every_node_has_refused_for_good_jobs_end_with_all_causes() -> None
     assert "n2 (10.0.0.1): setup failed" in str(cause)
 
 
+def test_a_job_waits_at_its_node_behind_others(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.submit(1)
+    scheduler.done(N1, 1, seconds=0.0023)
+    scheduler.submit(2, 3, 4)
+    said = [scheduler.core.explain(number).partition("(attempt 1) and ")[2] for number in (2, 3, 4)]
+    assert said == [
+        "runs there or is about to.",
+        "waits there behind 1 other of its cluster.",
+        "waits there behind 2 others of its cluster.",
+    ]
+
+
+def test_a_job_for_which_cpus_are_kept_runs_whatever_else_is_there(scheduler: Any) -> None:
+    scheduler.ready(N1, 4)
+    scheduler.submit(1)
+    scheduler.done(N1, 1, seconds=0.0023)
+    scheduler.submit(*range(2, 8))
+    submit(scheduler, 8, JobOptions(cpus=2))
+    assert scheduler.core.explain(8).endswith("and runs there or is about to.")
+
+
+def test_a_pinned_job_whose_node_is_not_fit_or_busy(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.join(N2)
+    submit(scheduler, 1, JobOptions(node=N1, gpus=1))
+    where = "may only run on node n1 (10.0.0.1), which"
+    assert scheduler.core.explain(1) == f"Job 1 {where} has no GPU."
+    scheduler.submit(2)
+    submit(scheduler, 3, JobOptions(node=N1))
+    assert scheduler.core.explain(3) == f"Job 3 {where} has all its CPUs busy."
+    scheduler.submit(4, node=N2)
+    assert scheduler.core.explain(4).endswith("and the cluster's owner has not said yet how much it uses of it.")
+
+
+def test_only_what_no_node_can_run_is_told_while_others_run(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.join(N2)
+    scheduler.submit(1)
+    submit(scheduler, 2, JobOptions(node=N1))
+    submit(scheduler, 3, JobOptions(node=N2))
+    assert scheduler.core.why_waiting() is None, "one waits for its turn, the other for the word of its owner"
+
+
+def test_a_job_of_several_cpus_says_of_each_node_why_not(scheduler: Any) -> None:
+    submit(scheduler, 1, JobOptions(cpus=2))
+    assert scheduler.core.explain(1) == "Job 1 waits for 2 CPUs: no node has been found."
+    scheduler.handle(ev.CancelAsked([1]))
+    scheduler.ready(N1, 2)
+    scheduler.ready(N2, 3)
+    scheduler.ready(core.N3, 1)
+    scheduler.submit(*range(2, 8))
+    scheduler.handle(ev.NodeSuspected(N1))
+    submit(scheduler, 8, JobOptions(cpus=3))
+    submit(scheduler, 9, JobOptions(cpus=2))
+    silent, kept = "node n1 (10.0.0.1) has been silent for a while", "is being kept free, for this job or one before it"
+    assert scheduler.core.explain(9) == (
+        f"Job 9 waits for 2 CPUs: node n3 (10.0.0.1) has 1 CPU, not 2; {silent}; node n2 (10.0.0.1) {kept}. "
+        "It waits behind 1 other of its cluster."
+    )
+    scheduler.handle(ev.CancelAsked([8]))
+    scheduler.handle(ev.NodeSteered(MAP, N2, Steering.PAUSE))
+    assert "n2 (10.0.0.1) is deallocated for this cluster" in scheduler.core.explain(9)
+
+
+def test_one_of_the_nodes_on_which_not_enough_is_free_is_kept_free(scheduler: Any) -> None:
+    for node in (N1, N2):
+        scheduler.ready(node, 2)
+    scheduler.submit(1, 2, 3, 4)
+    submit(scheduler, 5, JobOptions(cpus=2))
+    assert scheduler.core.explain(5) == (
+        "Job 5 waits for 2 CPUs: node n1 (10.0.0.1) is being kept free, for this job or one before it; "
+        "on node n2 (10.0.0.1) not enough is free."
+    )
+
+
+def test_a_cluster_that_uses_none_of_the_nodes_says_why(scheduler: Any) -> None:
+    scheduler.submit(1)
+    closed = NodeInfo(N1, "n1", 0, "x", (), closed="its window begins at 18:00")
+    scheduler.handle(ev.NodeJoined(N1, closed, "10.0.0.1"))
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 0))
+    waits = "Job 1 waits:"
+    assert scheduler.core.explain(1) == f"{waits} node n1 (10.0.0.1) offers no CPU now: its window begins at 18:00."
+    scheduler.join(N2)
+    scheduler.handle(ev.NodeAllocated(MAP, N2, 0))
+    assert scheduler.core.explain(1) == f"{waits} 2 nodes found, and the cluster uses none of them."
+
+
+def test_a_node_that_is_being_closed_says_so(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.submit(1, 2)
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 0))
+    gone = "no node that is known can run it (node n1 (10.0.0.1) is not used by this cluster any more)"
+    for _ in range(2):
+        assert [each.problem for each in scheduler.core.standings(MAP)] == ["is clearing up"]
+        assert scheduler.core.explain(2) == f"Job 2 waits: {gone}."
+        scheduler.said(N1, msg.ComputationClosed(MAP))
+
+
+def test_nothing_is_said_of_a_cluster_that_is_not_known_or_has_no_jobs(scheduler: Any) -> None:
+    assert scheduler.core.explain_cluster(core.REDUCE) == scheduler.core.explain_cluster(MAP) == ""
+    scheduler.ready()
+    scheduler.submit(1)
+    assert scheduler.core.explain_cluster(MAP) == ""
+
+
 # ---- nobody waits for further nodes ----
 
 
@@ -220,79 +316,6 @@ def test_without_its_only_node_a_cluster_is_forsaken_until_it_may_have_others() 
     scheduler.handle(ev.ClusterWidened(MAP))
     assert endings(scheduler.submit(3)) == []
     assert endings(scheduler.handle(ev.ClusterNarrowed(core.REDUCE, "unknown"))) == []
-
-
-# ---- before any node works for us ----
-
-
-def test_nobody_answered() -> None:
-    asked = "eth0: asked 10.0.0.255, UDP port 9701"
-    said = account(Soundings(tried=[asked], port=9701, missing="no interface or address eth9 is up"))
-    assert said == [
-        f"No node has answered. Tried: {asked}.",
-        "Is dispynode running there, and do firewalls let UDP and TCP port 9701 in there, "
-        "and UDP from port 9701 back in here?",
-        "This program is told to use (DISPY_INTERFACES, host): no interface or address eth9 is up.",
-    ]
-
-
-def test_nothing_is_asked_of_people_when_the_reason_is_known() -> None:
-    asked = ["eth0: asked 10.0.0.255, UDP port 9701"]
-    name = "'n9' is no address, and no machine of that name is known (Name or service not known)"
-    assert account(Soundings(tried=asked, unknown=[name], is_explained=True)) == [f"{name}."]
-    assert account(Soundings(tried=asked, is_explained=True)) == []
-    here = "a node is being started on this machine"
-    assert account(Soundings(tried=asked, local=here, starting=True)) == ["A node is being started on this machine."]
-
-
-def test_who_was_heard_and_keeps_apart() -> None:
-    refusals = {"10.0.0.1": "secret", "10.0.0.3": "group", "10.0.0.2": "secret", "10.0.0.4": "protocol", "h": "odd"}
-    assert account(Soundings(answered=True, refusals=refusals)) == [
-        "2 machines run dispynode with another secret: 10.0.0.1, 10.0.0.2; make the secret equal "
-        "with `dispy secret show | ssh HOST dispy secret set`, and restart dispynode there.",
-        "1 machine runs dispynode in another group: 10.0.0.3; give the same --group on both sides.",
-        "1 machine runs another version of dispy: 10.0.0.4; install the same one here and there.",
-        "h: odd.",
-    ]
-    assert account(Soundings(refusals={"127.0.0.1": "secret"}, own={"127.0.0.1"}, tried=["lo: asked"])) == [
-        "dispynode on this machine (127.0.0.1) was started with another secret than this process; "
-        "restart it with the same (`dispy secret show` prints it and says where it comes from)."
-    ]
-    [said] = account(Soundings(answered=True, refusals={"10.0.0.1": "secret"}, by_certificate=True))
-    assert said.endswith("give both sides certificates of one authority.")
-
-
-def test_who_was_heard_and_cannot_be_reached() -> None:
-    silent = [("10.0.0.1:9701", "it did not answer within 5 s")]
-    assert account(Soundings(answered=True, unreachable=silent, local="no node could be started here: full")) == [
-        "A node says that it is at 10.0.0.1:9701, and no link opens: it did not answer within 5 s; "
-        "does its firewall let TCP in?",
-        "No node could be started here: full.",
-    ]
-
-
-def test_what_a_node_says_of_itself_decides() -> None:
-    node = info(N1, 2)
-    assert why_never(node, Shape()) == why_not_now(node) == why_closed(node) == ""
-    assert why_never(node, Shape(cpus=3)) == "has 2 CPUs, not 3"
-    assert why_never(NodeInfo(N1, "n", 2, "x", (), oversubscribe=True), Shape(cpus=3)) == ""
-    assert why_never(node, Shape(gpus=1)) == "has no GPU"
-    held = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", 1_700_000_000.0))
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1_700_000_000))
-    assert why_not_now(held) == f"is used by bert@other (his.py, process 2) since {since}"
-    left = NodeInfo(N1, "n", 2, "x", (), holder=Holder("bert", "other", 2, "his.py", gone=True, results=3, running=1))
-    assert why_not_now(left) == (
-        "is used by bert@other (his.py, process 2): that program is gone or cut off, 3 results wait for "
-        "`dispy recover` there, 1 job still runs; the next program gets the node when no job runs there"
-    )
-    assert why_not_now(NodeInfo(N1, "n", 0, "x", ())) == "offers no CPU now"
-    python = NodeInfo(N1, "n", 1, "x", ("cpython-3.11",))
-    assert why_unsure(python, "cpython-3.11") == why_unsure(python, "") == ""
-    assert why_unsure(python, "cpython-3.13") == (
-        "has Python cpython-3.11, not cpython-3.13: it refuses functions unless it finds python3.13 on its PATH"
-    )
-    assert joined(["a"]) == "a"
-    assert joined(["a", "b", "c"]) == "a, b and c"
 
 
 def test_nodes_that_clear_up_are_named_with_their_time(scheduler: Any) -> None:

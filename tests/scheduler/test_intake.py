@@ -168,6 +168,8 @@ def test_acknowledgements_wait_for_one_another() -> None:
         assert len(world.waiting) == 1
         world.waiting.pop()()
         assert world.acknowledged == [2]
+        world.intake.acknowledge()
+        assert world.waiting == [], "there is nothing to tell"
         await world.batch(2, said(2))
         assert [job for job, _, _ in world.told] == [1, 2]
         await world.batch(3, said(3))

@@ -266,6 +266,12 @@ def test_only_nodes_that_are_fit_and_can_be_given_work_are_kept_free(cluster: Cl
     assert unfit.node.claimed == Amount()
 
 
+def test_a_node_that_lacks_a_tag_is_not_kept_free(cluster: ClusterRecord) -> None:
+    add(cluster, "a", light=1)
+    tagged = add(cluster, "b", light=4, tags=("x",))
+    assert claim(cluster, queue(cluster, cpus=4, tags=("x",))) is tagged.node
+
+
 def test_a_claim_of_another_cluster_keeps_its_cpus_from_this_one(cluster: ClusterRecord) -> None:
     share = add(cluster, "a", 4)
     other = records.make_cluster("2")

@@ -30,3 +30,12 @@ def test_what_is_known_of_a_node_is_bounded_and_forgotten() -> None:
     places.forget(NODE)
     assert places.of(NODE) == ()
     assert places.next(NODE) is None
+
+
+def test_a_node_that_was_forgotten_may_be_tried_again_everywhere() -> None:
+    places = KnownPlaces()
+    places.learn(NODE, [FIRST])
+    assert places.next(NODE) == FIRST
+    places.forget(NODE)
+    places.learn(NODE, [FIRST])
+    assert places.next(NODE) == FIRST

@@ -245,6 +245,18 @@ def test_a_share_that_is_forgotten_twice_is_counted_once() -> None:
     assert (list(of.rooms), len(of.rooms)) == ([stays], 1)
 
 
+def test_what_stands_behind_a_share_that_is_gone_is_put_in_order_when_that_is_cleared_away() -> None:
+    of = cluster()
+    gone, fuller, emptier, busy = (share(of, name, 1) for name in "abcd")
+    for each, load in ((gone, 0.0), (fuller, 5.0), (emptier, 1.0)):
+        of.rooms.offer(each, load)
+    of.rooms.forget(gone)
+    for step in range(100):
+        of.rooms.offer(busy, 1000.0 - step)
+    assert len(of.rooms._heap) < 100
+    assert of.rooms.best() == (emptier, 1)
+
+
 def test_how_far_a_queue_goes_on_before_others() -> None:
     first = queue(1, 2, 3)
     assert before_next(first, (0, 2)) == 1
