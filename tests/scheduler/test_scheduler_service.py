@@ -11,7 +11,7 @@ import pytest
 
 from dispy.model import ComputationId, JobState
 from dispy.portal import portal
-from dispy.scheduler import service as service_module
+from dispy.scheduler import handover
 from dispy.scheduler.effects import ClusterEnded, Effects, JobEnded, JobsEnded
 from dispy.scheduler.events import CancelAsked, Event, JobsSubmitted
 from dispy.scheduler.identity import ServiceSettings
@@ -76,7 +76,7 @@ def test_an_owner_that_raises_keeps_nothing_from_others(
 def test_queued_jobs_are_handed_over_by_portions_and_before_they_are_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service_module, "FLUSH_MOST", 10)
+    monkeypatch.setattr(handover, "FLUSH_MOST", 10)
     service = a_service()
     handled: list[Event] = []
     monkeypatch.setattr(service, "handle", handled.append)
@@ -107,12 +107,12 @@ def test_whoever_submits_while_the_loop_is_late_lets_it_run(monkeypatch: pytest.
     """Threads that submit without a pause would keep the interpreter lock from the loop."""
     service = a_service()
     clock, pauses = [0.0], list[float]()
-    monkeypatch.setattr(service_module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pauses.append))
+    monkeypatch.setattr(handover, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pauses.append))
     monkeypatch.setattr(service, "handle", lambda event: None)
 
     def submit_all() -> None:
         service.submit(record(1))
-        clock[0] += service_module.LATE
+        clock[0] += handover.LATE
         service.submit(record(2))
         assert not pauses, "it is not late yet"
         clock[0] += 0.001
@@ -131,4 +131,4 @@ def test_whoever_submits_while_the_loop_is_late_lets_it_run(monkeypatch: pytest.
     assert not pauses, "the loop waits for nobody"
     service.portal.call(asyncio.sleep(0))
     service.portal.call(with_the_loop(in_thread=True))
-    assert pauses == [service_module.LATE_PAUSE]
+    assert pauses == [handover.LATE_PAUSE]

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Final
 
 from dispy.errors import TransferError
 from dispy.logs import logger
@@ -36,6 +34,7 @@ from dispy.scheduler.events import (
     NodeSteered,
     Steering,
 )
+from dispy.scheduler.handover import Handover
 from dispy.scheduler.hosting import Hosting, LoopHost
 from dispy.scheduler.identity import ServiceSettings, link_settings_of, program_begun, this_holder
 from dispy.scheduler.jobs import JobRecord
@@ -47,15 +46,6 @@ from dispy.scheduler.search import NodeSearch
 from dispy.settings import embedded_handle, flag
 from dispy.wire.blobsources import MemorySource
 from dispy.wire.sharing import NodeStanding
-
-FLUSH_MOST: Final = 4096
-"""Jobs that the core gets in one turn of the loop: between two turns links are heard, and heartbeats leave in time."""
-
-LATE: Final = 0.02
-"""Seconds after which what was queued shall have been taken: else threads that go on submitting keep the loop from its
-work, as all share one interpreter lock."""
-LATE_PAUSE: Final = 0.001
-"""Seconds that each further `submit` takes then."""
 
 
 class SchedulerService:
@@ -126,10 +116,7 @@ class SchedulerService:
             self._spawn,
             None if going_on is None else going_on.pid,
         )
-        self._outbox: deque[JobRecord] = deque()
-        self._flushing = False
-        self._late_at = 0.0
-        """While `_flushing`: when that should have been done."""
+        self._handover = Handover(portal.loop, self._take)
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -141,13 +128,7 @@ class SchedulerService:
 
     def submit(self, record: JobRecord) -> None:
         """Queue a job; the loop takes what is queued by large portions, and when it is late with that we wait a bit."""
-        self._outbox.append(record)
-        if not self._flushing:
-            self._flushing = True
-            self._late_at = time.monotonic() + LATE
-            self.portal.loop.call_soon_threadsafe(self._flush)
-        elif time.monotonic() > self._late_at and not self._is_in_loop():
-            time.sleep(LATE_PAUSE)
+        self._handover.submit(record)
 
     def cancel(self, record: JobRecord) -> None:
         """Cancel a job."""
@@ -166,12 +147,6 @@ class SchedulerService:
         except TransferError:
             return None
         return source.read(0, record.blob.size) if isinstance(source, MemorySource) else None
-
-    def _is_in_loop(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self.portal.loop
-        except RuntimeError:  # in no loop at all
-            return False
 
     # In the loop.
 
@@ -305,25 +280,12 @@ class SchedulerService:
 
     def flush_now(self) -> None:
         """Hand all queued jobs to the core before anything else happens."""
-        self._hand_over(len(self._outbox))
+        self._handover.flush_now()
 
-    def _flush(self) -> None:
-        self._flushing = False
-        count = len(self._outbox)
-        if count > FLUSH_MOST:
-            count = FLUSH_MOST
-            self._flushing = True
-            self._late_at = time.monotonic() + LATE
-            self.portal.loop.call_soon(self._flush)
-        self._hand_over(count)
-
-    def _hand_over(self, count: int) -> None:
-        if count:
-            outbox = self._outbox
-            records = [outbox.popleft() for _ in range(count)]
-            if self.durable:
-                self.durable.store(records)
-            self.handle(JobsSubmitted(records))
+    def _take(self, records: list[JobRecord]) -> None:
+        if self.durable:
+            self.durable.store(records)
+        self.handle(JobsSubmitted(records))
 
     def _cancel(self, job: int) -> None:
         self.flush_now()
