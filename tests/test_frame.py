@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 WALL_CLOCK = {
-    "cluster.py": "start_time of a cluster, for people",
+    "making.py": "start_time of a cluster, for people",
     "closing.py": "end_time of a cluster, for people",
     "standing.py": "since when a cluster works, for people",
     "job.py": "times of a job, for people",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dispy.nodes import DispyNode, DispyNodeAvailInfo, NodeAllocate
     from dispy.recover import recover_jobs
     from dispy.settings import VERSION as __version__  # noqa: N811
+    from dispy.sharedcluster import SharedJobCluster
     from dispy.standing import ClusterStatus
     from dispy.waiting import as_completed
 
@@ -35,17 +36,13 @@ _PUBLIC = {
     "DispyNodeAvailInfo": "dispy.nodes",
     "JobCluster": "dispy.cluster",
     "NodeAllocate": "dispy.nodes",
+    "SharedJobCluster": "dispy.sharedcluster",
     "as_completed": "dispy.waiting",
     "fault_recover_jobs": "dispy.recover",
     "logger": "dispy.logs",
     "recover_jobs": "dispy.recover",
 }
 
-_NO_SHARED_CLUSTER = (
-    "dispy.SharedJobCluster needs a scheduler that several programs share (dispyscheduler), which this release does "
-    "not have: use JobCluster, without client_port, scheduler_host and exclusive; a program that finds the nodes "
-    "in use stands in line for them"
-)
 _MODULES = ("config", "httpd")
 
 __all__ = [
@@ -56,6 +53,7 @@ __all__ = [
     "DispyNodeAvailInfo",
     "JobCluster",
     "NodeAllocate",
+    "SharedJobCluster",
     "__version__",
     "as_completed",
     "config",
@@ -71,8 +69,6 @@ def __getattr__(name: str) -> object:
         return VERSION
     if name in _MODULES:
         return importlib.import_module(f"dispy.{name}")
-    if name == "SharedJobCluster":
-        raise ImportError(_NO_SHARED_CLUSTER)
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module 'dispy' has no attribute {name!r}")

@@ -31,13 +31,16 @@ OLD_NODE_PORT: Final = "node_port"
 """It was the port of nodes, which is one above the base port."""
 
 
-def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+def renamed(
+    given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[str], of: str = "JobCluster"
+) -> dict[str, Any]:
     """Values for the names of today, from what was given under old ones; warns once for each.
 
     Args:
         given: values under names of today, for the names that have an old one.
         old: values under other names.
         known: all names of today.
+        of: the class, for sentences.
 
     Raises:
         SettingsError: a name is neither new nor old, or both the old and the new one were given.
@@ -51,7 +54,7 @@ def renamed(given: Mapping[str, Any], old: Mapping[str, Any], known: Iterable[st
         elif name in OLD_NAMES:
             new = hint = OLD_NAMES[name]
         else:
-            raise SettingsError(f"JobCluster has no parameter {name!r}{_nearest(name, known)}")
+            raise SettingsError(f"{of} has no parameter {name!r}{_nearest(name, known)}")
         if values.get(new) is not None and values[new] is not False:
             _check_same_port(named[new], name, new, fits=new == "dispy_port" and values[new] == value)
         warnings.warn(f"the parameter {name} is called {hint} now", DeprecationWarning, stacklevel=3)

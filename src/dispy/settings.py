@@ -21,6 +21,7 @@ VERSION: Final = "5.0.0"
 BASE_PORT: Final = 9700
 """Clients listen on base (UDP announcements, TCP for nodes that join), nodes on base+1 (UDP and TCP)."""
 NODE_PORT_OFFSET: Final = 1
+SCHEDULER_PORT_OFFSET: Final = 2
 
 HEARTBEAT_INTERVAL: Final = 0.5
 SUSPECT_TIMEOUT: Final = 2.5

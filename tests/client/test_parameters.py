@@ -1,10 +1,11 @@
-"""What `JobCluster` accepts and refuses, and the numbers of `dispy.config`. No cluster is made here."""
+"""What clusters accept and refuses, and the numbers of `dispy.config`. None is made here."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +15,19 @@ import dispy
 from dispy import JobCluster, config, settings
 from dispy.errors import SettingsError
 from dispy.parameters import OLD_NAMES, OLD_OPTIONS, directory, fitting, option_of_today, renamed
+from dispy.sharedcluster import scheduler_place
 
 NAMES = list(inspect.signature(JobCluster).parameters)
 ORDER = (  # noqa: SIM905 - a list would be a column
     "computation nodes depends job_status cluster_status host dispy_port ext_host ip_addr ext_ip_addr "
     "ipv4_udp_multicast dest_path loglevel callback setup cleanup ping_interval pulse_interval poll_interval "
     "reentrant secret keyfile certfile recover_file"
+).split()
+
+SHARED_IN_ORDER = (  # noqa: SIM905
+    "computation nodes depends job_status cluster_status host dispy_port client_port scheduler_host ext_host ip_addr "
+    "ext_ip_addr loglevel callback setup cleanup dest_path poll_interval reentrant exclusive secret keyfile certfile "
+    "recover_file"
 ).split()
 
 
@@ -222,8 +230,37 @@ def test_names_that_the_original_has() -> None:
         dispy.httpd  # noqa: B018
     with pytest.raises(ImportError, match="web monitor"):
         importlib.import_module("dispy.httpd")
-    with pytest.raises(ImportError, match="SharedJobCluster needs a scheduler that several programs share"):
-        from dispy import SharedJobCluster  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_a_shared_cluster_takes_what_that_of_the_original_takes() -> None:
+    names = list(inspect.signature(dispy.SharedJobCluster).parameters)
+    assert names[: len(SHARED_IN_ORDER)] == SHARED_IN_ORDER
+    own = {"scheduler_host", "client_port", "exclusive"}
+    of_networks = {"ipv4_udp_multicast", "ping_interval", "pulse_interval"}
+    assert set(names) - own == set(inspect.signature(JobCluster).parameters) - of_networks
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"exclusive": 1}, "exclusive must be True or False, not 1"),
+        ({"scheduler_host": "here:port"}, "a port is a number from 1 to 65535, not 'port'"),
+        ({"scheduler_host": 5}, "scheduler_host must be a string, not 5"),
+        ({"nodes": "local"}, "nodes='local' starts a node for one program: that is for JobCluster"),
+        ({"ping_interval": 2}, "SharedJobCluster has no parameter 'ping_interval'"),
+    ],
+)
+def test_what_a_shared_cluster_cannot_use_is_said(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(sentence)):
+        dispy.SharedJobCluster(nothing, secret="some words for this test", **wrong)
+
+
+def test_where_a_shared_scheduler_is() -> None:
+    assert scheduler_place(None, 9700) == ("127.0.0.1", 9702)
+    assert scheduler_place("pool", 9800) == ("pool", 9802)
+    assert scheduler_place("pool:77", 9700) == ("pool", 77)
+    assert scheduler_place("fd00::1", 9700) == ("fd00::1", 9702)
+    assert scheduler_place("[fd00::1]:77", 9700) == ("fd00::1", 77)
 
 
 def test_options_of_earlier_versions_are_accepted_and_a_sentence_says_so(capsys: pytest.CaptureFixture[str]) -> None:

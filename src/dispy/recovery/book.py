@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from dispy.errors import RecoveryError
-from dispy.model import ComputationId, ComputationSpec, JobDone, JobOptions, ProcessId
+from dispy.model import ComputationId, ComputationSpec, JobDone, JobOptions, JobState, ProcessId
 
 KIND: Final = b"dispy recovery "
 """How a recovery file of any version begins."""
@@ -50,6 +50,25 @@ class ClusterNoted(Entry, frozen=True):
     name: str
     kind: str
     """`function` or `program`."""
+
+
+class ClusterShared(Entry, frozen=True):
+    """A cluster was taken up by a scheduler that programs share."""
+
+    id: ComputationId
+    host: str
+    """Of the scheduler, as this program dialled it."""
+    port: int
+    token: bytes
+    """Proves whose it is."""
+
+
+class EndKept(Entry, frozen=True):
+    """A job that a shared scheduler ended without a word of a node, and that is not in the program's hands yet."""
+
+    job: int
+    state: JobState
+    cause: str
 
 
 class ClusterOver(Entry, frozen=True):
@@ -148,6 +167,8 @@ class JobsOver(Entry, frozen=True):
 AnyEntry = (
     ProgramBegun
     | ClusterNoted
+    | ClusterShared
+    | EndKept
     | ClusterOver
     | NodeNoted
     | ResultKept
@@ -261,6 +282,10 @@ class Book:
         """All that were ever leased."""
         self.results: dict[int, ResultKept] = {}
         """By job; fetched and not returned."""
+        self.ends: dict[int, EndKept] = {}
+        """By job; as `results`, of jobs without a result."""
+        self.shared: dict[ComputationId, ClusterShared] = {}
+        """Clusters at shared schedulers that are not over."""
         self.returned: set[int] = set()
         self.over: set[int] = set()
         """Jobs of durable clusters of which the program knew the end."""
@@ -284,7 +309,13 @@ class Book:
                 self.clusters[entry.id] = entry
             case ClusterOver(id):
                 self.computations.pop(id, None)
+                self.shared.pop(id, None)
                 self._closed.add(id)
+            case ClusterShared():
+                self.shared[entry.id] = entry
+            case EndKept(job):
+                if not self.has_result(job):
+                    self.ends[job] = entry
             case NodeNoted():
                 self.nodes[entry.process] = self.noted[entry.process] = entry
             case ResultKept():
@@ -293,6 +324,7 @@ class Book:
                 (self.returned if isinstance(entry, JobsReturned) else self.over).update(jobs)
                 for job in jobs:
                     self.results.pop(job, None)
+                    self.ends.pop(job, None)
                     self.jobs.pop(job, None)
                     self.handed.pop(job, None)
             case NodeCleared(process):
@@ -324,7 +356,9 @@ class Book:
     @property
     def keeps_all_jobs(self) -> bool:
         """Whether every cluster that is not over is durable: then no job is lost without a word."""
-        return all(cluster in self.computations for cluster in self.clusters.keys() - self._closed)
+        return all(
+            cluster in self.computations or cluster in self.shared for cluster in self.clusters.keys() - self._closed
+        )
 
     def lost(self) -> dict[int, ProcessId]:
         """Jobs of clusters that were not durable which a node had and has no more, nor their result."""
@@ -340,7 +374,7 @@ class Book:
 
     def has_result(self, job: int) -> bool:
         """Whether a job needs no further attempt."""
-        return job in self.results or job in self.returned
+        return job in self.results or job in self.ends or job in self.returned
 
     def is_text(self, job: int) -> bool:
         """Whether what a job printed is shown as text; where functions and programs were mixed it is."""

@@ -12,7 +12,15 @@ from pathlib import Path
 from dispy.errors import RecoveryError, SettingsError
 from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, ProcessId
-from dispy.recovery.book import AnyEntry, ClusterNoted, ClusterOver, ComputationStored, NodeNoted, ProgramBegun
+from dispy.recovery.book import (
+    AnyEntry,
+    ClusterNoted,
+    ClusterOver,
+    ClusterShared,
+    ComputationStored,
+    NodeNoted,
+    ProgramBegun,
+)
 from dispy.recovery.file import RecoveryFile, new_path, prune
 from dispy.recovery.journal import Journal
 
@@ -26,6 +34,7 @@ class Recorder:
     def __init__(self, begun: ProgramBegun) -> None:
         self._begun = begun
         self._clusters: dict[ComputationId, ClusterNoted] = {}
+        self._shared: dict[ComputationId, ClusterShared] = {}
         self._nodes: dict[ProcessId, NodeNoted] = {}
         self._files: dict[Path | None, RecoveryFile] = {}
         """By the path that was asked for; None: the default place."""
@@ -108,8 +117,14 @@ class Recorder:
         self._clusters[spec.id] = noted = ClusterNoted(spec.id, spec.name, spec.kind)
         self._append([noted])
 
+    def cluster_shared(self, shared: ClusterShared) -> None:
+        """A shared scheduler has taken up a cluster: from now on it may hold results."""
+        self._shared[shared.id] = shared
+        self._append([shared])
+
     def cluster_over(self, cluster: ComputationId) -> None:
         """All its jobs have ended."""
+        self._shared.pop(cluster, None)
         if self._clusters.pop(cluster, None) is not None:
             self._append([ClusterOver(cluster)])
 
@@ -142,7 +157,7 @@ class Recorder:
         self._journals.clear()
 
     def _snapshot(self) -> list[AnyEntry]:
-        return [self._begun, *self._clusters.values(), *self._nodes.values()]
+        return [self._begun, *self._clusters.values(), *self._shared.values(), *self._nodes.values()]
 
     def _append(self, entries: list[AnyEntry]) -> None:
         for wanted, file in list(self._files.items()):

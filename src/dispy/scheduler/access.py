@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from dispy.model import BlobRef, ComputationId, FileSpec, NodeInfo, ProcessId
 from dispy.nodes import NodeAllocate
 from dispy.recovery.recorder import Recorder
-from dispy.scheduler.durable import MarkKeeper
 from dispy.scheduler.events import Steering
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import ClusterOwner
@@ -49,13 +48,6 @@ class SchedulerAccess(Protocol):
 
         Raises:
             TransferError: a file cannot be read.
-        """
-
-    def keep_marks(self, cluster: ComputationId, keeper: MarkKeeper) -> Callable[[int], None] | None:
-        """Let this keeper have the marks of a durable cluster, unless its jobs are durable without.
-
-        Returns:
-            What is to be called with the number of a job when callbacks about its end have returned.
         """
 
     async def open_cluster(self, owner: ClusterOwner) -> None:

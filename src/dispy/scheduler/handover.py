@@ -11,7 +11,7 @@ from typing import Final
 from dispy.scheduler.jobs import JobRecord
 
 FLUSH_MOST: Final = 4096
-"""Jobs that are handed over in one turn of the loop: between two turns links are heard, and heartbeats leave in time."""
+"""Jobs that are handed over in one turn of the loop: between two, links are heard, and heartbeats leave in time."""
 LATE: Final = 0.02
 """Seconds after which what was queued shall have been taken: else threads that go on submitting keep the loop from its
 work, as all share one interpreter lock."""
