@@ -17,6 +17,7 @@ import pytest
 from dispy import JobCluster, cli, errors, model, settings
 from dispy.job import DispyJob
 from dispy.node.cli import command as dispynode_command
+from dispy.relay.cli import command as relay_command
 from dispy.wire import handshake, message, messages, sharing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ RUNNABLE = re.compile(r"<!-- runnable -->\n```python\n(.+?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z]")
 ELSEWHERE = {
     *("--ip_addr", "--ext_ip_addr", "--node_port"),
-    *("--scheduler_host", "--scheduler_node"),
+    *("--scheduler_host", "--listen_port"),
     # of other programs
     *("--system", "--create-home", "--home-dir", "--now", "--year", "--index-url", "--find-links"),
 }
@@ -75,6 +76,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
     yield from walk("dispy", cli.main)
     yield "dispynode", dispynode_command
+    yield "dispynetrelay", relay_command
 
 
 def options_of(command: click.Command) -> set[str]:
@@ -96,9 +98,10 @@ def test_every_option_that_is_named_exists() -> None:
 
 def test_every_option_is_in_the_reference() -> None:
     reference = PAGES["reference/commands.md"]
-    parts = {"dispynode": reference.partition("\n## dispynode")[2], "dispy": reference.partition("\n## dispynode")[0]}
     for words, command in commands():
-        part = parts[words.split()[0]]
+        name = words.split()[0]
+        daemons = reference.partition("\n## dispynode\n")
+        part = daemons[0] if name == "dispy" else reference.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         for option in options_of(command):
             if option.startswith("-"):
                 names = {option, option.replace("_", "-"), "--" + option[2:].replace("-", "_")}
@@ -204,7 +207,7 @@ def test_messages_are_described_with_their_fields(message: type[msgspec.Struct])
 STRUCTS = (
     *(model.BlobRef, model.FileSpec, model.ComputationSpec, model.JobSpec, model.JobOptions, model.JobDone),
     model.JobDepends,
-    *(model.HeldAttempt, model.Holder, model.NodeInfo, model.AvailInfo),
+    *(model.HeldAttempt, model.NodeHeard, model.Holder, model.NodeInfo, model.AvailInfo),
     *(sharing.NodeSeen, sharing.JobOver, sharing.NodeStanding, sharing.ClusterStatus, sharing.UserStatus),
     *(sharing.PoolNode, sharing.PoolStatus, sharing.JobStatus),
 )

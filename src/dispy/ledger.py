@@ -15,7 +15,7 @@ from dispy.errors import ClosedError, SettingsError
 from dispy.job import DispyJob
 from dispy.logs import logger
 from dispy.model import AvailInfo, ComputationSpec, JobState, NodeInfo, ProcessId
-from dispy.nodes import DispyNode, NodeAllocate, NodeView, available, by_specificity, capped
+from dispy.nodes import DispyNode, NodeAllocate, NodeView, available, by_specificity, capped, fitting
 from dispy.portal import Calling, Portal
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
@@ -171,9 +171,7 @@ class ClusterLedger:
 
     def allocate(self, view: NodeView, local: bool) -> Allocation:
         """How much of a node to use: the first item that matches and wants CPUs decides."""
-        for item in self._items:
-            if not (view.fits(item) or (local and item.host == "*")):
-                continue
+        for item in fitting(self._items, view, local=local):
             cpus, depends, setup_args = self._ask(item, view)
             if not isinstance(cpus, int):
                 raise SettingsError(

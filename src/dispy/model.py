@@ -280,6 +280,18 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """The node's wall clock."""
 
 
+class NodeHeard(msgspec.Struct, frozen=True, array_like=True):
+    """A node that a relay has heard of on its network. It may be gone: all that this may cause is a dial."""
+
+    process: ProcessId
+    name: str
+    address: str
+    port: int
+    """TCP port to dial."""
+    others: tuple[tuple[str, int], ...] = ()
+    """Further hosts and ports where it says that it can be reached."""
+
+
 class HeldAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An attempt that a node has in hand when a link resumes."""
 

@@ -224,8 +224,21 @@ class NodeView:
     avail: AvailInfo | None = None
     places: tuple[tuple[str, int], ...] = ()
     """Every host and port where it is known to be, these two among them."""
+    relays: tuple[tuple[str, int], ...] = ()
+    """Hosts and ports of the relays that told of it."""
 
     def fits(self, item: NodeAllocate) -> bool:
         """Whether the item is about this node, by whichever of its addresses."""
         places = self.places or ((self.address, self.port),)
         return any(item.matches(host, self.info.name, port) for host, port in places)
+
+    def is_behind(self, item: NodeAllocate) -> bool:
+        """Whether the item names a relay that told of this node."""
+        return not item.is_pattern and any(item.matches(host, "", port) for host, port in self.relays)
+
+
+def fitting(items: Iterable[NodeAllocate], view: NodeView, *, local: bool = False) -> list[NodeAllocate]:
+    """The items that are about a node (`local`: the one on this machine), or else those that name its relay."""
+    listed = list(items)
+    about = [item for item in listed if view.fits(item) or (local and item.host == "*")]
+    return about or [item for item in listed if view.is_behind(item)]

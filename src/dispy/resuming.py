@@ -18,7 +18,7 @@ from dispy import config, parameters
 from dispy.errors import RecoveryError, TransferError
 from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, JobState, ProcessId
-from dispy.nodes import NodeAllocate, NodeView
+from dispy.nodes import NodeAllocate, NodeView, fitting
 from dispy.portal import Portal
 from dispy.recovery.book import (
     AnyEntry,
@@ -144,8 +144,9 @@ class _ResumedCluster:
     def allocate(self, view: NodeView, local: bool) -> Allocation:
         """How much of a node to use, as the program would have said."""
         self._on_node(view)
+        chosen = fitting([item for item, _ in self._items], view, local=local)
         for item, stored in self._items:
-            if view.fits(item) or (local and item.host == "*"):
+            if item in chosen:
                 cpus = item.share_of(view.info.cpus)
                 if cpus > 0:
                     files = tuple(self._file_named(*each) for each in stored.depends)

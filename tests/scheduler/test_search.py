@@ -32,6 +32,7 @@ def links() -> Any:
     return SimpleNamespace(
         tried=[],
         base_port=1,
+        node_port=2,
         nodes={},
         heard=set(),
         refusals={},

@@ -153,7 +153,9 @@ def _state(node: NodeSeen, shape: Shape, named: Sequence[str], python: str) -> t
     items, local = parse_nodes([name if name == "local" else _item(name) for name in named] or None)
     places = ((node.address, node.port), *node.others)
     view = NodeView(info.process, info, node.address, node.port, places=places)
-    if (local and not items) or not any(view.fits(item) for item in items):
+    if node.relay is not None:
+        view.relays = (node.relay,)
+    if (local and not items) or not any(view.fits(item) or view.is_behind(item) for item in items):
         return "unused", "is not among the nodes that are to be used"
     if reason := why_never(info, shape):
         return "unfit", reason

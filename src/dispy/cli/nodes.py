@@ -18,12 +18,14 @@ from dispy.clicknumbers import Number
 from dispy.words import counted, size
 
 if TYPE_CHECKING:
-    from dispy.model import NodeInfo
+    from dispy.model import NodeHeard, NodeInfo
     from dispy.wire.link import Link
     from dispy.wire.messages import AnyMessage
 
 DESCRIBE_TIMEOUT = 3.0
 """Seconds that a node has to be dialled and to describe itself."""
+RELAY_WAIT = 1.0
+"""Seconds for which a relay is listened to."""
 
 
 @dataclass(slots=True)
@@ -37,6 +39,10 @@ class NodeSeen:
     problem: str = ""
     others: list[tuple[str, int]] = field(default_factory=list)
     """Further hosts and ports where it is known to be."""
+    relay: tuple[str, int] | None = None
+    """Host and port of the relay that told of it."""
+    behind: list[NodeHeard] | None = None
+    """It is a relay itself, and told of these."""
 
     @property
     def addresses(self) -> list[str]:
@@ -65,6 +71,7 @@ class Survey:
     tried: list[str] = field(default_factory=list)
     missing: str = ""
     """That interfaces which were asked for are not up, and which are."""
+    relays: list[NodeSeen] = field(default_factory=list)
 
 
 @click.command(short_help="List the nodes that answer, and those that refuse.", context_settings=NORMALIZED)
@@ -104,9 +111,13 @@ async def take_survey(connection: Connection, hosts: Iterable[str], wait: float)
     seen = [NodeSeen(node.name, node.address, node.port, others=list(node.others)) for node in found]
     seen += [_named(host, connection.base_port + settings.NODE_PORT_OFFSET) for host in hosts]
     await asyncio.gather(*(_describe(node, connection) for node in seen))
+    relays = [node for node in seen if node.behind is not None]
+    behind = [_behind(relay, heard) for relay in relays for heard in relay.behind or ()]
+    await asyncio.gather(*(_describe(node, connection) for node in behind))
+    seen = [node for node in seen if node.behind is None] + behind
     refusals = [Refusal(each.name, each.address, each.reason) for each in refused]
     nodes = sorted(_once(seen), key=lambda node: (node.name, node.address))
-    return Survey(nodes, refusals, tried, _missing(interfaces))
+    return Survey(nodes, refusals, tried, _missing(interfaces), relays)
 
 
 def _missing(interfaces: tuple[str, ...]) -> str:
@@ -119,6 +130,10 @@ def _missing(interfaces: tuple[str, ...]) -> str:
 def _named(text: str, port: int) -> NodeSeen:
     host, port = split_host(text, port)
     return NodeSeen(host, host, port)
+
+
+def _behind(relay: NodeSeen, heard: NodeHeard) -> NodeSeen:
+    return NodeSeen(heard.name, heard.address, heard.port, others=list(heard.others), relay=(relay.address, relay.port))
 
 
 def split_host(text: str, port: int) -> tuple[str, int]:
@@ -136,13 +151,15 @@ def _once(nodes: Iterable[NodeSeen]) -> list[NodeSeen]:
         first = once.setdefault(node.info.process if node.info else (node.address, node.port), node)
         if first is not node:
             first.others += [(node.address, node.port), *node.others]
+            first.relay = first.relay or node.relay
     return list(once.values())
 
 
 class _Listening:
-    """Handles a link that is there for one message: the node's description of itself."""
+    """Handles a link that is there for one message: the node's description of itself, or what a relay tells."""
 
     def __init__(self) -> None:
+        self.behind: dict[tuple[str, int], NodeHeard] = {}
         self.info: asyncio.Future[NodeInfo] = asyncio.get_running_loop().create_future()
 
     def link_opened(self, link: Link) -> None:
@@ -150,9 +167,11 @@ class _Listening:
 
     def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
         """Take the description; the rest is for schedulers."""
-        from dispy.wire.messages import NodeDescribed
+        from dispy.wire.messages import NodeDescribed, NodesHeard
 
         for message, _ in messages:
+            if isinstance(message, NodesHeard):
+                self.behind.update({(each.address, each.port): each for each in message.nodes})
             if isinstance(message, NodeDescribed) and not self.info.done():
                 self.info.set_result(message.info)
 
@@ -200,6 +219,11 @@ async def _describe_at(node: NodeSeen, host: str, port: int, connection: Connect
         async with asyncio.timeout(DESCRIBE_TIMEOUT):
             link = await dial(host, port, settings=link_settings, handler=handler)
             try:
+                if link.peer.role is Role.PEER:
+                    node.name = link.peer.name
+                    await asyncio.sleep(RELAY_WAIT)
+                    node.behind = list(handler.behind.values())
+                    return ""
                 node.info = await handler.info
                 node.name = node.info.name
             finally:
@@ -225,6 +249,12 @@ def _print_json(survey: Survey) -> None:
             shown |= {"pythons": list(info.pythons), "version": info.version, "process": info.process}
             shown |= {"tags": list(info.tags), "gpus": info.gpus, "holder": _holder(info)}
             shown |= {"closed": info.closed}
+        if node.relay is not None:
+            shown |= {"relay": list(node.relay)}
+        click.echo(json.dumps(shown))
+    for relay in survey.relays:
+        behind = len(relay.behind or ())
+        shown = {"name": relay.name, "address": relay.address, "port": relay.port, "state": "relay", "nodes": behind}
         click.echo(json.dumps(shown))
     for refusal in survey.refusals:
         click.echo(
@@ -281,6 +311,10 @@ def _print_table(survey: Survey) -> None:
             click.echo("Programs run on this machine alone as long as that is so.")
         else:
             click.echo("Start dispynode on a machine of this network; without any, programs run on this machine alone.")
+    for relay in survey.relays:
+        told = len({each.process for each in relay.behind or ()})
+        hears = counted(told, "node") if told else "no node"
+        click.echo(f"{relay.name} ({relay.address}): a relay, which hears {hears} on its network")
     refused = {refusal.address for refusal in survey.refusals}
     for node in survey.nodes:
         if not node.info and node.address not in refused:  # else it is told below, with what helps

@@ -59,7 +59,8 @@ class Allocating:
         if owner is None or reached is None:
             return
         places = self._links.places.of(asked.node)
-        view = NodeView(asked.node, asked.info, asked.address, reached.port, asked.avail, places)
+        relays = self._links.relays.of(asked.node)
+        view = NodeView(asked.node, asked.info, asked.address, reached.port, asked.avail, places, relays)
         allocation: Allocation | None = Allocation(0)
         files: tuple[FileSpec, ...] = ()
         try:

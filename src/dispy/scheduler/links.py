@@ -29,8 +29,9 @@ from dispy.scheduler.events import (
 )
 from dispy.scheduler.intake import ResultIntake
 from dispy.scheduler.places import KnownPlaces, Place
+from dispy.scheduler.relays import Relays
 from dispy.scheduler.targets import Targets
-from dispy.settings import USUAL_MULTICAST, Multicast
+from dispy.settings import NODE_PORT_OFFSET, USUAL_MULTICAST, Multicast
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.discovery import Asker, DiscoveryRefused, NodeFound, listen_hosts
 from dispy.wire.link import BROKEN_OFF, Dialler, Link, LinkSettings, Listener, better_link
@@ -93,6 +94,7 @@ class NodeLinks:
         talk: Talk,
         on_known_elsewhere: Callable[[ProcessId], None],
         on_leased: Callable[[Reached], None],
+        on_relay: Callable[[Place], None],
         after: Callable[[Callable[[], object]], None] | None = None,
     ) -> None:
         """`after` lets messages to nodes wait until what they say is safe (see `Hosting`)."""
@@ -109,6 +111,7 @@ class NodeLinks:
         """Address → why that machine's node and we cannot work together."""
         self.places = KnownPlaces()
         self.targets = Targets(loop, self, self.places, self.refusals)
+        self.relays = Relays(loop.time, on_found=self._found, on_news=self.known_elsewhere, on_relay=on_relay)
         self._on_event = on_event
         self._talk = talk
         self._on_known_elsewhere = on_known_elsewhere
@@ -154,7 +157,7 @@ class NodeLinks:
                 self.client_port,
                 settings=self.settings,
                 handler=self,
-                accept=frozenset({Role.NODE}),
+                accept=frozenset({Role.NODE, Role.PEER}),
                 on_refused=self._refused,
             )
 
@@ -169,6 +172,11 @@ class NodeLinks:
     def tried(self) -> list[str]:
         """Sentences that say where nodes were looked for."""
         return self.targets.tried + (list(self._asker.tried) if self._asker is not None else [])
+
+    @property
+    def node_port(self) -> int:
+        """The usual port of nodes."""
+        return self.base_port + NODE_PORT_OFFSET
 
     @property
     def missing_interfaces(self) -> list[str]:
@@ -204,7 +212,8 @@ class NodeLinks:
         reached = self.nodes.get(node)
         if reached is None or reached.info is None:
             return None
-        return NodeView(node, reached.info, reached.address, reached.port, places=self.places.of(node))
+        info, places, relays = reached.info, self.places.of(node), self.relays.of(node)
+        return NodeView(node, info, reached.address, reached.port, places=places, relays=relays)
 
     async def close(self, reason: str) -> None:
         """Say goodbye to all and stop."""
@@ -212,6 +221,7 @@ class NodeLinks:
             self._asker.close()
             self._asker = None
         self.targets.close(reason)
+        self.relays.close(reason)
         for reached in self.nodes.values():
             if reached.link is not None:
                 reached.intake.tell()
@@ -287,9 +297,12 @@ class NodeLinks:
     def link_opened(self, link: Link) -> None:
         """A link is authenticated: a new node, or one that came back."""
         process = link.peer.process
-        self.heard.add(process)
         self.refusals.pop(link.peer.address, None)
         target = self.targets.opened(link)
+        if link.peer.role is Role.PEER:
+            self.relays.opened(link, target.place if target is not None else None)
+            return
+        self.heard.add(process)
         reached = self.nodes.get(process)
         if reached is None:
             dialler = target.dialler if target is not None else None
@@ -325,6 +338,7 @@ class NodeLinks:
         """Everything that one read brought."""
         reached = self.nodes.get(link.peer.process)
         if reached is None or reached.link is not link:
+            self.relays.heard(link, messages)
             return
         for message, payload in messages:
             if type(message) is JobsDone:
@@ -359,6 +373,7 @@ class NodeLinks:
         """The link ended; without a goodbye it may come back."""
         reached = self.nodes.get(link.peer.process)
         if reached is None or reached.link is not link:
+            self.relays.lost(link)
             return
         reached.link = reached.intake.link = None
         self._talk.link_gone(reached.process)
@@ -373,6 +388,7 @@ class NodeLinks:
         """The core has given the node up (grace is over); if it comes back it is a new one."""
         reached = self.nodes.pop(node, None)
         self.places.forget(node)
+        self.relays.forget(node)
         if reached is None:
             return
         reached.intake.close()
@@ -387,6 +403,7 @@ class NodeLinks:
             return
         reached.intake.close()
         self.places.forget(node)
+        self.relays.forget(node)
         reached.exchange.close(cause)
         if reached.info is not None:
             self._on_event(NodeLost(node, cause))

@@ -18,7 +18,7 @@ from dispy.scheduler.embedded import EmbeddedNode, NodeSilent, start_embedded
 from dispy.scheduler.links import NodeLinks
 from dispy.scheduler.owner import ClusterOwner
 from dispy.scheduler.prospects import Soundings, account, refusal_sentences
-from dispy.settings import DISCOVERY_INTERVAL, EMBEDDED_AFTER, EXPLAIN_AFTER, NODE_PORT_OFFSET
+from dispy.settings import DISCOVERY_INTERVAL, EMBEDDED_AFTER, EXPLAIN_AFTER
 from dispy.wire.interfaces import is_own, not_up, shown
 
 FIRST_QUESTIONS: Final = (0.0, 0.2, 0.6)
@@ -99,7 +99,7 @@ class NodeSearch:
             SettingsError: an interface does not exist.
         """
         for host, port in named:
-            self._links.targets.dial(host, port or self._links.base_port + NODE_PORT_OFFSET, named=True)
+            self._links.targets.dial(host, port or self._links.node_port, named=True)
         if asks:
             await self._links.start_discovery()
             for seconds in FIRST_QUESTIONS:
@@ -135,7 +135,7 @@ class NodeSearch:
         sentences = account(
             Soundings(
                 tried=links.tried,
-                port=links.base_port + NODE_PORT_OFFSET,
+                port=links.node_port,
                 answered=bool(links.nodes),
                 missing=self._missing(),
                 unreachable=[(shown(host, port), why) for host, port, why in links.targets.unreachable],

@@ -42,6 +42,7 @@ from dispy.scheduler.links import NodeLinks, Reached
 from dispy.scheduler.notices import NoticeBoard
 from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import ClusterOwner
+from dispy.scheduler.places import Place
 from dispy.scheduler.search import NodeSearch
 from dispy.settings import embedded_handle, flag
 from dispy.wire.blobsources import MemorySource
@@ -95,6 +96,7 @@ class SchedulerService:
             on_known_elsewhere=self._ask_again,
             on_leased=self._note_leased,
             after=None if hosting is None else hosting.after,
+            on_relay=self._relay_is_there,
         )
         self.offers = FileOffers(self.links.sources, lambda: (owner.spec for owner in self.owners.values()))
         self.allocating = Allocating(portal.loop, self.links, self.owners, self.offers, self.handle)
@@ -176,7 +178,8 @@ class SchedulerService:
         await self.search.look_for(owner)
         self.recorder.cluster_opened(owner.spec)
         named = len(list(owner.named_nodes())) + owner.wants_local
-        self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=owner.open_ended, named=named))
+        open_ended = owner.open_ended or self._names(owner, self.links.relays.places)
+        self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=open_ended, named=named))
 
     def close_cluster(self, cluster: ComputationId, terminate: bool) -> None:
         """Finish or end the jobs of a cluster and clean up on its nodes; the owner hears `ended`."""
@@ -234,7 +237,7 @@ class SchedulerService:
     async def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
         """Nodes with a link that an item of `nodes` is about; its host name must have been resolved."""
         views = [self.links.view(node) for node in self.links.nodes]
-        return [view.process for view in views if view and view.fits(item)]
+        return [view.process for view in views if view and (view.fits(item) or view.is_behind(item))]
 
     async def uses(self, cluster: ComputationId, node: ProcessId) -> bool:
         """Whether a cluster has a share of a node, opened or not."""
@@ -346,6 +349,15 @@ class SchedulerService:
         """The node turned out to be one that a cluster may have named in another way."""
         for asked in self.allocating.declined(node):
             self._spawn(self.allocating.ask(asked))
+
+    def _relay_is_there(self, place: Place) -> None:
+        """Nodes that nobody knows yet may come to clusters that named this relay."""
+        for cluster, owner in self.owners.items():
+            if self._names(owner, {place}):
+                self.handle(ClusterWidened(cluster))
+
+    def _names(self, owner: ClusterOwner, places: set[Place]) -> bool:
+        return any((host, port or self.links.node_port) in places for host, port in owner.named_nodes())
 
     def _address_of(self, node: ProcessId) -> str:
         reached = self.links.nodes.get(node)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from dispy.errors import AuthenticationRejected, LinkError
 from dispy.logs import logger
-from dispy.model import ProcessId
+from dispy.model import ProcessId, Role
 from dispy.scheduler.places import KnownPlaces
 from dispy.settings import DISCOVERY_INTERVAL, REDIAL_MOST
 from dispy.wire.link import Dialler, Link, LinkHandler, LinkSettings
@@ -21,6 +21,8 @@ DIFFERENCES = frozenset({"secret", "group", "protocol"})
 """Reasons to keep apart that discovery knows as well: for one and the same node they are told once."""
 QUESTIONS_KEPT = 3
 """Questions for nodes after which it is forgotten that no link to one opens that was heard of before them."""
+
+A_RELAY = "a relay, which tells of the nodes that it hears"
 
 
 @dataclass(slots=True, eq=False)
@@ -163,7 +165,8 @@ class Targets:
         places = [(link.peer.address, link.peer.port)]
         if target is not None:
             self._refusals.pop(target.dialler.host, None)
-            target.failures, target.said, target.is_unknown = 0, "", False
+            target.failures, target.is_unknown = 0, False
+            target.said = A_RELAY if link.peer.role is Role.PEER else ""
             if target.process not in (None, process):
                 self._host.lose(target.process, "it was restarted")
             target.process = process

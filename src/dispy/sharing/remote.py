@@ -30,8 +30,8 @@ from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import Allocation, ClusterOwner
 from dispy.secrets import Credentials
 from dispy.settings import EXPLAIN_AFTER, GRACE_TIMEOUT
-from dispy.sharing.attachment import Attachment, Doings
 from dispy.sharing.asking import Questions
+from dispy.sharing.attachment import Attachment, Doings
 from dispy.sharing.sightings import view_of
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.blobsources import BlobSources, MemorySource

@@ -189,6 +189,13 @@ def is_loopback(host: str) -> bool:
     return False
 
 
+def is_link_local(host: str) -> bool:
+    """Whether an address means something on one network only."""
+    with contextlib.suppress(ValueError):  # a name means the same everywhere as far as we know
+        return ipaddress.ip_address(host.partition("%")[0]).is_link_local
+    return False
+
+
 def _one_per_interface(found: Iterable[InterfaceAddress]) -> list[InterfaceAddress]:
     """The IPv6 address of each interface that others can use best: not one that needs the interface's name."""
     chosen: dict[str, InterfaceAddress] = {}

@@ -17,6 +17,7 @@ from dispy.model import (
     Holder,
     JobDone,
     JobSpec,
+    NodeHeard,
     NodeInfo,
     NodeOrder,
     NodeStatus,
@@ -285,6 +286,15 @@ class LoadMeasured(Message, frozen=True):
     avail: AvailInfo
 
 
+# ---- relay to scheduler ----
+
+
+class NodesHeard(Message, frozen=True):
+    """These nodes have just answered or announced themselves on my network."""
+
+    nodes: list[NodeHeard]
+
+
 # ---- admin to node ----
 
 
@@ -342,6 +352,7 @@ AnyMessage = (
     | JobsDone
     | JobsRecalled
     | LoadMeasured
+    | NodesHeard
     | FileTaken
     | PlaceFile
     | TailJob

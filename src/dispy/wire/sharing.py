@@ -35,6 +35,8 @@ class NodeSeen(msgspec.Struct, frozen=True):
     places: tuple[tuple[str, int], ...] = ()
     """Every host and port where it is known to be."""
     avail: AvailInfo | None = None
+    relays: tuple[tuple[str, int], ...] = ()
+    """Hosts and ports of the relays that told of it."""
 
 
 class JobOver(msgspec.Struct, array_like=True, gc=False):

@@ -1,0 +1,1 @@
+"""A process in another network that tells schedulers which nodes are there."""
