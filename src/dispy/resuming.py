@@ -47,12 +47,12 @@ SAY_AFTER: Final = 3.0
 """Seconds for which jobs wait for the one node that may run them before it is said."""
 
 
-class _Keeper:
+class ResumedMarks:
     """Writes what becomes of resumed jobs into the recovery file."""
 
     def __init__(self, file: RecoveryFile, book: Book) -> None:
         self._file = file
-        self._book = book
+        self.book = book
         self.ended: dict[int, tuple[JobState, str]] = {}
         """Jobs that ended without a result from a node."""
         self.problem: OSError | None = None
@@ -89,7 +89,7 @@ class _Keeper:
                 logger.error("%s cannot be written (%s): do not end this program now", self._file.path, error.strerror)
             self.problem = error
         for entry in entries:
-            self._book.add(entry)
+            self.book.add(entry)
 
 
 class _FileRecorder(Recorder):
@@ -204,7 +204,7 @@ class _ResumedCluster:
         self.over.set()
 
 
-class _PinnedJobs:
+class PinnedJobs:
     """Jobs that one node alone may run: they wait until it is here, perhaps as another process.
 
     The scheduler knows processes, and ends at once what only one may run that it has not met.
@@ -256,11 +256,11 @@ async def resume(
         RecoveryError: a content that nodes need is not beside the file.
         SettingsError: an interface of DISPY_INTERFACES is not there.
     """
-    keeper = _Keeper(file, book)
+    keeper = ResumedMarks(file, book)
     service = SchedulerService(
         portal, _settings(book, credentials), going_on=book.program, recorder=_FileRecorder(file, book)
     )
-    pinned = _PinnedJobs(book, lambda records: service.handle(JobsSubmitted(records)))
+    pinned = PinnedJobs(book, lambda records: service.handle(JobsSubmitted(records)))
     by_cluster: dict[ComputationId, list[JobStored]] = {}
     for stored in jobs:
         by_cluster.setdefault(stored.cluster, []).append(stored)

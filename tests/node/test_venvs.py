@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -73,6 +75,38 @@ def script(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
+
+
+BUILDING = """
+import asyncio, sys
+from pathlib import Path
+from dispy.node.venvs import VirtualEnvironments
+
+root, path = sys.argv[1:]
+venvs = VirtualEnvironments(Path(root, "environments"), Path(root, "own"), {"PATH": path})
+print(asyncio.run(venvs.provide(sys.executable, ["numpy"])))
+"""
+
+
+def test_one_whose_builder_was_killed_before_it_was_marked_is_built_again(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    work = f'echo "$1" >>{calls}; test "$1" != venv || {{ mkdir -p "$4/bin" && ln -s "$3" "$4/bin/python"; }}'
+    uv = script(tmp_path / "path/uv", work)
+
+    def build(failpoint: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", BUILDING, str(tmp_path), f"{uv.parent}:/usr/bin:/bin"]
+        env = {**os.environ, "DISPY_FAILPOINT": failpoint}
+        return subprocess.run(words, env=env, stdout=subprocess.PIPE, text=True, timeout=60)
+
+    assert build("environment.before-done").returncode == -signal.SIGKILL
+    [half] = (tmp_path / "environments").glob("*/bin/python")
+    assert half.exists()
+    before = calls.read_text()
+    done = build("")
+    assert done.stdout == f"{half}\n"
+    assert calls.read_text() == 2 * before, "what was there was not trusted"
+    assert build("").stdout == done.stdout
+    assert calls.read_text() == 2 * before, "now it is"
 
 
 @pytest.mark.parametrize("found", ["path", "own", "none"])

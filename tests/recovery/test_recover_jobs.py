@@ -328,6 +328,18 @@ def test_pending_jobs_can_be_ended() -> None:
     found = sort_out(book(), Fetched(), 0.0, terminate=True)
     assert not found.runnable
     assert found.ended[1][0] is JobState.Cancelled
+    found = sort_out(book(*NOTED, HANDED, NodeCleared(ONE)), Fetched(), 0.0, terminate=True)
+    assert found.ended[1][0] is JobState.Abandoned, "it may have started"
+
+
+def test_a_job_whose_cluster_is_not_in_the_file_does_not_wait_for_ever() -> None:
+    known = book()
+    known.computations.clear()
+    state, cause = sort_out(known, Fetched(), 0.0, terminate=False).ended[1]
+    assert (state, cause) == (
+        JobState.Abandoned,
+        "what it runs is not in the recovery file, which is damaged",
+    )
 
 
 def test_what_only_the_programs_own_node_could_run_ends_with_it() -> None:

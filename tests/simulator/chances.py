@@ -29,6 +29,8 @@ class Chances:
     program_kills: int = 0
     recoveries: float = 0.6
     """Of programs that are killed: somebody comes for their results."""
+    durable: float = 0.0
+    """Programs whose jobs are durable: when one is killed, somebody goes on with them."""
     full_disks: int = 0
     exits: int = 1
     power: float = 0.3
@@ -59,6 +61,7 @@ class Chances:
 def chances_of(random: Random) -> Chances:
     """Some runs see more of one thing than of another. Most worlds are small: trouble meets trouble sooner there."""
     size = random.choice([0, 0, 0, 0, 0, 0, 1, 1, 2])
+    durable = random.choice([0.0, 0.0, 1.0])
     return Chances(
         nodes=(1, 2, 4)[size],
         programs=random.choice([1, 1, 2]),
@@ -70,7 +73,8 @@ def chances_of(random: Random) -> Chances:
         partitions=random.choice([0, 0, 2, 4]),
         stops=random.choice([0, 0, 1, 3]),
         kills=random.choice([0, 1, 3]),
-        program_kills=random.choice([0, 0, 1, 2]),
+        program_kills=random.choice([1, 2, 4] if durable else [0, 0, 1, 2]),
+        durable=durable,
         full_disks=random.choice([0, 0, 2]),
         worker_death=random.choice([0.0, 0.03, 0.3]),
         stillborn=random.choice([0.0, 0.02, 0.3]),

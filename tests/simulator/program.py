@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dispy.errors import TransferError
 from dispy.model import BlobRef, ComputationId, Holder, NodeInfo, ProcessId
+from dispy.nodes import NodeView
+from dispy.recovery.book import ClusterOver
+from dispy.resuming import PinnedJobs
 from dispy.scheduler import effects as notices
 from dispy.scheduler import events
 from dispy.scheduler.core import SchedulerCore
@@ -17,6 +20,7 @@ from dispy.wire import messages
 from simulator.network import TO_NODE, TO_PROGRAM, DiallingProcess, Link, Machine
 
 if TYPE_CHECKING:
+    from simulator.durable import SimFile, SimMarks
     from simulator.node import SimNode
     from simulator.world import World
 
@@ -103,10 +107,17 @@ class _Reached:
 class SimProgram(DiallingProcess):
     """One process of a user."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: World, number: int, *, going_on: SimFile | None = None) -> None:
+        """With `going_on` it is the successor of another one, whose token it has."""
         super().__init__(world, number)
         self.process = ProcessId(f"{number:032x}")
-        self.token = bytes([number]) * 32
+        self.token = bytes([number]) * 32 if going_on is None else going_on.token
+        self.going_on = going_on
+        self.file = going_on
+        """Of durable clusters."""
+        self.marks: SimMarks | None = None
+        self.pinned: PinnedJobs | None = None
+        """Of a successor: jobs that wait for their node."""
         self.core = SchedulerCore(holder=Holder("anna", "host", number, "prog.py"), token=self.token)
         self.reached: dict[ProcessId, _Reached] = {}
         self.machines: dict[str, ProcessId] = {}
@@ -127,6 +138,8 @@ class SimProgram(DiallingProcess):
 
     def handle_now(self, event: events.Event) -> None:
         """Something happened in what the program does now."""
+        if self.marks is not None and isinstance(event, events.JobsSubmitted):
+            self.marks.store(event.jobs)
         if self.world.verbose:
             self.world.log(f"program {self.number} <- {event}")
         self._perform(self.core.handle(event, self.world.clock.now))
@@ -134,6 +147,8 @@ class SimProgram(DiallingProcess):
     def _perform(self, effects: notices.Effects) -> None:
         if self.world.checks():
             self.core.check()
+        if self.marks is not None:
+            self.marks.hand(effects)
         for send in effects.sends:
             self.effect()
             reached = self.reached.get(send.node)
@@ -164,6 +179,9 @@ class SimProgram(DiallingProcess):
                     told = self.jobs[ended.job.job]
                     assert not told.endings, f"job {ended.job.job} ended twice"
                     told.endings.append(ended)
+                if self.marks is not None:
+                    self.effect()
+                    self.marks.end_some(jobs)
             case notices.JobSpoke(record):
                 assert not self.jobs[record.job].endings, f"job {record.job} spoke after its end"
                 self.jobs[record.job].spoken += 1
@@ -186,12 +204,16 @@ class SimProgram(DiallingProcess):
                 ]
                 assert not left, f"a cluster ended before its jobs {left}"
                 self.ended_clusters.add(cluster)
+                if self.file is not None and self.going_on is None:
+                    self.file.append([ClusterOver(cluster)])
             case _:
                 if world.verbose:
                     world.log(str(notice))
 
     def _allocate(self, cluster: ComputationId, node: ProcessId, cpus: int) -> None:
         world = self.world
+        if self.pinned is not None:
+            self.pinned.node_came(_view_of(self.reached[node]))
         if cpus and not world.is_reliable(node):
             if world.happens(world.chances.declined):
                 cpus = 0
@@ -239,6 +261,8 @@ class SimProgram(DiallingProcess):
         else:
             if isinstance(message, messages.NodeDescribed):
                 reached.info = message.info
+            elif isinstance(message, messages.LeaseGranted) and self.marks is not None:
+                self.marks.node_leased(link.node.info)
             self.handle_now(events.NodeSaid(process, message))
         reached.intake.acknowledge()
 
@@ -285,3 +309,13 @@ class SimProgram(DiallingProcess):
 
     def die(self) -> None:
         self.end(power=False)
+
+    def end(self, *, power: bool, goodbye: bool = False) -> None:
+        super().end(power=power, goodbye=goodbye)
+        if self.file is not None and not goodbye:
+            self.world.program_died(self)
+
+
+def _view_of(reached: _Reached) -> NodeView:
+    assert reached.info is not None
+    return NodeView(reached.node.process, reached.info, "10.0.0.1", 1)

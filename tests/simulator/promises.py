@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dispy.model import JobState
 from dispy.scheduler import events
+from simulator.durable import Succession
 from simulator.network import TO_NODE, TO_PROGRAM
 from simulator.node import SimNode
 from simulator.program import SimProgram, Told
@@ -28,12 +29,15 @@ def finish(world: World) -> None:
         machine.disk.is_full = False
     world.add_machine(3, reliable=True)
     for program in world.living:
+        if program.going_on is not None:
+            continue
         for cluster in program.clusters:
             for node in world.nodes:
                 # jobs that are pinned to a paused node wait until it is used again
                 program.handle(events.NodeSteered(cluster, node.process, events.Steering.USE))
             if cluster not in program.closing:
                 world.close(program, cluster, terminate=False)
+    world.run(lambda: all(succession.is_done for succession in world.successions))
     world.run(lambda: all(program.ended_clusters == program.clusters.keys() for program in world.living))
     world.pass_time(FETCH)
     for recoverer in world.recoverers:
@@ -54,6 +58,8 @@ def check_promises(world: World) -> None:
         for job, told in program.jobs.items():
             _check_job(job, told)
         _check_program(program)
+    for succession in world.successions:
+        _check_succession(world, succession)
     for task in world.tasks.values():
         told = task.program.jobs[task.record.job]
         if not told.endings:
@@ -89,6 +95,26 @@ def _check_recovered(world: World, recoverer: SimRecoverer) -> None:
                 assert job in results, f"the result of job {job} of program {program.number} was not recovered"
     for job, done in results.items():
         assert done.job == job
+
+
+def _check_succession(world: World, succession: Succession) -> None:
+    """Each job that a program had stored ended once, in its own life or in those of its successors."""
+    written, returned = succession.file.segments(), succession.returned
+    handed = succession.file.handed()
+    results = succession.file.results() | written.over | written.results.keys()
+    for job, stored in written.jobs.items():
+        assert returned[job] == 1, f"durable job {job} was returned {returned[job]} times"
+        task = world.tasks[int(stored.args)]
+        state = succession.states[job]
+        assert state is not JobState.Finished or task.started_at, f"durable job {job} finished and never started"
+        assert state is not JobState.Cancelled or task.again or not task.started_at, f"durable job {job} had started"
+        pinned = stored.options is not None and stored.options.node
+        if state is JobState.Abandoned and not pinned:
+            assert task.started_at or job in handed, f"durable job {job} was abandoned and cannot have started"
+        for node in world.nodes:
+            if node.alive and int(stored.args) in node.answered and not task.again:
+                assert job in results, f"the result of durable job {job} was not recovered"
+    assert not written.over & returned.keys(), f"jobs {written.over & returned.keys()} had ended and were returned"
 
 
 def _check_program(program: SimProgram) -> None:

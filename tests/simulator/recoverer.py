@@ -74,6 +74,10 @@ class SimRecoverer(DiallingProcess):
             assert known == sequence, f"job {done.job} came in two batches"
             self.file.results.setdefault(done.job, done)
         self.effect()
+        self._acknowledge(link, sequence)
+
+    def _acknowledge(self, link: Link, sequence: int) -> None:
+        process = link.node.process
         self._safe[process] = max(sequence, self._safe.get(process, 0))
         self._say(link, messages.AckResults(self._safe[process]))
 

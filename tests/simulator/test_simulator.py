@@ -179,6 +179,33 @@ def test_results_of_a_killed_program_reach_its_successor_once(calm: Calm, restar
     finish(calm.world)
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["the node lives", "the node is started again"])
+def test_durable_jobs_of_a_killed_program_go_on_in_its_successors(restarted: bool) -> None:
+    world = World(1, CALM)
+    program, machine = world.add_program(durable=True), world.add_machine(1)
+    cluster = world.open(program, reentrant=False)
+    world.submit(program, cluster, [2.0])  # from now on it is known that nothing has to be sent ahead
+    world.pass_time(4.0)
+    world.submit(program, cluster, [3.0] * 3)
+    world.submit_to(program, cluster, world.nodes[0], 1.0)
+    world.pass_time(1.0)
+    program.end(power=False)
+    if restarted:
+        world.nodes[0].end(goodbye=False)
+        world.start_node(machine)
+    world.pass_time(5.0)
+    successor = world.programs[-1]
+    assert successor.going_on is program.file
+    assert len(successor.jobs) == 3
+    successor.end(power=False)
+    finish(world)
+    (succession,) = world.successions
+    states = [succession.states[job] for job in (2, 3, 4, 5)]
+    lost = JobState.Abandoned if restarted else JobState.Finished
+    assert states == [lost, JobState.Finished, JobState.Finished, JobState.Finished]
+    assert [len(task.started_at) for task in world.tasks.values()] == [1] * 5
+
+
 def test_a_result_on_the_disk_of_a_node_that_is_killed_and_started_again_counts() -> None:
     calm = Calm(1)
     calm.submit(calm.open(reentrant=True), [1.0])

@@ -71,7 +71,7 @@ class Trouble:
     def new_program(self) -> None:
         if not self.world.trouble:
             return
-        program = self.world.add_program()
+        program = self.world.add_program(durable=self.world.happens(self.world.chances.durable))
         for _ in range(self.random.randint(1, self.world.chances.clusters)):
             self._later(0.3 * HORIZON, lambda: self._use(program))
 
@@ -95,7 +95,8 @@ class Trouble:
             self._later(HORIZON, lambda: world.close(program, cluster, terminate=terminate) if program.alive else None)
 
     def _submit(self, program: SimProgram, cluster: ComputationId, durations: list[float]) -> None:
-        if program.alive:
+        is_sealed = program.file is not None and cluster in program.closing
+        if program.alive and not is_sealed:
             self.world.submit(program, cluster, durations)
 
     def _later(self, most: float, action: Callable[[], None]) -> None:
@@ -169,7 +170,8 @@ class Trouble:
         power = self.random.random() < self.world.chances.power
         if self.random.random() < 0.5:
             self._later(5.0, self.new_program)
-        if self.random.random() < self.world.chances.recoveries and program not in self._recovered:
+        is_wanted = program.file is None and program not in self._recovered
+        if self.random.random() < self.world.chances.recoveries and is_wanted:
             self._recovered.append(program)
             file, terminate = RecoveryFile(program), self.random.random() < 0.2
             self._later(5.0, lambda: self._recover(file, terminate))
@@ -221,8 +223,13 @@ class Trouble:
             node.handle(node_events.OfferChanged(self.random.randint(0, cpus + 1), "its owner wants it"))
             self._later(10.0, lambda: node.handle(node_events.OfferChanged(cpus)))
 
+    def _user(self) -> SimProgram | None:
+        """A program with somebody who steers it."""
+        programs = [program for program in self.world.living if program.going_on is None]
+        return self.random.choice(programs) if programs else None
+
     def _choice(self) -> tuple[SimProgram, ComputationId, SimNode] | None:
-        program, node = self._program(), self._node()
+        program, node = self._user(), self._node()
         if program is None or node is None or not program.clusters:
             return None
         return program, self.random.choice(list(program.clusters)), node
@@ -242,7 +249,7 @@ class Trouble:
             program.handle(events.NodeSteered(cluster, node.process, how, cpus, terminate))
 
     def cancel(self) -> None:
-        program = self._program()
+        program = self._user()
         if program is not None and program.jobs:
             jobs = list(program.jobs)
             some = [self.random.choice(jobs) for _ in range(self.random.randint(1, 5))]

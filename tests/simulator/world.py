@@ -20,6 +20,7 @@ from dispy.scheduler import events
 from dispy.scheduler.jobs import JobRecord
 from simulator.chances import Chances, chances_of
 from simulator.clock import Clock
+from simulator.durable import Succession, make_durable, note_cluster
 from simulator.network import Machine
 from simulator.node import MEMORY, TAGS, SimNode
 from simulator.program import SimProgram, Told
@@ -55,6 +56,7 @@ class World:
         self.check_every = self.random.choice([1, 7, 20, 20])
         self.programs: list[SimProgram] = []
         self.recoverers: list[SimRecoverer] = []
+        self.successions: list[Succession] = []
         self.machines: list[Machine] = []
         self.nodes: list[SimNode] = []
         """All that ever were."""
@@ -97,21 +99,36 @@ class World:
 
     # What there is.
 
-    def add_program(self) -> SimProgram:
-        program = SimProgram(self, len(self.programs) + len(self.recoverers) + 1)
-        self.programs.append(program)
+    def next_number(self) -> int:
+        """Of a program, or of one that recovers."""
+        return len(self.programs) + len(self.recoverers) + 1
+
+    def add(self, process: SimProgram | SimRecoverer) -> None:
+        """A program begins, or one that recovers."""
+        if isinstance(process, SimProgram):
+            self.programs.append(process)
+        else:
+            self.recoverers.append(process)
         for machine in self.machines:
-            program.learn(machine)
+            process.learn(machine)
+
+    def add_program(self, *, durable: bool = False) -> SimProgram:
+        program = SimProgram(self, self.next_number())
+        if durable:
+            make_durable(program)
+        self.add(program)
         return program
 
     def add_recoverer(self, file: RecoveryFile, *, terminate: bool = False) -> SimRecoverer:
         """Somebody comes for the results of a program that is gone."""
-        number = len(self.programs) + len(self.recoverers) + 1
-        recoverer = SimRecoverer(self, number, file, terminate=terminate)
-        self.recoverers.append(recoverer)
-        for machine in self.machines:
-            recoverer.learn(machine)
+        recoverer = SimRecoverer(self, self.next_number(), file, terminate=terminate)
+        self.add(recoverer)
         return recoverer
+
+    def program_died(self, program: SimProgram) -> None:
+        """A durable program, or a successor, for whom another one comes."""
+        if program.going_on is None:
+            self.successions.append(Succession(program))
 
     def add_machine(self, cpus: int, *, reliable: bool = False) -> Machine:
         machine = Machine(f"n{len(self.machines) + 1}", cpus, reliable)
@@ -144,6 +161,8 @@ class World:
         program.clusters[cluster] = reentrant
         isolate = self.happens(0.1)
         spec = ComputationSpec(cluster, f"function {len(program.clusters)}", "function", isolate=isolate)
+        if program.file is not None:
+            note_cluster(program, spec, reentrant=reentrant)
         program.handle(events.ClusterOpened(spec, reentrant, open_ended))
         return cluster
 

@@ -346,6 +346,17 @@ class Book:
             case ProgramBegun():
                 raise RecoveryError("two programs have written into it")
 
+    def take_in(self, jobs: Book) -> None:
+        """Add what stands in the segments beside the file; what the file itself says was written later."""
+        self.returned |= jobs.over
+        for kept in jobs.results.values():
+            self.add(kept)
+        for job, stored in jobs.jobs.items():
+            if job not in self.returned:
+                self.jobs[job] = stored
+                if job in jobs.handed and job not in self.freed:
+                    self.handed.setdefault(job, jobs.handed[job])
+
     def _keep(self, kept: ResultKept) -> None:
         """Of several attempts at one job the first that finished counts, else the last."""
         job = kept.done.job

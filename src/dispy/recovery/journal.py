@@ -244,15 +244,7 @@ def load_jobs(book: Book, folder: Path) -> float:
         data = path.read_bytes()
         if len(data) >= len(MAGIC):
             _add_segment(jobs, decode(data), path)
-    book.returned |= jobs.over
-    for kept in jobs.results.values():
-        book.add(kept)
-    # What the file itself says was written later, by whoever recovered before.
-    for job, stored in jobs.jobs.items():
-        if job not in book.returned:
-            book.jobs[job] = stored
-            if job in jobs.handed and job not in book.freed:
-                book.handed.setdefault(job, jobs.handed[job])
+    book.take_in(jobs)
     return written
 
 

@@ -50,22 +50,26 @@ def sort_out(book: Book, fetched: Fetched, age: float, *, terminate: bool) -> So
     result = Sorted()
     for job, stored in sorted(book.jobs.items()):
         computation = book.computations.get(stored.cluster)
-        if book.has_result(job) or computation is None:
+        if book.has_result(job):
+            continue
+        if computation is None:
+            cause = "what it runs is not in the recovery file, which is damaged"
+            result.ended[job] = (JobState.Abandoned, cause)
             continue
         node = book.handed.get(job)
         again = computation.reentrant or (stored.options is not None and stored.options.retries > 0)
         free = job in fetched.not_started or (node in fetched.answered and age < FORGETS_AFTER)
         if node is not None and not free and node in book.nodes:
             result.undecided += 1
-        elif terminate:
-            cause = "cancelled: it waited when its program was killed, and what was pending was to be ended"
-            result.ended[job] = (JobState.Cancelled, cause)
         elif not (node is None or free or again):
             cause = (
                 f"it had been handed to node {book.name_of(node)} when its program was killed, and no node knows of it "
                 "any more: it may have started, and is not reentrant"
             )
             result.ended[job] = (JobState.Abandoned, cause)
+        elif terminate:
+            cause = "cancelled: it waited when its program was killed, and what was pending was to be ended"
+            result.ended[job] = (JobState.Cancelled, cause)
         elif _died_with_its_program(book, stored):
             cause = "it could only run on the node that its program had started for itself, and that is gone"
             result.ended[job] = (JobState.Abandoned, cause)
