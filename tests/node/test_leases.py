@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from corenode import ANNA, BERT, HOLDER, MAP, OTHER, REDUCE, Answer, Node, done, node, ready, recalled, spec
+from msgspec.structs import replace
 
 from dispy.model import BlobRef, Ending, HeldAttempt, Holder, JobSpec
 from dispy.node import effects as do
@@ -85,9 +87,33 @@ def test_resume_reports_what_is_held_and_sends_results_again(ready: Node) -> Non
 
 def test_another_process_with_the_token_continues_the_lease(ready: Node) -> None:
     ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
     effects = ready.lease(BERT, b"A")
     assert effects.sends == [Send(BERT, msg.LeaseGranted([HeldAttempt(1, 1)], [MAP]))]
     assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).sends[0].peer == BERT
+
+
+@pytest.mark.parametrize("goodbye", [False, True])
+def test_another_process_with_the_token_waits_for_the_end_of_the_link_before_it(ready: Node, goodbye: bool) -> None:
+    """Whichever comes late is the one that is gone: if it took the lease at once, the other would wait in silence."""
+    ready.run(1)
+    effects = ready.lease(BERT, b"A")
+    assert effects.sends == [Send(BERT, msg.LeaseRefused(replace(HOLDER, since=1000.0)))]
+    assert ready.run(2).sends == [], "the lease is where it was"
+    effects = ready.handle(ev.LinkLost(ANNA, goodbye=goodbye))
+    [granted] = effects.sends
+    assert (granted.peer, type(granted.message)) == (BERT, msg.LeaseGranted)
+    assert HeldAttempt(1, 1) in granted.message.held
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).sends[0].peer == BERT
+    ready.wait(100.0)
+    assert ready.core.lease is not None
+
+
+def test_a_process_that_is_gone_takes_no_lease_by_what_it_said_last(ready: Node) -> None:
+    ready.run(1)
+    ready.lease(BERT, b"A")
+    ready.handle(ev.LinkLost(BERT, goodbye=False))
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).sends[0].peer == ANNA
 
 
 def test_within_grace_nothing_is_dropped_after_it_unstarted_jobs_are(ready: Node) -> None:

@@ -100,7 +100,7 @@ def _check_recovered(world: World, recoverer: SimRecoverer) -> None:
 def _check_succession(world: World, succession: Succession) -> None:
     """Each job that a program had stored ended once, in its own life or in those of its successors."""
     written, returned = succession.file.segments(), succession.returned
-    handed = succession.file.handed()
+    handed, clusters = succession.file.handed(), succession.file.book().computations
     results = succession.file.results() | written.over | written.results.keys()
     for job, stored in written.jobs.items():
         assert returned[job] == 1, f"durable job {job} was returned {returned[job]} times"
@@ -109,7 +109,7 @@ def _check_succession(world: World, succession: Succession) -> None:
         assert state is not JobState.Finished or task.started_at, f"durable job {job} finished and never started"
         assert state is not JobState.Cancelled or task.again or not task.started_at, f"durable job {job} had started"
         pinned = stored.options is not None and stored.options.node
-        if state is JobState.Abandoned and not pinned:
+        if state is JobState.Abandoned and not pinned and stored.cluster in clusters:
             assert task.started_at or job in handed, f"durable job {job} was abandoned and cannot have started"
         for node in world.nodes:
             if node.alive and int(stored.args) in node.answered and not task.again:

@@ -77,6 +77,10 @@ class Leases:
         self.keeper.hurry(lease.results, now)
         if goodbye:
             self.computations.expire(lease, effects)
+        successor = next((waiter for waiter in self.line if waiter.token == lease.token), None)
+        if successor is not None and not lease.ended:
+            self.line.remove(successor)
+            self._resume(lease, successor.peer, now, effects)
 
     def _drop_claim(self, peer: ProcessId, now: float) -> None:
         self.claims.drop(peer, self.lease)
@@ -97,16 +101,20 @@ class Leases:
         lease = self.lease
         if lease is None:
             self._grant(Waiter(ask.token, ask.holder, peer), now, effects)
-        elif lease.token == ask.token and not lease.ended:
-            self._displace(lease.name, _IS_BACK, now, effects)
-            lease.peer = peer
-            lease.grace_at = lease.zombie_at = None
-            lease.expired = False
-            self._tell_granted(lease, effects)
-            self.desk.arguments.fetch_again(lease, effects)
-        else:
+        elif lease.token == ask.token and not lease.ended and lease.peer in (None, peer):
+            self._resume(lease, peer, now, effects)
+        else:  # also with its token while another process speaks with it: which of the two is gone shows soon
             self.line.append(Waiter(ask.token, ask.holder, peer))
             effects.sends.append(Send(peer, msg.LeaseRefused(lease.holder_now)))
+
+    def _resume(self, lease: Lease, peer: ProcessId, now: float, effects: Effects) -> None:
+        """Its holder, or whoever goes on for him, is here again."""
+        self._displace(lease.name, _IS_BACK, now, effects)
+        lease.peer = peer
+        lease.grace_at = lease.zombie_at = None
+        lease.expired = False
+        self._tell_granted(lease, effects)
+        self.desk.arguments.fetch_again(lease, effects)
 
     def _grant(self, waiter: Waiter, now: float, effects: Effects) -> None:
         holder = msgspec.structs.replace(waiter.holder, since=now + self.wall_offset)

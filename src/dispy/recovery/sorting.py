@@ -53,7 +53,10 @@ def sort_out(book: Book, fetched: Fetched, age: float, *, terminate: bool) -> So
         if book.has_result(job):
             continue
         if computation is None:
-            cause = "what it runs is not in the recovery file, which is damaged"
+            cause = (
+                "its cluster was closed, so it had ended without a result and the program was just being told of that; "
+                "or the recovery file is damaged"
+            )
             result.ended[job] = (JobState.Abandoned, cause)
             continue
         node = book.handed.get(job)
