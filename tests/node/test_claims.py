@@ -454,3 +454,12 @@ def test_the_disk_answers_for_the_results_of_a_lease_that_is_over(ready: Node, h
     (batch,) = ready.core.keeper.orphans[A].results.batches
     assert batch.kept is Kept.DISK
     assert ready.handle(ev.BatchesSpooled(lease_name(b"?"), [3])) == Effects(), "unknown"
+
+
+def test_interim_results_are_not_for_whoever_claims_results(ready: Node) -> None:
+    ready.run(1)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    ready.handle(ev.WorkerSpoke(1, Answer(2, Ending.PROVISIONAL, body=b""), BLOB))
+    effects = claim(ready)
+    assert effects.actions == [do.WithdrawResults([BLOB.name])]
+    assert effects.sends == [Send(BERT, msg.ResultsClaimed([], [HeldAttempt(1, 1)]))]

@@ -306,7 +306,12 @@ def test_a_machine_that_has_nothing_left_is_blamed_for_its_own_deaths_only(ready
     ready.run(1, 2, 3)
     ready.handle(ev.WorkerDied(1, 2, "killed"))
     for worker in (3, 4, 5):
-        ready.handle(ev.WorkerDied(worker, 0, "no memory", exhausted=True))
         ready.wait(1)
+        ready.handle(ev.WorkerDied(worker, 0, "no memory", exhausted=True))
     told = ready.handle(ev.WorkerDied(2, 2, "killed")).sends
     assert not [send for send in told if isinstance(send.message, msg.ComputationRefused)]
+
+
+def test_a_close_of_what_is_not_here_is_answered(node: Node) -> None:
+    node.lease()
+    assert node.said(msg.CloseComputation(MAP)) == Effects([], [Send(ANNA, msg.ComputationClosed(MAP))])

@@ -9,6 +9,7 @@ from dispy.model import ComputationSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects
+from dispy.node.results import SPOOL_AFTER
 from dispy.node.slots import STALL_SECONDS, STARVE_SECONDS
 from dispy.wire import messages as msg
 
@@ -231,9 +232,7 @@ def test_a_computation_that_has_got_a_cpu_is_starved_no_more() -> None:
     node.run(5, key=REDUCE)
     assert node.core.next_deadline() == STARVE_SECONDS
     assert node.handle(ev.WorkerDied(1, 1, "x")).actions == [do.ForkWorker(REDUCE, 5)]
-    node.said(msg.AckResults(99))
-    node.wait(1)
-    assert node.core.next_deadline() is None
+    assert node.core.next_deadline() == SPOOL_AFTER, "that is for the result of the dead worker"
 
 
 def test_as_many_idle_workers_make_room_as_are_lacking() -> None:
@@ -300,3 +299,61 @@ def test_a_worker_that_has_just_answered_is_not_stalled(late: Node) -> None:
     late.handle(ev.WorkerAnswered(1, [Answer(2, ended_at=50.001)]))
     late.now += 0.75 * STALL_SECONDS
     assert late.run(5, 6).actions == [fed(1, 4, 5)], "worker 2 is silent"
+
+
+def test_a_computation_that_is_given_less_uses_less_although_its_workers_are_there(ready: Node) -> None:
+    ready.said(msg.OpenComputation(spec(), b"", 1))
+    assert ready.run(1, 2).actions == [fed(1, 2)]
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions == [fed(1, 3)]
+
+
+def test_a_computation_that_lacks_nothing_any_more_is_starved_no_more(ready: Node) -> None:
+    ready.wait(2)
+    ready.open(REDUCE)
+    ready.run(1, 2, 3, 4)
+    ready.run(5, key=REDUCE)
+    assert ready.core.next_deadline() == 2 + STARVE_SECONDS
+    ready.said(msg.RecallJobs(1))
+    ready.said(msg.CancelJobs([5]))
+    ready.said(msg.AckResults(99))
+    assert ready.wait(1) == Effects()
+    assert ready.run(6, key=REDUCE) == Effects()
+    assert ready.wait(0.9 * STARVE_SECONDS) == Effects()
+
+
+def test_what_waits_behind_a_long_job_goes_to_a_cpu_that_nobody_uses(node: Node) -> None:
+    node.lease()
+    node.open()
+    node.run(1)
+    node.forked(1)
+    node.handle(ev.WorkerAnswered(1, [Answer(1)]))
+    assert ahead(node, 2, 3, 4, 5).actions == [fed(1, 2, 3, 4, 5)]
+    assert node.wait(0.01).actions == [do.RecallFromWorker(MAP, 1, 6)]
+    assert node.handle(ev.WorkerRecalled(1, 3, 6)).actions == [do.ForkWorker(MAP, 2)]
+
+
+def test_what_waits_behind_a_long_job_goes_to_the_cpu_of_an_idle_worker_of_others(node: Node) -> None:
+    node.lease()
+    node.open()
+    node.open(REDUCE)
+    node.run(1)
+    node.run(2, key=REDUCE)
+    node.forked(1, 2)
+    node.handle(ev.WorkerAnswered(1, [Answer(1)]))
+    node.handle(ev.WorkerAnswered(2, [Answer(1)]))
+    ahead(node, 3, 4, 5, 6)
+    assert node.wait(0.01).actions == [do.RecallFromWorker(MAP, 1, 6)]
+    assert node.handle(ev.WorkerRecalled(1, 3, 6)).actions == [do.RetireWorker(REDUCE, 2)]
+
+
+def test_what_waits_behind_a_long_job_stays_beside_a_heavy_one_that_has_the_other_cpus() -> None:
+    node = Node(cpus=4)
+    node.lease()
+    node.open()
+    heavy(node, 1, cpus=3)
+    node.run(2)
+    node.forked(1, 2)
+    node.handle(ev.WorkerAnswered(2, [Answer(1)]))
+    node.said(msg.AckResults(9))
+    assert ahead(node, 3, 4, 5).actions == [fed(2, 2, 3, 4)]
+    assert node.wait(10) == Effects()

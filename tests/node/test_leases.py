@@ -8,7 +8,7 @@ import pytest
 from corenode import ANNA, BERT, HOLDER, MAP, OTHER, REDUCE, Answer, Node, done, node, ready, recalled, spec
 from msgspec.structs import replace
 
-from dispy.model import BlobRef, Ending, HeldAttempt, Holder, JobSpec
+from dispy.model import BlobRef, Ending, HeldAttempt, Holder, JobSpec, ProcessId
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects, Send
@@ -294,3 +294,10 @@ def test_results_go_to_the_disk_at_once_when_their_claimer_is_gone(ready: Node) 
     assert ready.wait(0) == Effects(), "he hears of them"
     ready.handle(ev.LinkLost(BERT, goodbye=False))
     assert [type(action) for action in ready.wait(0).actions] == [do.SpoolBatch]
+
+
+def test_a_scheduler_stands_in_line_once_whatever_link_it_has(ready: Node) -> None:
+    third = ProcessId("c" * 32)
+    ready.lease(BERT, b"B", OTHER)
+    ready.lease(third, b"B", OTHER)
+    assert [waiter.peer for waiter in ready.core.line] == [third]

@@ -64,7 +64,7 @@ class Feeder:
             if computation.fork_after is not None:
                 times.append(computation.fork_after)
             holder = None if computation.queue else self._fullest(computation)
-            if holder is not None and self._has_room(computation):
+            if holder is not None and self._spare(computation) > 0:
                 times.append(holder.progress_at + STALL_SECONDS)
         return min(times, default=None)
 
@@ -77,14 +77,14 @@ class Feeder:
             self.end_if_drained(worker, actions)
 
     def end_if_drained(self, worker: Worker, actions: list[Action]) -> None:
-        """Tell a retiring worker to end once it has no jobs."""
-        if worker.state is WorkerState.RETIRING and not worker.jobs and not worker.told_to_end:
+        """Tell a worker that has no jobs left to end, once, if it is retiring."""
+        if worker.state is WorkerState.RETIRING and not worker.told_to_end:
             worker.told_to_end = True
             actions.append(RetireWorker(worker.computation, worker.id))
 
     def recall(self, worker: Worker, actions: list[Action]) -> None:
-        """Ask the worker for all that it has not started, unless that is under way."""
-        if not worker.recalling and worker.jobs:
+        """Ask the worker, which has jobs, for all that it has not started, unless that is under way."""
+        if not worker.recalling:
             worker.recalling = worker.sequence + 1
             actions.append(RecallFromWorker(worker.computation, worker.id, worker.recalling))
 
@@ -126,7 +126,7 @@ class Feeder:
             elif (
                 worker.state is WorkerState.READY
                 and not worker.recalling
-                and (not worker.jobs or (depth > 1 and not worker.is_stalled(now) and worker not in self.heavy))
+                and (not worker.jobs or not worker.is_stalled(now))
                 and not (isolated and worker.sequence)
             ):
                 takers.append(worker)
@@ -155,7 +155,7 @@ class Feeder:
     def _feed_heavy(self, computation: Computation, now: float, actions: list[Action]) -> int:
         """Start heavy jobs in their order; returns the CPUs that are to be kept free for the first that must wait."""
         limit = min(self._bound(computation) or self.capacity, self.capacity)
-        while computation.heavy and limit:
+        while computation.heavy:
             job = computation.heavy[0]
             special = job.wishes
             cpus = min(special.cpus or limit, limit)
@@ -212,7 +212,9 @@ class Feeder:
         return spare
 
     def _within_bounds(self, computation: Computation, takers: list[Worker]) -> list[Worker]:
-        """Of workers that take jobs those that may: the rest of the CPUs is kept, or not for this computation."""
+        """Of workers that take jobs those that may: the rest of the CPUs is kept, or not for this computation, and
+        nothing is put behind a heavy job.
+        """
         everybody, own = self._light(), self._light(computation)
         most = max(0, self.capacity - self.kept)
         mine = max(0, (self._bound(computation) or self.capacity) - self._in_use(computation))
@@ -301,14 +303,8 @@ class Feeder:
 
     def _take_from_stalled(self, computation: Computation, now: float, actions: list[Action]) -> None:
         holder = self._fullest(computation)
-        if holder is not None and holder.is_stalled(now) and self._has_room(computation):
+        if holder is not None and holder.is_stalled(now) and self._spare(computation) > 0:
             self.recall(holder, actions)
-
-    def _has_room(self, computation: Computation) -> bool:
-        """Whether a job of it could start at once somewhere."""
-        if self._spare(computation) <= 0:
-            return False
-        return len(self.workers) < self.capacity or any(worker.is_idle for worker in computation.workers.values())
 
     def _fullest(self, computation: Computation) -> Worker | None:
         """The worker with most jobs that it has not started and that are not being taken back."""

@@ -29,6 +29,7 @@ def check_jobs(desk: JobDesk, lease: Lease | None) -> None:
     for computation in computations.values():
         for job in (*computation.queue, *computation.heavy):
             assert job.worker is None
+            assert job.sequence == 0
             assert (job in computation.heavy) == (job.special is not None and job.special.is_heavy)
             assert job.arguments is not None
             seen.append(job)

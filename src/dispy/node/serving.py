@@ -279,7 +279,7 @@ class Lease:
     @property
     def holder_now(self) -> Holder:
         """Who holds it, and what is here for him when he is gone."""
-        if not self.expired or self.peer is not None:
+        if not self.expired:
             return self.holder
         return msgspec.structs.replace(self.holder, gone=True, results=self.results.waiting(), running=len(self.jobs))
 
