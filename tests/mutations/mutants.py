@@ -94,6 +94,8 @@ class _Spoil(ast.NodeTransformer):
     def __init__(self, number: int | None) -> None:
         self.number = number
         self.places: list[tuple[int, str]] = []
+        self._extremes: set[ast.Compare] = set()
+        """Comparisons that choose the lesser or the greater of two: where these are equal it is the same."""
 
     def visit_body(self, function: ast.FunctionDef) -> None:
         function.body = [self.visit(statement) for statement in function.body]
@@ -135,6 +137,8 @@ class _Spoil(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST:
+        if len(node.body) == 1 and isinstance(node.body[0], ast.Assign) and not node.orelse:
+            self._note_extremes(node.test, node.body[0].targets[0], node.body[0].value)
         node.test = self._negated(node.test)
         return self.generic_visit(node)
 
@@ -143,8 +147,15 @@ class _Spoil(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        self._note_extremes(node.test, node.body, node.orelse)
         node.test = self._negated(node.test)
         return self.generic_visit(node)
+
+    def _note_extremes(self, test: ast.expr, one: ast.expr, other: ast.expr) -> None:
+        chosen = {ast.unparse(one), ast.unparse(other)}
+        for part in test.values if isinstance(test, ast.BoolOp) else [test]:
+            if isinstance(part, ast.Compare) and {ast.unparse(part.left), ast.unparse(part.comparators[-1])} == chosen:
+                self._extremes.add(part)
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
         node.ifs = [self._negated(test) for test in node.ifs]
@@ -160,7 +171,7 @@ class _Spoil(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         for index, operator in enumerate(node.ops):
             neighbour = NEIGHBOURS.get(type(operator))
-            if neighbour is not None and self._is_chosen(node, "off by one"):
+            if neighbour is not None and node not in self._extremes and self._is_chosen(node, "off by one"):
                 node.ops[index] = neighbour()
                 return node
         return self.generic_visit(node)

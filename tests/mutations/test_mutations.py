@@ -52,6 +52,25 @@ def test_each_decision_is_spoilt_once(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
+EXTREMES = """
+def bounded(count, most):
+    logger.info("is it much?")
+    if count > 9 and most:
+        most = count
+    if count > most and most:
+        most = count
+    return count if count < most else most
+"""
+
+
+def test_what_is_no_decision_is_not_spoilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mutated_extremes.py").write_text(EXTREMES)
+    monkeypatch.syspath_prepend(tmp_path)
+    places = [(mutant.line, mutant.kind) for mutant in mutants_of("mutated_extremes")]
+    assert [line for line, kind in places if kind == "off by one"] == [4]
+    assert 3 not in [line for line, _ in places], "a line for the log"
+
+
 def test_the_tool_tells_what_is_noticed() -> None:
     folder = Path(__file__).parent
     command = [sys.executable, str(folder), "dispy.node.offer", "--tests", "node/test_offer.py", "--seeds", "0"]
