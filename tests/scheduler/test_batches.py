@@ -163,6 +163,17 @@ def test_what_nodes_do_not_say_to_programs_is_ignored_and_counted(scheduler: Any
     assert scheduler.core.counters.ignored == 1
 
 
+def test_jobs_that_are_to_end_or_wait_again_are_marked_for_who_keeps_them(scheduler: Any) -> None:
+    scheduler.ready()
+    scheduler.submit(1)
+    wish(scheduler, 2, node=N1)
+    assert scheduler.handle(ev.CancelAsked([1, 2])).marked == [scheduler.jobs[1]], "the other has ended"
+    assert scheduler.handle(ev.CancelAsked([1])).marked == []
+    scheduler.done(N1, 1, ending=Ending.INTERRUPTED)
+    scheduler.submit(3)
+    assert scheduler.done(N1, 3, ending=Ending.NOT_STARTED).marked == [scheduler.jobs[3]]
+
+
 # ---- queues of jobs with wishes are forgotten with their last job: there may be one for each job ----
 
 
