@@ -18,6 +18,7 @@ from dispy import JobCluster, cli, errors, model, settings
 from dispy.job import DispyJob
 from dispy.node.cli import command as dispynode_command
 from dispy.relay.cli import command as relay_command
+from dispy.sharing.cli import command as scheduler_command
 from dispy.wire import handshake, message, messages, sharing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
     yield from walk("dispy", cli.main)
     yield "dispynode", dispynode_command
+    yield "dispyscheduler", scheduler_command
     yield "dispynetrelay", relay_command
 
 

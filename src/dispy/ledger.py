@@ -46,6 +46,8 @@ class ClusterLedger:
         interval: float | None,
     ) -> None:
         self.spec = spec
+        self.user = ""
+        self.exclusive = False
         self.reentrant = reentrant
         self.may_embed = may_embed
         self.wants_local = local

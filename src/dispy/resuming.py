@@ -116,6 +116,8 @@ class _FileRecorder(Recorder):
 class _ResumedCluster:
     """A durable cluster for the scheduler service, without a user's object behind it."""
 
+    user = ""
+    exclusive = False
     allocates_slowly = True
     interval: float | None = DISCOVERY_INTERVAL
 

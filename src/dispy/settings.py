@@ -99,9 +99,29 @@ VARIABLES: Final[Mapping[str, str]] = {
     "DISPY_INIT": "Python file whose init() and close() frame the life of a node; --init",
     "DISPY_ADMIN_SECRET": "secret that opens admin links to a node, for `dispy admin`; --admin_secret",
     "DISPY_ADMIN_SECRET_FILE": "file that holds the admin secret; --admin-secret-file",
+    "DISPY_NODE_SECRET": "secret between a shared scheduler and nodes; --node_secret",
+    "DISPY_NODE_SECRET_FILE": "file that holds it; --node-secret-file",
+    "DISPY_NODE_CERTFILE": "certificate of a shared scheduler towards nodes (PEM); --node_certfile",
+    "DISPY_NODE_KEYFILE": "private key of that certificate (PEM); --node_keyfile",
+    "DISPY_NODE_CAFILE": "certificate authority of nodes for a shared scheduler (PEM); --node_cafile",
+    "DISPY_CLUSTER_SECRET": "secret between a shared scheduler and its clients; --cluster_secret",
+    "DISPY_CLUSTER_SECRET_FILE": "file that holds it; --cluster-secret-file",
+    "DISPY_CLUSTER_CERTFILE": "certificate of a shared scheduler towards clients (PEM); --cluster_certfile",
+    "DISPY_CLUSTER_KEYFILE": "private key of that certificate (PEM); --cluster_keyfile",
+    "DISPY_CLUSTER_CAFILE": "certificate authority of clients for a shared scheduler (PEM); --cluster_cafile",
+    "DISPY_SCHEDULER_DIR": "directory in which a shared scheduler keeps what it has; --dest_path_prefix",
+    "DISPY_SCHEDULER_CONFIG": "file with options of dispyscheduler; --config",
+    "DISPY_PULSE_INTERVAL": "seconds between heartbeats of a shared scheduler; --pulse_interval",
+    "DISPY_FAIR_CLUSTER_SCHEDULER": "1: a shared scheduler is fair between clusters; --fair_cluster_scheduler",
+    "DISPY_EARLY_CLUSTER_SCHEDULER": "1: it serves the oldest cluster first; --early_cluster_scheduler",
+    "DISPY_FIFO_CLUSTER_SCHEDULER": "1: it serves jobs in their order; --fifo_cluster_scheduler",
+    "DISPY_MAX_CPUS_PER_USER": "CPUs that one user may have of a shared scheduler; --max-cpus-per-user",
+    "DISPY_MAX_JOBS_PER_USER": "jobs that one user may have pending there; --max-jobs-per-user",
+    "DISPY_COOPERATIVE": "1: programs may steer each other's clusters; --cooperative",
+    "DISPY_CLEANUP_NODES": "1: nodes of a shared scheduler keep no files of programs; --cleanup_nodes",
     "DISPY_CONFIG": "file with options of dispynode; --config",
     "DISPY_DEBUG": "1: log at debug level; --debug",
-    "DISPY_NODES": "nodes that the dispy command uses, comma-separated; --nodes",
+    "DISPY_NODES": "nodes that the dispy command or a shared scheduler uses, comma-separated; --nodes, --node",
     "DISPY_CHECK": "1: cores check their tables after every event (slow; for hunting bugs)",
 }
 
@@ -216,6 +236,11 @@ def state_dir() -> Path:
 def default_prefix() -> Path:
     """Where a node keeps its files unless told otherwise: per user, on a disk that lasts."""
     return Path(platformdirs.user_cache_dir("dispy", appauthor=False)) / "node"
+
+
+def scheduler_dir() -> Path:
+    """Where a shared scheduler keeps what it has unless told otherwise."""
+    return state_dir() / "scheduler"
 
 
 def handles_dir() -> Path:

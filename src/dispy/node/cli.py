@@ -5,7 +5,6 @@ Exit codes: 0 the node was told to end, 1 it could not start or go on (one sente
 
 from __future__ import annotations
 
-import configparser
 import logging
 import socket
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import click
 from dispy import settings
 from dispy.clicknumbers import WholeNumber
 from dispy.commandline import comma_separated, place_named, set_up_logging
+from dispy.configfile import read_config, save_config
 from dispy.errors import SettingsError
 from dispy.masking import mask_secrets
 from dispy.node.embedded import run_embedded
@@ -37,32 +37,6 @@ _NOT_SAVED: Final = {"config", "save_config", "embedded", "launch", "secret", "a
 """Secrets stay out of files that others may read; `clean` is for one start."""
 
 
-def _read_config(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """Let a file's values stand where neither the command line nor a variable says otherwise."""
-    if value is None:
-        return None
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        with open(value, encoding="utf-8") as file:
-            parser.read_file(file)
-    except OSError as error:
-        raise click.BadParameter(f"{value} cannot be read: {error.strerror}") from error
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{value} is no file of options: {error}") from error
-    known = {parameter.name: parameter for parameter in context.command.params}
-    defaults: dict[str, Any] = {}
-    for key, text in parser.defaults().items():
-        name = option_of_today(key.replace("-", "_"))
-        name = {"dispy_port": "base_port"}.get(name, name)
-        parameter = known.get(name)
-        if parameter is None or name in {"config", "save_config", "embedded"}:
-            raise click.BadParameter(f"{value}: {key!r} is no option of dispynode")
-        if text.strip():
-            defaults[name] = settings.names(text) if parameter.multiple else text
-    context.default_map = {**(context.default_map or {}), **defaults}
-    return value
-
-
 def _no_node_port(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
     if value is not None:
         less = f": --dispy_port {int(value) - 1}" if value.isdecimal() else ""
@@ -70,11 +44,12 @@ def _no_node_port(_context: click.Context, _parameter: click.Parameter, value: s
 
 
 @click.command(
+    "dispynode",
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 110,
         "token_normalize_func": option_of_today,
-    }
+    },
 )
 @click.option(
     *("-c", "--cpus"),
@@ -170,7 +145,7 @@ def _no_node_port(_context: click.Context, _parameter: click.Parameter, value: s
     metavar="FILE",
     is_eager=True,
     expose_value=False,
-    callback=_read_config,
+    callback=read_config,
     help="INI file whose section [DEFAULT] has long option names; the command line and variables go before it.",
 )
 @click.option("--save_config", "--save-config", metavar="FILE", help="Write the options to this file and end.")
@@ -193,7 +168,7 @@ def command(context: click.Context, /, **options: Any) -> None:
         if options["embedded"] is not None:
             context.exit(run_embedded(options["embedded"]))
         if options["save_config"]:
-            _save_config(options["save_config"], options)
+            save_config(options["save_config"], options, _NOT_SAVED)
             return
         credentials = find_credentials(
             secret=options["secret"],
@@ -248,21 +223,6 @@ def _default_prefix(user: str | None) -> Path:
 def _was_typed(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
     return source is click.core.ParameterSource.COMMANDLINE
-
-
-def _save_config(path: str, options: Mapping[str, Any]) -> None:
-    parser = configparser.ConfigParser(interpolation=None)
-    for name, value in sorted(options.items()):
-        if name in _NOT_SAVED or value is None or value == ():
-            continue
-        key = "dispy_port" if name == "base_port" else name
-        parser["DEFAULT"][key] = ", ".join(value) if isinstance(value, tuple) else str(value)
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            parser.write(file)
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be written: {error.strerror}") from error
-    click.echo(f"the options are in {path}; use them with --config {path}")
 
 
 if __name__ == "__main__":

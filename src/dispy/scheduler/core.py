@@ -195,6 +195,10 @@ class SchedulerCore:
         """Nodes that have joined and are not lost: only their next link is a `LinkResumed`."""
         return self._tables.nodes.keys()
 
+    def record_of(self, job: int) -> JobRecord | None:
+        """A job that has not ended."""
+        return self._tables.jobs.get(job)
+
     def runs(self, node: ProcessId, job: int, attempt: int) -> bool:
         """Whether a node has this attempt of a job."""
         record = self._tables.jobs.get(job)
@@ -242,13 +246,20 @@ class SchedulerCore:
 
         None when there are no such jobs.
         """
-        sentences = []
-        for cluster in self._tables.clusters.values():
-            if cluster.waiting == cluster.jobs > 0:
-                sentences.append(explain_cluster(self._tables, cluster.id))
-            elif cluster.special:
-                sentences += explain_stranded(self._tables, cluster)
+        sentences = [why for cluster in self._tables.clusters for why in self._why_waits(cluster)]
         return " ".join(dict.fromkeys(sentences)) or None
+
+    def why_cluster_waits(self, cluster: ComputationId) -> str | None:
+        """The same for one cluster."""
+        return " ".join(self._why_waits(cluster)) or None
+
+    def _why_waits(self, id: ComputationId) -> list[str]:
+        cluster = self._tables.clusters.get(id)
+        if cluster is None:
+            return []
+        if cluster.waiting == cluster.jobs > 0:
+            return [explain_cluster(self._tables, id)]
+        return explain_stranded(self._tables, cluster) if cluster.special else []
 
     def changes(self, event: events.Event | None, effects: Effects) -> Changes:
         """What must survive this process of an event (None: of a timeout) that was just handled, and its effects."""

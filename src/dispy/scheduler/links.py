@@ -215,11 +215,15 @@ class NodeLinks:
         info, places, relays = reached.info, self.places.of(node), self.relays.of(node)
         return NodeView(node, info, reached.address, reached.port, places=places, relays=relays)
 
-    async def close(self, reason: str) -> None:
-        """Say goodbye to all and stop."""
+    async def close(self, reason: str, *, goodbye: bool = True) -> None:
+        """Stop, and say goodbye to all; without that nodes go on with what they have, for whoever comes back."""
         if self._asker is not None:
             self._asker.close()
             self._asker = None
+        if not goodbye:  # before those that dial would say it
+            for reached in self.nodes.values():
+                if reached.link is not None:
+                    reached.link.abort(reason)
         self.targets.close(reason)
         self.relays.close(reason)
         for reached in self.nodes.values():

@@ -27,6 +27,10 @@ class ClusterOwner(Protocol):
     """What the service needs of a cluster object. All methods are called in the event loop's thread, but `allocate`."""
 
     spec: ComputationSpec
+    user: str
+    """Whose it is where a scheduler is shared: user@host."""
+    exclusive: bool
+    """It wants no other cluster to run beside it."""
     reentrant: bool
     open_ended: bool
     may_embed: bool

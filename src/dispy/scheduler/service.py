@@ -174,27 +174,44 @@ class SchedulerService:
 
     async def open_cluster(self, owner: ClusterOwner) -> None:
         """Take up a cluster: look for its nodes."""
+        await self.adopt_cluster(owner)
+        self.begin_cluster(owner)
+
+    async def adopt_cluster(self, owner: ClusterOwner) -> None:
+        """Look for the nodes of a cluster that the core knows, or will know in a moment."""
         self.owners[owner.spec.id] = owner
         await self.search.look_for(owner)
+
+    def begin_cluster(self, owner: ClusterOwner) -> None:
+        """The core hears of a cluster that was adopted."""
         self.recorder.cluster_opened(owner.spec)
         named = len(list(owner.named_nodes())) + owner.wants_local
         open_ended = owner.open_ended or self._names(owner, self.links.relays.places)
-        self.handle(ClusterOpened(owner.spec, reentrant=owner.reentrant, open_ended=open_ended, named=named))
+        self.handle(
+            ClusterOpened(
+                owner.spec,
+                reentrant=owner.reentrant,
+                open_ended=open_ended,
+                named=named,
+                user=owner.user,
+                exclusive=owner.exclusive,
+            )
+        )
 
     def close_cluster(self, cluster: ComputationId, terminate: bool) -> None:
         """Finish or end the jobs of a cluster and clean up on its nodes; the owner hears `ended`."""
         self.flush_now()
         self.handle(ClusterClosing(cluster, terminate))
 
-    async def stop(self, reason: str = "the program is done", *, hurried: bool = False) -> None:
-        """End all links and the embedded node; `hurried`: its jobs are killed."""
+    async def stop(self, reason: str = "the program is done", *, hurried: bool = False, returns: bool = False) -> None:
+        """End all links and the embedded node; `hurried`: its jobs are killed; `returns`: nodes wait for our return."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.links.close(reason)
+        await self.links.close(reason, goodbye=not returns)
         await self.search.stop(hurried=hurried)
         self.recorder.end()
 

@@ -32,7 +32,7 @@ from dispy.wire.session import (
     Session,
     Suspected,
 )
-from dispy.wire.tls import certified_roles, verifies
+from dispy.wire.tls import certified_name, certified_roles, verifies
 
 WRITE_SIZE: Final = 256 << 10
 """Bytes that are given to the loop at once."""
@@ -93,6 +93,8 @@ class Link(asyncio.BufferedProtocol):
         self.is_open = False
         self.silent_for = 0.0
         """Seconds without a byte, of the grace time, when it was lost by silence; else 0."""
+        self.certified_name = ""
+        """What the other side's verified certificate calls it; empty: it showed none."""
         self._approach = approach
         self._handler = handler
         self._loop = asyncio.get_running_loop()
@@ -117,6 +119,11 @@ class Link(asyncio.BufferedProtocol):
     def where(self) -> str:
         """The other side's address, for sentences."""
         return self._approach.where
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait here to be sent."""
+        return sum(len(buffer) for buffer in self._unwritten)
 
     # For users of links.
 
@@ -222,6 +229,7 @@ class Link(asyncio.BufferedProtocol):
             accept=approach.accept,
             is_loopback=is_loopback(approach.address),
         )
+        self.certified_name = certified_name(tls.getpeercert()) if verified else ""
         self._session = Session(
             settings.identity,
             channel,

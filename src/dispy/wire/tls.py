@@ -74,6 +74,13 @@ def dialler_context(credentials: Credentials) -> ssl.SSLContext:
     return context
 
 
+def certified_name(certificate: Mapping[str, object] | None) -> str:
+    """The common name in a verified certificate (as `SSLObject.getpeercert()` gives it); empty when there is none."""
+    subject = (certificate or {}).get("subject", ())
+    assert isinstance(subject, tuple)
+    return next((str(value) for relative in subject for key, value in relative if key == "commonName"), "")
+
+
 def certified_roles(certificate: Mapping[str, object] | None) -> frozenset[Role] | None:
     """The roles that a verified certificate (as `SSLObject.getpeercert()` gives it) allows; None: any.
 

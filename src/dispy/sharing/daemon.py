@@ -1,0 +1,395 @@
+"""The shared scheduler: one scheduler service, its listeners for nodes and for clients, and its store."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Final
+
+from dispy.commandline import place_named
+from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, TransferError
+from dispy.logs import logger
+from dispy.model import BlobRef, ProcessId, Role
+from dispy.nodes import NodeAllocate
+from dispy.scheduler.core import SchedulerCore
+from dispy.scheduler.effects import Effects
+from dispy.scheduler.events import Event
+from dispy.scheduler.hosting import Hosting
+from dispy.scheduler.identity import ServiceSettings, this_holder
+from dispy.scheduler.links import Reached
+from dispy.scheduler.places import Place
+from dispy.scheduler.service import SchedulerService
+from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
+from dispy.sharing.books import End
+from dispy.sharing.clients import ClientLinks
+from dispy.sharing.guests import Guest, number_of
+from dispy.sharing.identity import Identity
+from dispy.sharing.keeping import KeptCluster, Restored
+from dispy.sharing.opening import Opening
+from dispy.sharing.passing import FilePassing
+from dispy.sharing.pool import Pool, Rules
+from dispy.sharing.questions import Questions
+from dispy.sharing.settings import SharingSettings
+from dispy.sharing.staging import Staging, refs_of
+from dispy.sharing.store import open_store
+from dispy.sharing.watch import LOOK_INTERVAL, WaitingWatch
+from dispy.wire.discovery import listen_hosts
+from dispy.wire.link import BROKEN_OFF, LinkSettings, Listener
+from dispy.wire.messages import FileOffered
+from dispy.wire.sharing import PoolStatus
+from dispy.words import counted
+
+LISTEN_AGAIN: Final = 5.0
+"""Seconds between attempts to listen for nodes while another program does so at that port."""
+_LOCK: Final = "lock"
+
+
+class LoopHere:
+    """The running loop, for the service (a `LoopHost`)."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    def post(self, function: Callable[..., object], *args: object) -> None:
+        """Run a function in the loop soon; from any thread."""
+        self.loop.call_soon_threadsafe(function, *args)
+
+
+class SharedScheduler:
+    """The daemon. `start`, wait for `ended`, then `close`."""
+
+    def __init__(self, settings: SharingSettings) -> None:
+        self.settings = settings
+        self.name = settings.name or socket.gethostname()
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Why it is to end."""
+        self.has_failed = False
+        """It cannot go on."""
+        self.port_notice = ""
+        """Why nodes cannot join it now; empty when they can."""
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lock = -1
+        self._clients_listener: Listener | None = None
+        self._waits_for_end = False
+        self._refusals: dict[str, str] = {}
+
+    # ---- the beginning ----
+
+    async def start(self) -> None:
+        """Take up what was left, listen, look for nodes.
+
+        Raises:
+            SettingsError: a setting cannot be used, or the directory is in use.
+            StoreError: what lies in the directory cannot be used.
+            NodeError: the port for clients is taken.
+        """
+        settings = self.settings
+        await asyncio.to_thread(self._take_directory)
+        items = await asyncio.to_thread(_items, settings.use)
+        self.store, restored = await open_store(settings.prefix)
+        self._build(restored, items)
+        self._restore(restored)
+        await self._listen_to_clients()
+        await self._listen_to_nodes()
+        for owner in list(self.service.owners.values()):
+            await self.service.search.look_for(owner)
+        await self.pool.staging.sweep()
+        await self.service.search.look(self.pool.rules.named, asks=self.pool.rules.discovers)
+        self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
+
+    def _take_directory(self) -> None:
+        prefix = self.settings.prefix
+        try:
+            prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(prefix / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.settings.clean:
+                _wipe(prefix)
+        except BlockingIOError:
+            raise SettingsError(
+                f"{prefix} is in use by another dispyscheduler; end that one, or give --dest_path_prefix"
+            ) from None
+        except OSError as error:
+            raise SettingsError(f"{prefix} cannot be used: {error.strerror}") from error
+
+    def _build(self, restored: Restored, items: list[NodeAllocate]) -> None:
+        settings = self.settings
+        core = SchedulerCore(
+            holder=this_holder(settings.ext_host),
+            token=restored.token,
+            grace=5 * settings.pulse_interval,
+            policy=settings.policy,
+            max_cpus_per_user=settings.max_cpus_per_user,
+            max_jobs_per_user=settings.max_jobs_per_user,
+        )
+        self.service = service = SchedulerService(
+            LoopHere(),
+            ServiceSettings(
+                credentials=settings.nodes,
+                group=settings.group,
+                base_port=settings.base_port,
+                client_port=settings.base_port,
+                interfaces=settings.interfaces,
+                pulse_interval=settings.pulse_interval,
+                multicast=settings.multicast,
+                ext_host=settings.ext_host,
+            ),
+            hosting=Hosting(core, restored.token, self._note, self.store.after, self._deliver),
+        )
+        rules = Rules(
+            items,
+            settings.cooperative,
+            settings.cleanup_nodes,
+            settings.ping_interval,
+            settings.zombie_interval,
+        )
+        staging = Staging(settings.prefix, service.links.sources, service.offers.held, settings.max_file_size)
+        self.pool = Pool(service, self.store, staging, rules, self.spawn)
+        self.passing = FilePassing(
+            staging.passing, lambda id: self.opening.guests.get(id), core.record_of, settings.max_file_size
+        )
+        self.opening = Opening(self.pool, self.passing.attached)
+        self.questions = questions = Questions(self.pool, self.opening.guests, settings.policy.value)
+        self.clients = ClientLinks(self.pool, self.opening, questions, self.passing, lambda: settings.client_port)
+        self._watch = WaitingWatch(core.why_cluster_waits)
+        self.store.places_of = self._places_of
+        self.store.address_of = lambda node: service.links.nodes[node].address if node in service.links.nodes else ""
+        self.store.on_problem = self._store_has_problem
+        self.store.on_broken = self._fail
+
+    def _note(self, event: Event | None, effects: Effects) -> None:
+        self.store.note(self.service.core, event, effects)
+
+    async def _deliver(self, reached: Reached, offer: FileOffered) -> str:
+        return await self.passing.deliver(reached, offer)
+
+    def _places_of(self, node: ProcessId) -> tuple[Place, ...]:
+        reached = self.service.links.nodes.get(node)
+        return self.service.links.places.of(node) or (() if reached is None else ((reached.address, reached.port),))
+
+    def _store_has_problem(self, sentence: str) -> None:
+        for guest in self.opening.guests.values():
+            guest.say(sentence or "the scheduler can store jobs again")
+
+    async def _listen_to_clients(self) -> None:
+        settings = self.settings
+        pulse = settings.pulse_interval / (GRACE_TIMEOUT / 5)
+        self._clients_listener = await Listener.start(
+            listen_hosts(settings.clients, hosts=settings.hosts, interfaces=settings.interfaces),
+            settings.client_port,
+            settings=LinkSettings(
+                process=self.service.process,
+                role=Role.SCHEDULER,
+                name=self.name,
+                credentials=settings.clients,
+                group=settings.group,
+                admin=settings.admin,
+                heartbeat_interval=HEARTBEAT_INTERVAL * pulse,
+                suspect_timeout=SUSPECT_TIMEOUT * pulse,
+                grace_timeout=GRACE_TIMEOUT * pulse,
+            ),
+            handler=self.clients,
+            accept=frozenset({Role.CLIENT, Role.ADMIN}),
+            on_refused=self._client_refused,
+        )
+
+    def _client_refused(self, address: str, reason: str) -> None:
+        level = (
+            logger.debug if reason.startswith(BROKEN_OFF) or self._refusals.get(address) == reason else logger.warning
+        )
+        level("a program at %s was refused: %s", address, reason)
+        self._refusals[address] = reason
+
+    async def _listen_to_nodes(self) -> None:
+        settings = self.settings
+        hosts = listen_hosts(settings.nodes, hosts=settings.hosts, interfaces=settings.interfaces)
+        try:
+            await self.service.links.listen_at(hosts)
+        except PortInUse as error:
+            self.port_notice = f"nodes cannot join this scheduler until that has ended: {error}"
+            self.spawn(self._listen_again(hosts))
+
+    async def _listen_again(self, hosts: list[str]) -> None:
+        while self.port_notice:
+            await asyncio.sleep(LISTEN_AGAIN)
+            try:
+                await self.service.links.listen_at(hosts)
+            except PortInUse:
+                continue
+            except NodeError as error:
+                logger.warning("nodes cannot join this scheduler: %s", error)
+                return
+            self.port_notice = ""
+            logger.info("nodes can join this scheduler now")
+
+    @property
+    def where(self) -> list[tuple[str, int]]:
+        """Where clients dial."""
+        listener = self._clients_listener
+        return [] if listener is None else [(host, listener.port) for host in listener.hosts]
+
+    # ---- what was there before ----
+
+    def _restore(self, restored: Restored) -> None:
+        event = restored.event
+        if not (restored.clusters or event.nodes):
+            return
+        guests = {kept.opened.computation.id: self._guest(kept, restored) for kept in restored.clusters}
+        for job in event.jobs:
+            guests[job.cluster].jobs[number_of(job)] = job
+            self._offer_again([] if job.blob is None else [job.blob])
+            if job.options is not None and job.options.depends is not None:
+                self._offer_again(refs_of(job.options.depends.files))
+        for share in event.shares:
+            held = refs_of(share.files)
+            guests[share.cluster].held += held
+            self._offer_again(held)
+        for end in restored.ends:
+            done = end.over.done
+            size = 0 if done is None else done.result_size + done.stdout_size + done.stderr_size + done.error_size
+            large = size if end.file is not None else 0
+            guests[end.cluster].ends.add(End(end.job, end.over, end.body, 0 if large else size, large))
+        for guest in guests.values():
+            self.opening.restore(guest)
+            if not guest.is_over:
+                self.service.owners[guest.id] = guest
+        self.service.handle(event)
+        for node, places in restored.places.items():
+            self.service.links.remember(node, places)
+        jobs, results = len(event.jobs), len(restored.ends)
+        logger.info(
+            "going on with %s, %s and %s",
+            counted(len(guests), "cluster"),
+            counted(jobs, "pending job"),
+            counted(results, "result that nobody has taken", "results that nobody has taken"),
+        )
+
+    def _guest(self, kept: KeptCluster, restored: Restored) -> Guest:
+        id = kept.opened.computation.id
+        numbers = [number_of(job) for job in restored.event.jobs if job.cluster == id]
+        numbers += [end.over.job for end in restored.ends if end.cluster == id]
+        guest = Guest(
+            self.pool,
+            kept.opened,
+            Identity.of_key(kept.user, proved=kept.proved),
+            kept.opened_at,
+            stored=kept.stored,
+            highest=max(numbers, default=0),
+        )
+        guest.is_over = kept.state == "ended"
+        spec = kept.opened.computation
+        guest.held += refs_of(spec.files) + ([] if spec.code is None else [spec.code])
+        self._offer_again(guest.held)
+        return guest
+
+    def _offer_again(self, refs: list[BlobRef]) -> None:
+        for ref in refs:
+            try:
+                self.pool.staging.offer_again(ref)
+            except TransferError as error:
+                logger.error("what a job needs is not here any more: %s", error)
+
+    # ---- the end ----
+
+    def _fail(self, sentence: str) -> None:
+        self.has_failed = True
+        self.end(sentence)
+
+    def end(self, reason: str) -> None:
+        """End now."""
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+    def end_when_idle(self) -> None:
+        """End when no job is pending."""
+        self._waits_for_end = True
+
+    @property
+    def pending(self) -> int:
+        """Jobs that have not ended."""
+        return sum(len(guest.jobs) for guest in self.opening.guests.values())
+
+    def status(self) -> PoolStatus:
+        """How everything stands."""
+        return self.questions.status()
+
+    def left(self) -> str:
+        """What is left for the next start, in words; empty when nothing is."""
+        guests = self.opening.guests.values()
+        results = sum(len(guest.ends) for guest in guests)
+        if not guests:
+            return ""
+        parts = [counted(len(guests), "cluster"), counted(self.pending, "pending job")]
+        parts.append(counted(results, "result that nobody has taken", "results that nobody has taken"))
+        return f"{', '.join(parts[:-1])} and {parts[-1]} are kept in {self.settings.prefix} for the next start"
+
+    async def close(self) -> None:
+        """End all links and close the store. Nodes go on with what they have, if anything is left to be done."""
+        if hasattr(self, "_watching"):
+            self._watching.cancel()
+        if self._clients_listener is not None:
+            await self._clients_listener.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "clients"):
+            self.clients.close("the scheduler ends")
+            await self.service.stop("the scheduler ends", returns=bool(self.opening.guests))
+        if hasattr(self, "store"):
+            await self.store.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+
+    # ---- by the clock ----
+
+    def _look(self) -> None:
+        self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
+        self._watch.look(list(self.opening.guests.values()))
+        self.opening.give_up_abandoned(self._loop.time())
+        self.clients.drop_those_that_do_not_read()
+        if self._waits_for_end and not self.pending:
+            self.end("no job is pending any more")
+
+    def spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        """Do something beside."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, DispyError):
+            logger.warning("%s", error)
+        elif error is not None:
+            logger.error("an internal task failed", exc_info=error)
+
+
+def _items(use: tuple[str, ...]) -> list[NodeAllocate]:
+    """In a thread: names are looked up."""
+    items = []
+    for text in use:
+        if "*" in text:
+            item = NodeAllocate(text)
+        else:
+            host, port = place_named(text, 0, "--node")
+            item = NodeAllocate(host, port or None)
+        item.addresses()
+        items.append(item)
+    return items
+
+
+def _wipe(prefix: Path) -> None:
+    for path in prefix.iterdir():
+        if path.name == _LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

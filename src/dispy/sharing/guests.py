@@ -1,0 +1,396 @@
+"""The cluster of a client in a shared scheduler: what the service tells its owner goes to the client as messages.
+
+It lives on when its client is gone. Jobs have two numbers: the client's, which are in all messages to it, and the
+scheduler's, which are unique for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from dispy.logs import logger
+from dispy.model import AvailInfo, BlobRef, ComputationId, ProcessId
+from dispy.nodes import NodeView
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
+from dispy.scheduler.events import CancelAsked, JobsSubmitted, NodeAllocated
+from dispy.scheduler.jobs import JobRecord
+from dispy.scheduler.owner import Allocation
+from dispy.settings import INLINE_SIZE
+from dispy.sharing.books import BatchBook, End, EndsBook
+from dispy.sharing.identity import Identity
+from dispy.sharing.incoming import Incoming
+from dispy.sharing.keeping import KeptCluster
+from dispy.sharing.pool import Pool
+from dispy.wire.blobsources import BlobSources
+from dispy.wire.messages import AnyMessage
+from dispy.wire.sharing import (
+    AllocationAsked,
+    ClusterAccepted,
+    ClusterOver,
+    ClusterSaid,
+    JobOver,
+    JobSaid,
+    JobsHanded,
+    JobsOver,
+    JobsStored,
+    JobWaitsAgain,
+    NodeChanged,
+    NodeDeclined,
+    NodeGone,
+    NodeReady,
+    NodeSeen,
+    OpenCluster,
+)
+
+
+class Attached(Protocol):
+    """The client of a guest, as far as the guest needs it."""
+
+    sources: BlobSources
+    """What the client can fetch."""
+    guests: dict[ComputationId, Guest]
+    """Its clusters."""
+
+    def send(self, message: AnyMessage, payload: Sequence[bytes] = ()) -> None:
+        """Send a message; without a link it is dropped."""
+
+
+class Guest:
+    """One cluster (a `ClusterOwner`). All methods belong to the loop's thread."""
+
+    may_embed = False
+    wants_local = False
+    allocates_slowly = False
+
+    def __init__(
+        self,
+        pool: Pool,
+        opened: OpenCluster,
+        identity: Identity,
+        opened_at: float,
+        *,
+        stored: int = 0,
+        highest: int = 0,
+    ) -> None:
+        """`stored` batches and jobs up to number `highest` were taken before the scheduler was started anew."""
+        rules = pool.rules
+        self.opened = msgspec.structs.replace(
+            opened,
+            computation=msgspec.structs.replace(
+                opened.computation, keep_files=opened.computation.keep_files and not rules.cleanup_nodes
+            ),
+            open_ended=opened.open_ended and rules.discovers,
+            discovers=opened.discovers and rules.discovers,
+        )
+        self.spec = self.opened.computation
+        self.identity = identity
+        self.user = identity.key
+        self.exclusive = opened.exclusive
+        self.reentrant = opened.reentrant
+        self.open_ended = self.opened.open_ended
+        self.wants_discovery = self.opened.discovers
+        self.interval = rules.ping_interval or opened.interval
+        self.opened_at = opened_at
+        self.client: Attached | None = None
+        self.gone_at = pool.service.portal.loop.time()
+        """When the client went, by the loop's clock."""
+        self.jobs: dict[int, JobRecord] = {}
+        """Jobs that have not ended, by the client's numbers."""
+        self.batches = BatchBook(stored, highest)
+        self.ends = EndsBook()
+        self.done = 0
+        self.asked: dict[ProcessId, NodeSeen] = {}
+        """Nodes of which the client has not said how much it wants."""
+        self.ready: dict[ProcessId, int] = {}
+        """Nodes that have it open, and how many of their CPUs it uses."""
+        self.state = "open"
+        self.is_over = False
+        """The service has done everything for it."""
+        self.files: dict[int, list[asyncio.Future[str]]] = {}
+        """Jobs (the client's numbers) that send files, and who waits for the client's answers."""
+        self.held: list[BlobRef] = []
+        """Contents that are offered to nodes for it until its end."""
+        self.on_attached: Callable[[], None] = lambda: None
+        """Called when the client is there (again)."""
+        self.on_finished: Callable[[], None] = lambda: None
+        """Called when the client has everything of it."""
+        self.incoming = Incoming(pool, self)
+        self._pool = pool
+
+    @property
+    def id(self) -> ComputationId:
+        """Of the cluster."""
+        return self.spec.id
+
+    @property
+    def kept(self) -> KeptCluster:
+        """What is to survive the scheduler."""
+        return KeptCluster(self.opened, self.user, self.identity.proved, self.opened_at)
+
+    def send(self, message: AnyMessage, payload: Sequence[bytes] = ()) -> None:
+        """Send to the client, if it is there."""
+        if self.client is not None:
+            self.client.send(message, payload)
+
+    # ---- the client ----
+
+    def attach(self, client: Attached, *, fresh: bool) -> None:
+        """The client is there (again): tell it how everything stands."""
+        if self.client is not client:
+            self._withdraw_bodies()
+        self.client = client
+        self.ends.attach()
+        self.send(ClusterAccepted(self.id, self.batches.stored, fresh))
+        for node, cpus in self.ready.items():
+            view = self._pool.service.links.view(node)
+            if view is not None:
+                self.send(NodeReady(self.id, seen(view), cpus))
+        for node in [node for node in self.asked if self._pool.service.links.view(node) is None]:
+            del self.asked[node]
+        for node_seen in self.asked.values():
+            self.send(AllocationAsked(self.id, node_seen))
+        self.on_attached()
+        self.send_ends()
+        self._finish_if_done()
+
+    def detach(self, now: float) -> None:
+        """The client is gone, perhaps for a while."""
+        self._withdraw_bodies()
+        self.client, self.gone_at = None, now
+
+    def say(self, sentence: str) -> None:
+        """Tell the user something."""
+        self.send(ClusterSaid(self.id, sentence))
+
+    # ---- jobs ----
+
+    def submit(self, sequence: int, jobs: Sequence[JobRecord]) -> None:
+        """Queue the jobs of a batch, and tell the client when they are safe."""
+        for record in jobs:
+            self.jobs[number_of(record)] = record
+        if jobs:
+            self._pool.service.handle(JobsSubmitted(jobs))
+        self._pool.keeper.batch_stored(self.id, sequence)
+        self._pool.keeper.after(lambda: self._stored(sequence))
+
+    def _stored(self, sequence: int) -> None:
+        self.batches.stored = max(self.batches.stored, sequence)
+        self.send(JobsStored(self.id, self.batches.stored))
+
+    def cancel(self, jobs: Iterable[int]) -> int:
+        """End these jobs (the client's numbers), wherever they are; returns how many have not ended."""
+        numbers = [record.job for record in map(self.jobs.get, jobs) if record is not None]
+        if numbers:
+            self._pool.service.handle(CancelAsked(numbers))
+        return len(numbers)
+
+    def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
+        """See `ClusterOwner`."""
+        if view is not None:
+            numbers = [number_of(record) for record in jobs]
+            self.send(JobsHanded(self.id, view.process, numbers, view.address))
+
+    def job_ended(self, ended: JobEnded, view: NodeView | None) -> bool:
+        """See `ClusterOwner`."""
+        record = ended.job
+        number = number_of(record)
+        self.jobs.pop(number, None)
+        self.done += 1
+        done = ended.done
+        if done is not None:
+            done = msgspec.structs.replace(done, job=number, blob=None)
+        over = JobOver(number, ended.state, ended.node, ended.cause, done, "" if view is None else view.address)
+        size = len(ended.body)
+        if size <= INLINE_SIZE:
+            self.ends.add(End(record.job, over, ended.body, size))
+        else:
+            end = End(record.job, over, ended.body, 0, size)
+            self.ends.add(end)
+            self._pool.keeper.after(lambda: setattr(end, "body", b""))
+        if self.files:
+            for answer in self.files.pop(number, ()):
+                if not answer.done():
+                    answer.set_result("the job is not wanted any more")
+        unneeded = [] if record.blob is None else [record.blob]
+        if record.options is not None and record.options.depends is not None:
+            unneeded += [file.blob for file in record.options.depends.files]
+        if unneeded:
+            self._pool.spawn(self._pool.staging.remove(unneeded))
+        return False
+
+    def batch_ended(self) -> None:
+        """See `ClusterOwner`."""
+        self._pool.keeper.after(self.send_ends)
+
+    def send_ends(self) -> None:
+        """Tell the client of ended jobs, as many as may be on their way."""
+        client = self.client
+        if client is None:
+            return
+        while (batch := self.ends.next_batch()) is not None:
+            sequence, ends = batch
+            client.send(
+                JobsOver(self.id, sequence, [self._offered(end, client.sources) for end in ends]),
+                [end.body for end in ends if end.size],
+            )
+
+    def _offered(self, end: End, sources: BlobSources) -> JobOver:
+        """An end as the client is told it: a large body is fetched."""
+        done = end.over.done
+        if end.large and done is not None and done.blob is None:
+            done.blob = sources.offer_bytes(end.body)
+            if not end.body:
+                done.blob = BlobRef(done.blob.name, end.large, False)
+                with contextlib.suppress(OSError):  # then the client asks in vain, and says so
+                    sources.offer_path(self._pool.keeper.result_file(end.number), done.blob)
+        return end.over
+
+    def _withdraw_bodies(self) -> None:
+        """What was offered was offered to a client that is gone."""
+        for end in self.ends.unacknowledged():
+            self._withdraw(end)
+
+    def _withdraw(self, end: End) -> None:
+        done = end.over.done
+        if done is not None and done.blob is not None:
+            if self.client is not None:
+                self.client.sources.withdraw(done.blob.name)
+            done.blob = None
+
+    def acknowledge(self, sequence: int) -> None:
+        """The client has all ends up to this batch."""
+        done = self.ends.acknowledge(sequence)
+        for end in done:
+            self._withdraw(end)
+        if done:
+            self._pool.keeper.acknowledged(self.id, [end.number for end in done])
+        self.send_ends()
+        self._finish_if_done()
+
+    def job_spoke(self, spoke: JobSpoke, view: NodeView | None) -> None:
+        """See `ClusterOwner`. Interim results are for a client that is there."""
+        if self.client is None:
+            return
+        number = number_of(spoke.job)
+        if len(spoke.result) <= INLINE_SIZE:
+            self.send(JobSaid(self.id, number, spoke.node), (spoke.result,))
+        else:
+            self.send(JobSaid(self.id, number, spoke.node, self.client.sources.offer_bytes(spoke.result)))
+
+    def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
+        """See `ClusterOwner`."""
+        self.send(JobWaitsAgain(self.id, number_of(requeued.job), requeued.node, requeued.cause))
+
+    # ---- nodes ----
+
+    def named_nodes(self) -> Iterable[tuple[str, int]]:
+        """See `ClusterOwner`: those that the client names if they may be used, and the scheduler's own."""
+        rules = self._pool.rules
+        return dict.fromkeys([*(place for place in self.opened.named if rules.allow_host(place[0])), *rules.named])
+
+    def allocate(self, view: NodeView, local: bool) -> Allocation | None:
+        """See `ClusterOwner`: the client decides, when it is there."""
+        if not self._pool.rules.allow(view):
+            return Allocation(0)
+        self.asked[view.process] = node = seen(view)
+        self.send(AllocationAsked(self.id, node))
+        return None
+
+    def allocated(self, allocated: NodeAllocated) -> None:
+        """The client has said how much of a node it wants."""
+        view = self._pool.service.links.view(allocated.node)
+        self.asked.pop(allocated.node, None)
+        if view is None:
+            return
+        may_exceed = view.info.oversubscribe or (allocated.oversubscribe and self.may_exceed)
+        cpus = allocated.cpus if may_exceed else min(allocated.cpus, view.info.cpus)
+        if not self._pool.rules.allow(view):
+            cpus = 0
+        self._pool.service.allocating.answer(
+            NodeAllocated(self.id, allocated.node, cpus, allocated.files, allocated.setup_args, may_exceed)
+        )
+
+    @property
+    def may_exceed(self) -> bool:
+        """Whether it may use more CPUs of a node than that offers: what others share is not for one to exceed."""
+        return self.exclusive or self._pool.rules.cooperative
+
+    def node_opened(self, view: NodeView, cpus: int) -> None:
+        """See `ClusterOwner`."""
+        self.ready[view.process] = cpus
+        self.send(NodeReady(self.id, seen(view), cpus))
+
+    def node_closed(self, closed: NodeClosed) -> None:
+        """See `ClusterOwner`."""
+        self.ready.pop(closed.node, None)
+        self.send(NodeGone(self.id, closed.node, closed.cause, closed.trace, closed.renewing))
+
+    def node_measured(self, node: ProcessId, avail: AvailInfo) -> None:
+        """See `ClusterOwner`."""
+        self.send(NodeChanged(self.id, node, avail=avail))
+
+    def node_offered(self, node: ProcessId, cpus: int, used: int) -> None:
+        """See `ClusterOwner`."""
+        if node in self.ready:
+            self.ready[node] = used
+        self.send(NodeChanged(self.id, node, cpus, used))
+
+    def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
+        """See `ClusterOwner`."""
+        if refused.holder is None:
+            self.ready.pop(refused.node, None)
+        if view is not None:
+            self.send(NodeDeclined(self.id, seen(view), refused.reason, refused.trace, refused.holder))
+
+    # ---- the end ----
+
+    def close(self, *, terminate: bool) -> None:
+        """No more jobs come. With `terminate` those that are there are ended."""
+        if self.is_over:
+            self._finish_if_done()
+            return
+        self.state = "terminating" if terminate else "draining"
+        self._pool.service.close_cluster(self.id, terminate)
+
+    def ended(self) -> None:
+        """See `ClusterOwner`: all that is left is that the client takes what has ended."""
+        self.is_over = True
+        self.ready.clear()
+        self._pool.keeper.after(self._finish_if_done)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its client has everything."""
+        return self.is_over and not len(self.ends)
+
+    def _finish_if_done(self) -> None:
+        if self.is_finished:
+            self.send(ClusterOver(self.id))
+            self.on_finished()
+
+    def log_loss(self) -> None:
+        """Say what is lost when it is given up."""
+        if len(self.ends):
+            logger.warning(
+                "cluster %s of %s is given up: nobody has taken %d results",
+                self.spec.name,
+                self.identity.user,
+                len(self.ends),
+            )
+
+
+def number_of(record: JobRecord) -> int:
+    """The client's number of a job."""
+    number = record.handle
+    assert isinstance(number, int)
+    return number
+
+
+def seen(view: NodeView) -> NodeSeen:
+    """A node as clients are told of it."""
+    return NodeSeen(view.process, view.info, view.address, view.port, view.places, view.avail, view.relays)

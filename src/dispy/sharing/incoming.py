@@ -1,0 +1,169 @@
+"""What a client wants of its cluster's jobs, in its order: a batch whose arguments or files are still to be fetched
+lets all that comes after it wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from dispy.errors import RemoteProtocolError, TransferError
+from dispy.model import BlobRef, ComputationId, JobSpec
+from dispy.scheduler.jobs import JobRecord
+from dispy.sharing.books import BatchBook
+from dispy.sharing.pool import Pool
+from dispy.sharing.staging import refs_of
+from dispy.wire.blobs import BlobExchange
+from dispy.wire.messages import AnyMessage
+from dispy.wire.sharing import CancelSubmitted, CloseCluster, JobsStored, SubmitJobs
+
+UNSTORED_LIMIT: Final = 128 << 20
+"""Bytes that a client may send of one cluster before they are stored. It keeps to the half of that by itself."""
+
+
+class Giver(Protocol):
+    """Whoever sent something."""
+
+    exchange: BlobExchange
+    is_gone: bool
+    """It does not come back: what was to be fetched from it cannot be."""
+
+
+class Taker(Protocol):
+    """The cluster that it is about (see `Guest`)."""
+
+    batches: BatchBook
+
+    @property
+    def id(self) -> ComputationId:
+        """Of the cluster."""
+
+    def send(self, message: AnyMessage, payload: Sequence[bytes] = ()) -> None:
+        """Send to the client."""
+
+    def say(self, sentence: str) -> None:
+        """Tell the user something."""
+
+    def submit(self, sequence: int, jobs: Sequence[JobRecord]) -> None:
+        """Queue the jobs of a batch."""
+
+    def cancel(self, jobs: Iterable[int]) -> int:
+        """End jobs."""
+
+    def close(self, *, terminate: bool) -> None:
+        """No more jobs come."""
+
+
+class Incoming:
+    """The line of one guest."""
+
+    def __init__(self, pool: Pool, guest: Taker) -> None:
+        self._pool = pool
+        self._guest = guest
+        self._line: deque[tuple[AnyMessage, bytes | memoryview, Giver]] = deque()
+        self._unstored: deque[tuple[int, int]] = deque()
+        """Batches that are not stored, and their sizes."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is in the line."""
+        return bool(self._line)
+
+    def put(self, message: AnyMessage, payload: bytes | memoryview, giver: Giver) -> None:
+        """Take a message.
+
+        Raises:
+            RemoteProtocolError: it contradicts what came before it, or itself, or is too much.
+        """
+        if isinstance(message, SubmitJobs) and not self._is_new(message, payload):
+            return
+        self._line.append((message, payload, giver))
+        if len(self._line) == 1:
+            if isinstance(message, SubmitJobs) and _refs(message.jobs):
+                self._pool.spawn(self._walk())
+            else:
+                try:
+                    self._obey(message, payload)
+                finally:
+                    self._line.popleft()
+
+    def _is_new(self, message: SubmitJobs, payload: bytes | memoryview) -> bool:
+        batches = self._guest.batches
+        if not batches.take(message.sequence):
+            if message.sequence <= batches.stored:
+                self._guest.send(JobsStored(message.cluster, batches.stored))
+            return False
+        if any(spec.size < 0 for spec in message.jobs) or sum(spec.size for spec in message.jobs) != len(payload):
+            raise RemoteProtocolError("a batch of jobs does not have the size that it says")
+        while self._unstored and self._unstored[0][0] <= batches.stored:
+            self._unstored.popleft()
+        self._unstored.append((message.sequence, len(payload)))
+        if sum(size for _, size in self._unstored) > UNSTORED_LIMIT:
+            raise RemoteProtocolError("it sends more jobs than can be stored")
+        return True
+
+    async def _walk(self) -> None:
+        while self._line:
+            message, payload, giver = self._line[0]
+            if isinstance(message, SubmitJobs):
+                staged = await self._stage(message, giver)
+                if staged is None:  # it comes again, and all that came after it
+                    self._guest.batches.taken = message.sequence - 1
+                    self._line.clear()
+                    return
+                message = staged
+            self._obey(message, payload)
+            self._line.popleft()
+
+    async def _stage(self, message: SubmitJobs, giver: Giver) -> SubmitJobs | None:
+        """Fetch what the jobs of a batch need; None when its client is gone."""
+        jobs: list[JobSpec] = []
+        for spec in message.jobs:
+            blob = spec.blob
+            try:
+                if spec.options is not None and spec.options.depends is not None:
+                    await self._pool.staging.fetch(giver.exchange, refs_of(spec.options.depends.files))
+                if blob is not None:
+                    blob = await self._pool.staging.fetch_arguments(giver.exchange, blob)
+            except TransferError as error:
+                if giver.is_gone:
+                    return None
+                # Its node cannot fetch it either, and says so of this job.
+                self._guest.say(f"what job {spec.job} needs cannot be fetched from the program: {error}")
+            jobs.append(msgspec.structs.replace(spec, blob=blob))
+        return SubmitJobs(message.cluster, message.sequence, jobs)
+
+    def _obey(self, message: AnyMessage, payload: bytes | memoryview) -> None:
+        guest = self._guest
+        match message:
+            case SubmitJobs():
+                guest.submit(message.sequence, self._records(message, payload))
+            case CancelSubmitted():
+                guest.cancel(message.jobs)
+            case CloseCluster():
+                guest.close(terminate=message.terminate)
+
+    def _records(self, message: SubmitJobs, payload: bytes | memoryview) -> list[JobRecord]:
+        records: list[JobRecord] = []
+        number = self._pool.keeper.numbers(len(message.jobs))
+        view, at = memoryview(payload), 0
+        for spec in message.jobs:
+            end = at + spec.size
+            if self._guest.batches.use(spec.job):
+                arguments = bytes(view[at:end])
+                records.append(JobRecord(number, self._guest.id, arguments, spec.job, spec.blob, spec.options))
+            number += 1
+            at = end
+        return records
+
+
+def _refs(jobs: list[JobSpec]) -> list[BlobRef]:
+    """What must be fetched for jobs."""
+    refs = [spec.blob for spec in jobs if spec.blob is not None]
+    for spec in jobs:
+        if spec.options is not None and spec.options.depends is not None:
+            refs += refs_of(spec.options.depends.files)
+    return refs

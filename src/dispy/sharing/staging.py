@@ -1,0 +1,163 @@
+"""What clients give to the scheduler for nodes, on its disk: fetched once, offered as long as somebody needs it.
+
+Files and code are named by the hash of their content and shared by all clusters. Arguments of single jobs get a name
+of the scheduler's own: one that a client draws could be that of another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from dispy.errors import TransferError
+from dispy.model import BlobRef, FileSpec
+from dispy.wire.blobs import BlobExchange, BlobSources
+from dispy.wire.blobstore import BlobStore, FileSink
+
+_NAME_SIZE: Final = 32
+
+
+class Staging:
+    """The directory; in the loop's thread, files are touched in others."""
+
+    def __init__(self, directory: Path, sources: BlobSources, held: Counter[bytes], max_file_size: int = 0) -> None:
+        """Make the directories. What was being passed on when the scheduler ended is passed on anew.
+
+        Args:
+            directory: the scheduler's.
+            sources: what nodes can fetch.
+            held: contents that are offered, and how many clusters and jobs need each (see `FileOffers`).
+            max_file_size: larger files (bytes; 0: no limit) are refused.
+
+        Raises:
+            OSError: they cannot be made.
+        """
+        self.store = BlobStore(directory / "blobs")
+        self.arguments = directory / "arguments"
+        self.passing = directory / "passing"
+        self._sources = sources
+        self._max_file_size = max_file_size
+        self._held = held
+        self._removing = asyncio.Lock()
+        self._arguments: list[bytes] = []
+        """Those of jobs that the process before this one had, until `sweep`."""
+        for directory in (self.store.directory, self.arguments, self.passing):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self.passing.iterdir():
+            left.unlink()
+
+    async def fetch(self, exchange: BlobExchange, refs: Iterable[BlobRef]) -> list[BlobRef]:
+        """Fetch contents that are named by their hash, hold them, and offer them.
+
+        Raises:
+            TransferError: one of them cannot be had, or is too large.
+        """
+        fetched: list[BlobRef] = []
+        try:
+            for ref in refs:
+                if self._max_file_size and ref.size > self._max_file_size:
+                    raise TransferError(
+                        f"it has {ref.size:,} bytes; the scheduler's --max_file_size allows {self._max_file_size:,}"
+                    )
+                self._held[ref.name] += 1
+                fetched.append(ref)
+                async with self._removing:  # else it could be removed after it was found to be here
+                    pass
+                path = await exchange.fetch_file(ref, self.store)
+                await asyncio.to_thread(_sync, path)
+                self._offer(path, ref)
+        except BaseException:
+            await self.drop(fetched)
+            raise
+        return fetched
+
+    async def fetch_arguments(self, exchange: BlobExchange, ref: BlobRef) -> BlobRef:
+        """Fetch the arguments of a job, and offer them under another name. Raises as `fetch`."""
+        ours = BlobRef(os.urandom(_NAME_SIZE), ref.size, False)
+        path = self.arguments_file(ours)
+        await exchange.fetch_into(FileSink(ref, path), ref, str(self.arguments))
+        await asyncio.to_thread(_sync, path)
+        self._offer(path, ours)
+        return ours
+
+    def offer_again(self, ref: BlobRef) -> None:
+        """After a restart: something needs this content, which lies here.
+
+        Raises:
+            TransferError: it does not.
+        """
+        if ref.hashed:
+            self._held[ref.name] += 1
+            self._offer(self.store.directory / ref.name.hex(), ref)
+        else:
+            self._arguments.append(ref.name)
+            self._offer(self.arguments_file(ref), ref)
+
+    def arguments_file(self, ref: BlobRef) -> Path:
+        """Where the arguments of a job lie."""
+        return self.arguments / ref.name.hex()
+
+    async def drop(self, refs: Iterable[BlobRef]) -> None:
+        """Undo `fetch`."""
+        dropped = list(refs)
+        for ref in dropped:
+            self._held[ref.name] -= 1
+            if self._held[ref.name] <= 0:
+                del self._held[ref.name]
+                self._sources.withdraw(ref.name)
+        await self.remove(dropped)
+
+    async def remove(self, refs: Iterable[BlobRef]) -> None:
+        """These were withdrawn: remove the files of those that nothing else needs."""
+        async with self._removing:
+            unneeded = [
+                self.store.directory / ref.name.hex() if ref.hashed else self.arguments_file(ref)
+                for ref in refs
+                if ref.name not in self._held
+            ]
+            if unneeded:
+                await asyncio.to_thread(_remove, unneeded)
+
+    async def sweep(self) -> None:
+        """After a restart: remove contents that nothing needs."""
+        needed = {name.hex() for name in self._held}
+        await asyncio.to_thread(_remove_others, self.store.directory, needed)
+        offered = {name.hex() for name in self._arguments}
+        self._arguments.clear()
+        await asyncio.to_thread(_remove_others, self.arguments, offered)
+
+    def _offer(self, path: Path, ref: BlobRef) -> None:
+        try:
+            self._sources.offer_path(path, ref)
+        except OSError as error:
+            raise TransferError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def refs_of(files: Iterable[FileSpec]) -> list[BlobRef]:
+    """The contents of files."""
+    return [file.blob for file in files]
+
+
+def _sync(path: Path) -> None:
+    """Let a file and its name survive the death of the machine."""
+    for each, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
+        fd = os.open(each, flags | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _remove_others(directory: Path, needed: set[str]) -> None:
+    for path in directory.iterdir():
+        if path.name not in needed:
+            path.unlink(missing_ok=True)
