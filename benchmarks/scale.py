@@ -1,0 +1,263 @@
+"""A crowd at one dispyscheduler: many nodes that join, many programs, many jobs, all on this machine.
+
+    python benchmarks/scale.py                              # 200 nodes of one CPU, 50 programs, 100,000 jobs
+    python benchmarks/scale.py --nodes 20 --clients 5 --jobs 10000
+    python benchmarks/scale.py --json                       # figures for a program
+
+A link that does nothing else asks the scheduler a small question again and again: the longest wait for an answer bounds
+how long its event loop was busy with other things (or the machine had no CPU for it). The memory of a queued job is that
+of the scheduler with all jobs queued and no node there, less that with none, divided by their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dispy.model import ComputationId, ProcessId, Role
+from dispy.secrets import find_credentials
+from dispy.wire.link import Link, LinkSettings, dial
+from dispy.wire.messages import AnyMessage
+from dispy.wire.sharing import AskPool, Explained, ExplainSubmitted, PoolTold
+
+PROGRAM = """
+import sys, time
+import dispy
+def nothing(number):
+    return number
+jobs = int(sys.argv[1])
+cluster = dispy.SharedJobCluster(nothing, scheduler_host="127.0.0.1")
+submitted = [cluster.submit(number) for number in range(jobs)]
+assert sum(job() for job in submitted) == jobs * (jobs - 1) // 2, "a result is wrong"
+cluster.close()
+"""
+QUEUER = """
+import sys, time
+import dispy
+def nothing(number):
+    return number
+cluster = dispy.SharedJobCluster(nothing, scheduler_host="127.0.0.1")
+for number in range(int(sys.argv[1])):
+    cluster.submit(number)
+sys.stdin.readline()
+cluster.close(terminate=True)
+"""
+QUESTION_INTERVAL = 0.02
+
+
+class Watcher:
+    """A link that asks the scheduler small questions, and what it has found out."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.longest = 0.0
+        self._answers: asyncio.Queue[AnyMessage] = asyncio.Queue()
+
+    def link_opened(self, link: Link) -> None:
+        self.link = link
+
+    def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
+        for message, _ in messages:
+            if isinstance(message, (Explained, PoolTold)):
+                self._answers.put_nowait(message)
+
+    def link_suspected(self, link: Link) -> None:
+        print("the scheduler has been silent for a while", file=sys.stderr)
+
+    def link_recovered(self, link: Link) -> None:
+        pass
+
+    def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
+        raise SystemExit(f"the link to the scheduler was lost: {cause}")
+
+    async def ask(self, question: AnyMessage) -> Any:
+        """Ask, and note how long the answer took."""
+        assert self.link is not None
+        began = time.perf_counter()
+        self.link.send(question)
+        answer = await self._answers.get()
+        self.longest = max(self.longest, time.perf_counter() - began)
+        return answer
+
+    async def watch(self, over: Any) -> float:
+        """Ask until `over()`; returns the longest wait of that time."""
+        self.longest = 0.0
+        while not over():
+            await self.ask(ExplainSubmitted(1, ComputationId("0" * 32), 0))
+            await asyncio.sleep(QUESTION_INTERVAL)
+        return self.longest
+
+
+class Crowd:
+    """The processes on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = _free_ports()
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("DISPY_")} | {
+            "DISPY_INTERFACES": "lo",
+            "DISPY_PORT": str(self.base),
+            "DISPY_SECRET": secrets.token_hex(16),
+            "HOME": str(folder),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_CONFIG_HOME": str(folder / "config"),
+        }
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *command: str, stdin: int = subprocess.DEVNULL, stderr: int | None = None) -> subprocess.Popen[str]:
+        """A process."""
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=self.environment,
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            text=True,
+            cwd=self.folder,
+        )
+        self.processes.append(process)
+        return process
+
+    def scheduler(self) -> subprocess.Popen[str]:
+        """The scheduler."""
+        folder = str(self.folder / "scheduler")
+        return self.start(
+            "-m", "dispy.sharing.cli", "--daemon", "--dest_path_prefix", folder, stderr=subprocess.DEVNULL
+        )
+
+    def node(self, number: int) -> subprocess.Popen[str]:
+        """A node of one CPU that joins."""
+        folder, join = str(self.folder / f"node{number}"), f"127.0.0.1:{self.base}"
+        name = f"node{number}"
+        return self.start(
+            *("-m", "dispy.node.cli", "--daemon", "-c", "1", "--name", name, "--join", join),
+            *("--dest_path_prefix", folder),
+            stderr=subprocess.DEVNULL,
+        )
+
+    def end(self) -> None:
+        """End all of them, the youngest first."""
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str, float]:
+    """All figures; times in seconds, memory in bytes."""
+    figures: dict[str, float] = {}
+    scheduler = crowd.scheduler()
+    watcher = Watcher()
+    await _dial(crowd, watcher)
+    memory = psutil.Process(scheduler.pid).memory_info
+    queuer = crowd.start("-c", QUEUER, str(jobs), stdin=subprocess.PIPE)
+    empty = memory().rss
+    began = time.perf_counter()
+    while True:
+        told: PoolTold = await watcher.ask(AskPool(1))
+        if sum(cluster.waiting for cluster in told.status.clusters) >= jobs:
+            break
+        figures["longest_wait_while_queuing"] = await watcher.watch(_for(0.2))
+    figures["queuing"] = time.perf_counter() - began
+    figures["bytes_per_queued_job"] = (memory().rss - empty) / jobs
+    assert queuer.stdin is not None
+    queuer.stdin.write("\n")
+    queuer.stdin.close()
+    await watcher.watch(lambda: queuer.poll() is not None)
+
+    began = time.perf_counter()
+    for number in range(nodes):
+        crowd.node(number)
+    longest = 0.0
+    while True:
+        told = await watcher.ask(AskPool(1))
+        if len(told.status.nodes) >= nodes:
+            break
+        longest = max(longest, await watcher.watch(_for(0.5)))
+    figures["joining"] = time.perf_counter() - began
+    figures["longest_wait_while_joining"] = longest
+
+    began = time.perf_counter()
+    programs = [crowd.start("-c", PROGRAM, str(jobs // clients)) for _ in range(clients)]
+    figures["longest_wait_while_running"] = await watcher.watch(
+        lambda: all(program.poll() is not None for program in programs)
+    )
+    figures["running"] = time.perf_counter() - began
+    figures["jobs_per_second"] = jobs // clients * clients / figures["running"]
+    figures["failed_programs"] = sum(program.returncode != 0 for program in programs)
+    assert watcher.link is not None
+    watcher.link.close("measured")
+    return figures
+
+
+def _for(seconds: float) -> Any:
+    until = time.perf_counter() + seconds
+    return lambda: time.perf_counter() > until
+
+
+async def _dial(crowd: Crowd, watcher: Watcher) -> None:
+    credentials = find_credentials(secret=crowd.environment["DISPY_SECRET"])
+    settings = LinkSettings(ProcessId(secrets.token_hex(16)), Role.CLIENT, "benchmark", credentials)
+    for _ in range(600):
+        try:
+            await dial("127.0.0.1", crowd.base + 2, settings=settings, handler=watcher)
+        except Exception as error:
+            last = error
+            await asyncio.sleep(0.1)
+        else:
+            return
+    raise SystemExit(f"no scheduler: {last}")
+
+
+def _free_ports() -> int:
+    for base in range(21000, 60000, 7):
+        try:
+            for port in (base, base + 1, base + 2):
+                with socket.socket() as sock:
+                    sock.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+    raise SystemExit("no free ports")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dispy-scale-") as folder:
+        crowd = Crowd(Path(folder))
+        try:
+            figures = asyncio.run(measure(crowd, options.nodes, options.clients, options.jobs))
+        finally:
+            crowd.end()
+    if options.json:
+        print(json.dumps({**vars(options), **figures}))
+        return
+    print(f"{options.nodes} nodes, {options.clients} programs, {options.jobs:,} jobs")
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):32} {value:12,.3f}")
+
+
+if __name__ == "__main__":
+    main()
