@@ -262,13 +262,8 @@ class SharedScheduler:
         self.service.handle(event)
         for node, places in restored.places.items():
             self.service.links.remember(node, places)
-        jobs, results = len(event.jobs), len(restored.ends)
-        logger.info(
-            "going on with %s, %s and %s",
-            counted(len(guests), "cluster"),
-            counted(jobs, "pending job"),
-            counted(results, "result that nobody has taken", "results that nobody has taken"),
-        )
+        if guests:
+            logger.info("going on with %s", _counts(len(guests), len(event.jobs), len(restored.ends)))
 
     def _guest(self, kept: KeptCluster, restored: Restored) -> Guest:
         id = kept.opened.computation.id
@@ -322,12 +317,10 @@ class SharedScheduler:
     def left(self) -> str:
         """What is left for the next start, in words; empty when nothing is."""
         guests = self.opening.guests.values()
-        results = sum(len(guest.ends) for guest in guests)
         if not guests:
             return ""
-        parts = [counted(len(guests), "cluster"), counted(self.pending, "pending job")]
-        parts.append(counted(results, "result that nobody has taken", "results that nobody has taken"))
-        return f"{', '.join(parts[:-1])} and {parts[-1]} are kept in {self.settings.prefix} for the next start"
+        what = _counts(len(guests), self.pending, sum(len(guest.ends) for guest in guests))
+        return f"for the next start there are in {self.settings.prefix}: {what}"
 
     async def close(self) -> None:
         """End all links and close the store. Nodes go on with what they have, if anything is left to be done."""
@@ -369,6 +362,14 @@ class SharedScheduler:
             logger.warning("%s", error)
         elif error is not None:
             logger.error("an internal task failed", exc_info=error)
+
+
+def _counts(clusters: int, jobs: int, results: int) -> str:
+    """In words."""
+    return (
+        f"{counted(clusters, 'cluster')}, {counted(jobs, 'pending job')}, "
+        f"{counted(results, 'result that nobody has taken', 'results that nobody has taken')}"
+    )
 
 
 def _items(use: tuple[str, ...]) -> list[NodeAllocate]:
