@@ -36,6 +36,7 @@ def share(of: ClusterRecord, name: str, cpus: int, flight: int = 0) -> Share:
     made = Share(of, node, cpus, state=ShareState.READY)
     node.shares[of.id] = of.shares[id] = made
     made.flight = {number: job(number) for number in range(flight)}
+    node.busy[made] = None
     return made
 
 
@@ -163,6 +164,7 @@ def test_work_of_several_clusters_weighs_by_depth() -> None:
     assert room == 2, "ten short jobs do not keep out long ones"
     assert 0 < load < 0.5
     other.flight = {100: job(100), 101: job(101)}
+    other.node.busy[other] = None
     assert mine.standing()[0] <= 0, "two long jobs keep out short ones"
     assert mine.excess == 10
 

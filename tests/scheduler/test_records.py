@@ -42,6 +42,8 @@ def add_share(
         record = JobRecord(first + light, cluster.id, b"", options=JobOptions(cpus=heavy))
         made.flight[record.job] = record
         made.hold(record, heavy)
+    if made.flight:
+        node.busy[made] = None
     return made
 
 

@@ -56,6 +56,8 @@ class Chances:
     declined: float = 0.1
     wishes: float = 0.0
     """Jobs with options."""
+    sharing: float = 0.0
+    """Programs whose scheduler is one of several users: with turns, quotas, exclusive clusters."""
 
 
 def chances_of(random: Random) -> Chances:
@@ -87,6 +89,7 @@ def chances_of(random: Random) -> Chances:
         large=random.choice([0.0, 0.05, 0.4]),
         talkative=random.choice([0.0, 0.1, 0.4]),
         wishes=random.choice([0.0, 0.0, 0.1, 0.7]),
+        sharing=0.5,
     )
 
 

@@ -14,6 +14,7 @@ from dispy.resuming import PinnedJobs
 from dispy.scheduler import effects as notices
 from dispy.scheduler import events
 from dispy.scheduler.core import SchedulerCore
+from dispy.scheduler.fairness import Policy
 from dispy.scheduler.intake import ResultIntake
 from dispy.scheduler.jobs import JobRecord
 from dispy.wire import messages
@@ -118,7 +119,17 @@ class SimProgram(DiallingProcess):
         self.marks: SimMarks | None = None
         self.pinned: PinnedJobs | None = None
         """Of a successor: jobs that wait for their node."""
-        self.core = SchedulerCore(holder=Holder("anna", "host", number, "prog.py"), token=self.token)
+        sharing = world.sharing
+        self.is_shared = sharing.random() < world.chances.sharing
+        policy, quota = Policy.FIFO, 0
+        if self.is_shared:
+            policy, quota = sharing.choice(list(Policy)), sharing.choice([0, 0, 0, 3])
+        self.core = SchedulerCore(
+            holder=Holder("anna", "host", number, "prog.py"),
+            token=self.token,
+            policy=policy,
+            max_cpus_per_user=quota,
+        )
         self.reached: dict[ProcessId, _Reached] = {}
         self.machines: dict[str, ProcessId] = {}
         """Machine → the node that was last reached there."""

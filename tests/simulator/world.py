@@ -48,6 +48,8 @@ class World:
 
     def __init__(self, seed: int, chances: Chances | None = None, *, verbose: bool = False) -> None:
         self.random = Random(seed)
+        self.sharing = Random(f"sharing {seed}")
+        """Chances of its own: what is shared leaves everything else of a seed as it is."""
         self.chances = chances or chances_of(self.random)
         self.verbose = verbose
         self.clock = Clock()
@@ -163,7 +165,10 @@ class World:
         spec = ComputationSpec(cluster, f"function {len(program.clusters)}", "function", isolate=isolate)
         if program.file is not None:
             note_cluster(program, spec, reentrant=reentrant)
-        program.handle(events.ClusterOpened(spec, reentrant, open_ended))
+        user, exclusive = "", False
+        if program.is_shared:
+            user, exclusive = self.sharing.choice(["anna", "bert", "carl"]), self.sharing.random() < 0.15
+        program.handle(events.ClusterOpened(spec, reentrant, open_ended, user=user, exclusive=exclusive))
         return cluster
 
     def submit(self, program: SimProgram, cluster: ComputationId, durations: list[float]) -> None:

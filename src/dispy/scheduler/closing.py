@@ -22,7 +22,7 @@ def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
         raise InvalidTransition(f"cluster {id} was opened twice")
     account = tables.accounts.get(event.user)
     if account is None:
-        account = tables.accounts[event.user] = Account(event.user)
+        account = tables.accounts[event.user] = Account(event.user, tables.quotas.cpus)
     cluster = ClusterRecord(
         event.computation,
         event.reentrant,
@@ -30,9 +30,14 @@ def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
         tables.ahead,
         account,
         event.exclusive,
-        event.named,
+        named=event.named,
     )
     tables.clusters[id] = account.clusters[id] = cluster
+    if tables.turns is not None:
+        tables.turns.party_of(cluster)
+    if cluster.is_exclusive:
+        tables.exclusives[id] = None
+    cluster.is_held = bool(tables.exclusives)
     for node in tables.nodes.values():
         ask_allocation(out, cluster, node)
 
@@ -62,6 +67,9 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
             close_share(tables, out, share, "the cluster is closed")
         if not cluster.shares:
             del tables.clusters[id], tables.closing[id], cluster.account.clusters[id]
+            tables.exclusives.pop(id, None)
+            if tables.turns is not None:
+                tables.turns.forget(cluster)
             out.notice(ClusterEnded(id))
             for node_id in cluster.asked:
                 release_if_unused(tables, out, tables.nodes[node_id])

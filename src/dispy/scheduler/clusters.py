@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from dispy.model import ComputationId, ComputationSpec, FileSpec, ProcessId
-from dispy.scheduler.fairness import Account
+from dispy.scheduler.fairness import UNMEASURED, Account
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import Share, ShareState
 from dispy.scheduler.policy import Rooms
@@ -43,6 +43,8 @@ class ClusterRecord:
     """Whose it is."""
     is_exclusive: bool = False
     """It runs alone."""
+    is_held: bool = False
+    """It may run nothing now, because another runs alone or will, or because it does not yet."""
     named: int = 0
     """Nodes that its owner named and that may still come."""
     forsaken: str = ""
@@ -71,6 +73,10 @@ class ClusterRecord:
     """Measured seconds per job; None: no job has ended."""
     depth: int = 1
     """Jobs per slot that may be at a node."""
+    estimate: float = UNMEASURED
+    """Seconds that a job is charged in advance, of whatever kind it is."""
+    is_estimated: bool = False
+    """Whether a job has ended since."""
 
     def __post_init__(self) -> None:
         self.plain = JobQueue(self.computation.id)
@@ -123,6 +129,14 @@ class ClusterRecord:
             return self.computation
         return msgspec.structs.replace(self.computation, files=self.computation.files + files)
 
+    def reckon(self, seconds: float, count: int) -> None:
+        """Take `count` jobs into the estimate that took `seconds` together."""
+        fresh = max(seconds / count, SHORTEST_JOB)
+        if self.is_estimated:
+            self.estimate += (fresh - self.estimate) * count / (count + MEMORY_OF_JOBS)
+        else:
+            self.estimate, self.is_estimated = fresh, True
+
     def measure(self, seconds: float, count: int) -> None:
         """Take `count` jobs into the mean that took `seconds` together."""
         fresh = max(seconds / count, SHORTEST_JOB)
@@ -130,4 +144,8 @@ class ClusterRecord:
             self.mean = fresh
         else:
             self.mean += (fresh - self.mean) * count / (count + MEMORY_OF_JOBS)
-        self.depth = min(MOST_AHEAD, 1 + int(self.ahead / self.mean))
+        self.depth = self.depth_for(self.mean)
+
+    def depth_for(self, seconds: float) -> int:
+        """Jobs per slot that may be at a node when one takes so long."""
+        return min(MOST_AHEAD, 1 + int(self.ahead / seconds))

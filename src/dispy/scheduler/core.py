@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
-from dispy.scheduler import closing, events, flow, membership, restoring, shares, steering
+from dispy.scheduler import closing, dispatching, events, flow, membership, restoring, shares, steering, turns
+from dispy.scheduler.admission import admit
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.explain import explain_cluster, explain_job, explain_stranded, standings
-from dispy.scheduler.fairness import Account, Policy, Quotas
+from dispy.scheduler.fairness import Account, Policy, Quotas, Turns
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import Changes, changes_of
@@ -61,7 +62,7 @@ class ClusterView:
     cluster: ComputationId
     name: str
     state: str
-    """open, draining or terminating."""
+    """open, draining, terminating; or waiting, for another to have run alone, or to run alone itself."""
     waiting: int
     in_flight: int
     mean: float | None
@@ -118,6 +119,8 @@ class SchedulerCore:
         `max_cpus_per_user` CPUs at once and `max_jobs_per_user` jobs that have not ended (0: no bound).
         """
         self._tables = Tables(holder, token, grace, ahead, policy, Quotas(max_cpus_per_user, max_jobs_per_user))
+        if policy is not Policy.FIFO or max_cpus_per_user:
+            self._tables.turns = Turns(policy)
 
     @property
     def counters(self) -> Counters:
@@ -169,7 +172,11 @@ class SchedulerCore:
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` is to be called at the latest; None: no need."""
-        return min(self._tables.deadlines.values(), default=None)
+        tables = self._tables
+        deadline = min(tables.deadlines.values(), default=None)
+        if tables.turns is None or (look := turns.next_look(tables.turns)) is None:
+            return deadline
+        return look if deadline is None else min(look, deadline)
 
     def handle_timeout(self, now: float) -> Effects:
         """Do what is due at `now`: nodes that did not come back are lost, refused computations are tried again."""
@@ -290,8 +297,12 @@ class SchedulerCore:
             flow.end_hopeless(tables, out, tables.runnable)
         if tables.closing:
             closing.finish_closing(tables, out)
-        if tables.runnable or tables.restless or tables.blocked:
-            flow.dispatch(tables, out)
+        if tables.exclusives or tables.is_holding:
+            admit(tables)
+        if tables.turns is not None:
+            turns.dispatch(tables, tables.turns, out)
+        elif tables.runnable or tables.restless or tables.blocked:
+            dispatching.dispatch(tables, out)
         return out.close()
 
     def _link_changed(
@@ -358,7 +369,7 @@ def _cluster_view(cluster: ClusterRecord) -> ClusterView:
     return ClusterView(
         cluster.id,
         cluster.computation.name,
-        cluster.state.name.lower(),
+        "waiting" if cluster.is_held else cluster.state.name.lower(),
         waiting,
         cluster.jobs - waiting,
         cluster.mean,

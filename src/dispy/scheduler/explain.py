@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dispy.model import ComputationId, ProcessId
+from dispy.scheduler.admission import clusters_before
 from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.fairness import Policy
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState, traces_of
 from dispy.scheduler.placement import candidates, why_unfit
 from dispy.scheduler.prospects import used_by, why_closed, wishes
 from dispy.scheduler.tables import Tables
 from dispy.wire.sharing import NodeStanding
+from dispy.words import counted
 
 
 def explain_job(tables: Tables, job: int) -> str:
@@ -78,6 +81,8 @@ def _for_what(shape: Shape) -> str:
 
 
 def _why_shape_waits(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
+    if reason := _why_held_up(tables, cluster, shape):
+        return reason
     shares = list(candidates(cluster, shape))
     unfit = {share: reason for share in shares if (reason := why_unfit(share, shape))}
     if not shares or (not unfit and not shape.is_heavy):
@@ -96,6 +101,48 @@ def _why_shape_waits(tables: Tables, cluster: ClusterRecord, shape: Shape) -> st
         else:
             sentences.append(f"on node {node.label} not enough is free")
     return "; ".join(sentences)
+
+
+def _why_held_up(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
+    """What keeps it waiting whatever nodes could run: a cluster that runs alone, a quota; empty: nothing."""
+    account = cluster.account
+    if not cluster.is_held:
+        spare = account.spare
+        if spare is None or spare >= max(1, shape.cpus):
+            return ""
+        return f"{account.label} has jobs on {counted(account.cpus, 'CPU')}, and may have {account.most_cpus} at once"
+    if tables.alone is not None:
+        return f"{_whose(tables.clusters[tables.alone])} runs alone until it is over (exclusive)"
+    first = tables.clusters[next(iter(tables.exclusives))]
+    if first is not cluster:
+        return f"{_whose(first)} is to run alone before it (exclusive)"
+    before = "; ".join(f"{_whose(each)} has {counted(each.jobs, 'job')}" for each in clusters_before(tables, cluster))
+    return f"it is to run alone (exclusive), and clusters before it have jobs left: {before}"
+
+
+def _whose(cluster: ClusterRecord) -> str:
+    user = cluster.account.user
+    return f"cluster {cluster.computation.name}{f' of {user}' if user else ''}"
+
+
+def _whose_turn(tables: Tables, cluster: ClusterRecord) -> str:
+    """Who comes next where turns are taken; the end of a sentence, or empty."""
+    turns = tables.turns
+    first = None if turns is None else turns.line.first()
+    if turns is None or first is None:
+        return ""
+    own = turns.party_of(cluster)
+    if turns.policy is not Policy.FAIR:
+        queue = first.line.first()
+        return (
+            "" if queue is None or first is own else f"; {_whose(tables.clusters[queue.cluster])} is served before it"
+        )
+    account = own.account
+    if first is own:
+        return f"; the next CPU that becomes free is for {account.label}"
+    more = account.due - first.account.due
+    had = f"{account.label} has had {more:.3g} slot-seconds more" if more > 0 else f"{account.label} was served later"
+    return f"; it waits for its share: the next CPU is for {first.account.label}, as {had}"
 
 
 def _in_flight(tables: Tables, record: JobRecord) -> str:
@@ -137,6 +184,7 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
     text = f"every CPU of {_nodes(len(ready))} ({slots} in all) has work up to the measured depth"
     if any(share.node.claimed.cpus for share in ready):
         text += " or is kept free for a job that needs several"
+    text += _whose_turn(tables, cluster)
     return f"{text} ({others})" if others else text
 
 

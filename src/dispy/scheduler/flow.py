@@ -1,4 +1,4 @@
-"""Jobs on their way: submitted, handed to nodes, called back, cancelled, ended.
+"""Jobs on their way: submitted, called back, cancelled, ended. `dispatching` and `turns` hand them to nodes.
 
 What becomes of nodes is in `membership`, of computations on them in `shares`.
 """
@@ -6,22 +6,20 @@ What becomes of nodes is in `membership`, of computations on them in `shares`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
+from dataclasses import dataclass
 from typing import Final
 
 from dispy.errors import InvalidTransition
-from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobSpec, JobState, ProcessId
+from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobState, ProcessId
+from dispy.scheduler.admission import within_quota
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
-from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, JobsStarted
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState, traces_of
-from dispy.scheduler.placement import claim, cpus_on, place, why_none_fits
-from dispy.scheduler.policy import before_next, how_many_to_recall, in_order, portion, whom_to_recall
+from dispy.scheduler.placement import why_none_fits
 from dispy.scheduler.tables import Outbox, Tables
-from dispy.wire.messages import CancelJobs, JobsDone, RecallJobs, RunJobs
-
-BATCH: Final = 512
-"""Jobs in one message at most, so that the node works on the first while the next is encoded."""
+from dispy.wire.messages import CancelJobs, JobsDone
+from dispy.words import counted
 
 RETRIED: Final = frozenset({Ending.RAISED, Ending.DIED, Ending.LIMITED, Ending.UNSENDABLE})
 """Endings after which a job is tried again that has retries left."""
@@ -37,6 +35,8 @@ SENTENCES: Final = {
 
 def submit(tables: Tables, out: Outbox, records: Sequence[JobRecord]) -> None:
     """Queue new jobs; those that can never run end at once."""
+    if tables.quotas.jobs:
+        records = within_quota(tables, out, records)
     jobs, cluster, queue = tables.jobs, None, None
     for record in records:
         if record.job in jobs:
@@ -75,6 +75,9 @@ def end_queue(tables: Tables, out: Outbox, queue: JobQueue, cause: str) -> None:
 
 def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
     """Why no node can ever run jobs of this queue; empty when one may."""
+    most = cluster.account.most_cpus
+    if most and queue.shape.cpus > most:
+        return f"it asks for {counted(queue.shape.cpus, 'CPU')}, and {cluster.account.label} may have {most} at once"
     if cluster.forsaken and not cluster.shares and not cluster.asked:
         return cluster.forsaken
     if cluster.is_hopeless:
@@ -93,90 +96,6 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str
     return why_none_fits(cluster, queue)
 
 
-def dispatch(tables: Tables, out: Outbox) -> None:
-    """Hand out every job that a node has room for, then call back what waits where others idle."""
-    touched: dict[Share, None] = {}
-    if tables.blocked:
-        tables.release_claims()
-    heap = in_order(tables.runnable)
-    while heap:
-        _, number, queue = heappop(heap)
-        cluster = tables.clusters[queue.cluster]
-        found = place(cluster, queue)
-        if found is None:
-            if queue.is_heavy:
-                _block(tables, cluster, queue)
-            continue
-        share, room = found
-        before = before_next(queue, heap[0][0] if heap else None)
-        rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
-        count = portion(share, room, before, 1 if queue.shape.node else rooms)
-        _hand_over(queue, share, min(count, before))
-        touched[share] = None
-        if queue.waiting:
-            heappush(heap, (queue.rank, number, queue))
-        else:
-            tables.forget_queue(queue)
-    tables.runnable.clear()
-    for share in touched:
-        _send_batch(share, out)
-    for node in {**{share.node: None for share in touched}, **tables.claims}:
-        for share in node.shares.values():
-            tables.weigh(share)
-    if tables.restless:
-        _recall(tables, out)
-
-
-def _block(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> None:
-    tables.blocked[queue] = None
-    node = claim(cluster, queue)
-    if node is not None:
-        tables.claims[node] = None
-
-
-def _hand_over(queue: JobQueue, share: Share, count: int) -> None:
-    flight, node = share.flight, share.node.id
-    records = queue.take(count)
-    for record in records:
-        record.attempt += 1
-        record.state = JobState.Running
-        record.node = node
-        flight[record.job] = record
-    share.batch += records
-    if queue.is_heavy:
-        for record in records:
-            share.hold(record, cpus_on(share, queue.shape))
-
-
-def _send_batch(share: Share, out: Outbox) -> None:
-    batch, share.batch = share.batch, []
-    for start in range(0, len(batch), BATCH):
-        part = batch[start : start + BATCH]
-        specs = [JobSpec(record.job, record.attempt, len(record.args), record.blob, record.options) for record in part]
-        out.send(
-            share.node,
-            RunJobs(share.cluster.id, specs),
-            [record.args for record in part if record.args],
-        )
-    out.notice(JobsStarted(share.node.id, batch))
-
-
-def _recall(tables: Tables, out: Outbox) -> None:
-    for cluster in [tables.clusters[id] for id in tables.restless if id in tables.clusters]:
-        share = whom_to_recall(cluster.excesses.values())
-        if share is None:
-            continue
-        idle = sum(share.idle for share in cluster.idlers.values()) - cluster.recalling
-        while share is not None and idle > 0:
-            count = how_many_to_recall(share.excess, idle)
-            share.node.recall = (cluster.id, count)
-            cluster.recalling += count
-            idle -= count
-            out.send(share.node, RecallJobs(count))
-            share = whom_to_recall(cluster.excesses.values())
-    tables.restless.clear()
-
-
 def take_results(
     tables: Tables, out: Outbox, node: NodeRecord, message: JobsDone, bodies: Sequence[bytes]
 ) -> dict[NodeRecord, None]:
@@ -188,7 +107,8 @@ def take_results(
     jobs, shares, id = tables.jobs, node.shares, node.id
     finished, ended = JobState.Finished, out.ended
     share: Share | None = None
-    seconds, count, over = 0.0, 0, 0
+    tally = Tally()
+    seconds, count, over, charged = 0.0, 0, 0, 0.0
     back: list[JobRecord] = []
     touched: dict[NodeRecord, None] = {node: None}
     for done, body in zip(message.jobs, bodies, strict=True):
@@ -200,14 +120,17 @@ def take_results(
                 tables.counters.dropped += 1
             continue
         if share is None or share.cluster.id != record.cluster:
-            _account(tables, share, seconds, count, over)
-            share, seconds, count, over = shares[record.cluster], 0.0, 0, 0
+            _account(tables, share, tally, seconds, count, over, charged)
+            share, seconds, count, over, charged = shares[record.cluster], 0.0, 0, 0, 0.0
+            tally = Tally(share.wanted)
         if done.ending == 7:  # Ending.PROVISIONAL, written as the next one
             out.notice(JobSpoke(record, id, body))
             ended = out.ended
             continue
         del share.flight[done.job]
+        charged += record.charge
         if record.cpus:
+            tally.add(record.cpus, done)
             share.release(record)
         elif done.started_at:
             seconds += done.ended_at - done.started_at
@@ -226,7 +149,7 @@ def take_results(
             tables.end(out, record, JobState.Cancelled, "cancelled before it started", done, body)
         else:
             back.append(record)
-    _account(tables, share, seconds, count, over)
+    _account(tables, share, tally, seconds, count, over, charged)
     tables.requeue(out, back)
     node.is_spent = False
     for each in touched:
@@ -258,6 +181,7 @@ def _end_returned(
         again = tables.nodes[record.node]
         share = again.shares[record.cluster]
         del share.flight[record.job]
+        tables.give_back(record)
         if record.cpus:
             share.release(record)
         touched[again] = None
@@ -277,12 +201,43 @@ def _try_again(tables: Tables, out: Outbox, node: NodeRecord, record: JobRecord,
     out.notice(JobRequeued(record, node.id, text))
 
 
-def _account(tables: Tables, share: Share | None, seconds: float, count: int, over: int) -> None:
-    if share is not None:
-        share.cluster.jobs -= over
-        tables.counters.ended += over
-        if count:
-            _measure(tables, share, seconds, count)
+@dataclass(slots=True)
+class Tally:
+    """What heavy jobs of one share took that have ended in a batch, and what the share had before."""
+
+    wanted: int = 0
+    """CPUs that its jobs would have used at once."""
+    seconds: float = 0.0
+    slot_seconds: float = 0.0
+    count: int = 0
+
+    def add(self, cpus: int, done: JobDone) -> None:
+        """One that occupied so many CPUs has ended."""
+        if done.started_at:
+            took = done.ended_at - done.started_at
+            self.seconds += took
+            self.slot_seconds += took * cpus
+            self.count += 1
+
+
+def _account(
+    tables: Tables, share: Share | None, heavy: Tally, seconds: float, count: int, over: int, charged: float
+) -> None:
+    """Take in what jobs of one share took that have ended: `count` light ones, and those of the tally."""
+    if share is None:
+        return
+    cluster, turns = share.cluster, tables.turns
+    cluster.jobs -= over
+    tables.counters.ended += over
+    cluster.account.used += seconds + heavy.slot_seconds
+    if count:
+        _measure(tables, share, seconds, count)
+    if turns is not None:
+        if count + heavy.count:
+            cluster.reckon(seconds + heavy.seconds, count + heavy.count)
+        turns.correct(cluster, seconds + heavy.slot_seconds - charged)
+        turns.release(cluster, heavy.wanted - share.wanted)
+        tables.fresh[share.node] = share
 
 
 def _measure(tables: Tables, share: Share, seconds: float, count: int) -> None:
@@ -290,7 +245,7 @@ def _measure(tables: Tables, share: Share, seconds: float, count: int) -> None:
     cluster = share.cluster
     depth = cluster.depth
     cluster.measure(seconds, count)
-    if cluster.depth != depth:
+    if cluster.depth != depth and tables.turns is None:  # else that waits for the next word of each node
         for other in cluster.shares.values():
             if other is not share and len(other.node.shares) > 1:
                 tables.refresh(other.node)
@@ -320,6 +275,7 @@ def take_recalled(tables: Tables, out: Outbox, node: NodeRecord, attempts: Itera
         share = node.shares[record.cluster]
         del share.flight[held.job]
         useful = useful or (record.cluster == wanted and not record.pinned and not record.cancelled and not record.cpus)
+        tables.give_back(record)
         if record.cpus:
             share.release(record)
         if record.cancelled:

@@ -7,6 +7,7 @@ from typing import NoReturn
 from dispy.errors import InvalidTransition
 from dispy.model import JobState
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
+from dispy.scheduler.fairness import Account, Turns
 from dispy.scheduler.flow import why_hopeless
 from dispy.scheduler.jobs import JobQueue
 from dispy.scheduler.nodes import Amount, NodeRecord, NodeState, Share, ShareState
@@ -27,6 +28,9 @@ def check_tables(tables: Tables) -> None:
     for node in tables.nodes.values():
         _check_node(tables, node)
     _check_deadlines(tables)
+    _check_exclusive(tables)
+    if tables.turns is not None:
+        _check_turns(tables, tables.turns)
     _require(not tables.runnable, "a queue is still to be looked at after the dispatch pass")
     _require(all(queue.waiting for queue in tables.blocked), "an empty queue is looked at in every pass")
     _require(bool(tables.blocked) or not tables.claims, "a node is kept free and no heavy job waits")
@@ -110,7 +114,7 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
     for share in cluster.shares.values():
         _check_share(tables, cluster, share)
     _check_hopes(tables, cluster)
-    _check_rooms(cluster)
+    _check_rooms(tables, cluster)
     for queue in cluster.special.values():
         if not queue.waiting:
             continue
@@ -118,10 +122,11 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
         _require(not node or node in tables.nodes, f"jobs wait for node {node}, which is lost")
         found = place(cluster, queue)
         # more may be sent ahead when the mean duration falls: that waits for the node's next word
-        runs = found is not None and (queue.is_heavy or found[0].idle > 0)
+        runs = found is not None and (queue.is_heavy or found[0].idle > 0) and not _is_held_up(cluster, queue)
         _require(not runs, f"a job with wishes of {cluster.id} waits although a node could run it")
         _require(
-            not queue.is_heavy or queue in tables.blocked, f"heavy jobs of {cluster.id} wait and are not looked at"
+            not queue.is_heavy or queue in tables.blocked or _is_held_up(cluster, queue),
+            f"heavy jobs of {cluster.id} wait and are not looked at",
         )
 
 
@@ -146,15 +151,70 @@ def _check_hopes(tables: Tables, cluster: ClusterRecord) -> None:
         _require(known.keys() <= tables.nodes.keys(), f"cluster {cluster.id} remembers a node that is lost")
 
 
-def _check_rooms(cluster: ClusterRecord) -> None:
+def _is_held_up(cluster: ClusterRecord, queue: JobQueue) -> bool:
+    """Whether an exclusive cluster, or what its user may have at most, keeps jobs from nodes that could run them."""
+    spare = cluster.account.spare
+    return cluster.is_held or spare == 0 or (spare is not None and _is_quota_kept(cluster.account, spare))
+
+
+def _is_quota_kept(account: Account, spare: int) -> bool:
+    """Whether a job of the user waits for more CPUs than its quota has left, and keeps them from others."""
+    return any(
+        queue.waiting and queue.is_heavy and (not queue.shape.cpus or queue.shape.cpus > spare)
+        for cluster in account.clusters.values()
+        for queue in cluster.queues
+    )
+
+
+def _check_exclusive(tables: Tables) -> None:
+    """Nothing runs beside a cluster that runs alone, and nobody waits for one that is over."""
+    clusters = tables.clusters
+    _require(tables.exclusives.keys() <= clusters.keys(), "an exclusive cluster is over and still waited for")
+    alone = tables.alone if tables.alone in clusters else None
+    for cluster in clusters.values():
+        runs = any(share.flight for share in cluster.shares.values())
+        beside = alone is not None and cluster.id != alone and cluster.is_held
+        _require(not (beside and runs), f"cluster {cluster.id} runs beside one that runs alone")
+        _require(not (cluster.is_held and runs), f"cluster {cluster.id} runs although it is not its turn")
+    _require(
+        bool(tables.exclusives) or not any(cluster.is_held for cluster in clusters.values()),
+        "a cluster waits for an exclusive one, and there is none",
+    )
+
+
+def _check_turns(tables: Tables, turns: Turns) -> None:
+    """What users have is what is counted for them, and everybody who waits stands in the line."""
+    _require(not tables.fresh, "a node has room and nobody was asked")
+    _require(not turns.relieved, "a user may have CPUs again and was not asked")
+    for account in tables.accounts.values():
+        shares = [share for cluster in account.clusters.values() for share in cluster.shares.values()]
+        cpus = sum(share.wanted for share in shares)
+        _require(account.cpus == cpus, f"{account.label} has {cpus} CPUs, not {account.cpus}")
+        _require(not account.most_cpus or cpus <= account.most_cpus, f"{account.label} has more than its quota")
+    _require(turns.cpus == sum(account.cpus for account in tables.accounts.values()), "CPUs are counted wrongly")
+    for cluster in tables.clusters.values():
+        party = turns.party_of(cluster)
+        for queue in cluster.queues:
+            if not queue.waiting or cluster.is_held:
+                continue
+            _require(queue.entry is not None and queue.entry <= queue.rank, f"a queue of {cluster.id} lost its turn")
+            rank = turns.rank(party)
+            _require(
+                party.entry is not None and rank is not None and party.entry <= rank,
+                f"{cluster.account.label} lost its turn",
+            )
+
+
+def _check_rooms(tables: Tables, cluster: ClusterRecord) -> None:
     """Every share that takes more jobs is found, not later than its load says.
 
-    Where a cluster is alone, more room after its mean duration fell waits for the node's next word.
+    Where a cluster is alone, and where turns are taken, more room after its mean duration fell waits for the node's
+    next word.
     """
     found = {share.node.id for share in cluster.rooms}
     for share in cluster.shares.values():
         room, load = share.standing()
-        if room > 0 and len(share.node.shares) > 1:
+        if room > 0 and len(share.node.shares) > 1 and tables.turns is None:
             _require(share.entry is not None and share.entry <= load, f"node {share.node.id} stands too far behind")
         if share.entry is not None:
             _require(share.node.id in found, f"node {share.node.id} is not found among the rooms")
@@ -179,7 +239,7 @@ def _check_share(tables: Tables, cluster: ClusterRecord, share: Share) -> None:
     if not share.idle:
         return
     _require(share.entry is not None, f"node {node.id} has an idle CPU and is not offered")
-    waits = cluster.plain.waiting > 0
+    waits = cluster.plain.waiting > 0 and not _is_held_up(cluster, cluster.plain)
     _require(not waits, f"a job of {cluster.id} waits although node {node.id} could run it")
 
 
@@ -198,6 +258,8 @@ def _check_node(tables: Tables, node: NodeRecord) -> None:
     _require(
         not node.claimed.cpus or node.claimed.cpus <= node.capacity, f"more of node {node.id} is claimed than it has"
     )
+    at_work = {share for share in node.shares.values() if share.flight}
+    _require(at_work <= node.busy.keys() <= set(node.shares.values()), f"node {node.id} does not know who is at work")
     broken = node.broken_until is not None
     held = node.state is NodeState.REFUSED
     _require(held == (node.holder is not None), f"node {node.id} is held by somebody else or it is not")

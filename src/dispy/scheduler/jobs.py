@@ -57,6 +57,10 @@ class JobRecord:
     """Nodes in a row that were lost while they probably ran it."""
     astray: dict[int, ProcessId] | None = None
     """Attempts that were lost with their node, which may have written their results to its disk, and that node."""
+    charge: float = 0.0
+    """Slot-seconds that its user was charged for the attempt in flight."""
+    seen_at: float = 0.0
+    """When it was first seen at work, or about to be; 0: not yet."""
 
     @property
     def pinned(self) -> str:
@@ -123,7 +127,7 @@ class Lane:
 class JobQueue:
     """Waiting jobs of one cluster that ask for the same, so that choosing looks at queues, never at jobs."""
 
-    __slots__ = ("_lanes", "_priorities", "cluster", "is_heavy", "is_plain", "shape", "waiting")
+    __slots__ = ("_lanes", "_priorities", "cluster", "entry", "is_heavy", "is_plain", "shape", "waiting")
 
     def __init__(self, cluster: ComputationId, shape: Shape = PLAIN) -> None:
         self.cluster = cluster
@@ -132,6 +136,8 @@ class JobQueue:
         self.is_heavy = shape.is_heavy
         self.waiting = 0
         """How many jobs wait, of all priorities."""
+        self.entry: tuple[float, float] | None = None
+        """The rank under which it stands in a line; None: it does not."""
         self._lanes: dict[int, Lane] = {}
         self._priorities: list[int] = []
         """Of the lanes, ascending."""

@@ -100,6 +100,7 @@ def _never_received(tables: Tables, out: Outbox, share: Share, missing: list[Job
     back = []
     for record in missing:
         del share.flight[record.job]
+        tables.give_back(record)
         if record.cpus:
             share.release(record)
         if record.cancelled:
@@ -194,6 +195,7 @@ def _lose_flights(tables: Tables, out: Outbox, node: NodeRecord, cause: str, *, 
         lost, share.flight = share.flight, {}
         back = []
         for place, record in enumerate(lost.values()):
+            tables.give_back(record)
             if record.cpus:
                 share.release(record)
             # those behind had hardly started: they did not kill it

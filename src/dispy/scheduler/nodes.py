@@ -9,13 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dispy.model import AvailInfo, ComputationId, ComputationSpec, FileSpec, Holder, NodeInfo, ProcessId
 from dispy.scheduler.jobs import JobRecord
 
 if TYPE_CHECKING:
     from dispy.scheduler.clusters import ClusterRecord
+
+NEARLY: Final = 1e-9
+"""Parts of CPUs are sums of fractions."""
 
 
 class NodeState(Enum):
@@ -101,6 +104,9 @@ class Share:
     is_terminated: bool = False
     """Its jobs are ended when it is closed, not waited for."""
 
+    def __post_init__(self) -> None:
+        self.node.exceeds = self.node.exceeds or self.oversubscribe
+
     @property
     def spec(self) -> ComputationSpec:
         """The computation with this node's own files (a copy only when there are any)."""
@@ -147,7 +153,7 @@ class Share:
         """Jobs that it could start at once, and jobs that are here and cannot have a CPU yet."""
         node, flight = self.node, len(self.flight)
         cpus, wanted = node.capacity, flight - self.heavy + self.heavy_cpus
-        together = wanted if len(node.shares) == 1 else sum([share.wanted for share in node.shares.values()])
+        together = wanted if len(node.shares) == 1 else node.wanted
         slots = self.slots
         free, over = slots - wanted, together - cpus
         if over >= 0 or free <= 0 or not self.is_usable:
@@ -167,7 +173,7 @@ class Share:
         slots = self.slots
         if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
             return slots * depth - flight, flight / (depth * cpus)
-        others = sum([share.load for share in node.shares.values() if share is not self])
+        others = sum([share.load for share in node.busy if share is not self])
         free = min(slots, cpus - others - node.claimed.cpus) - self.heavy_cpus
         return ceil(free * depth) - (flight - self.heavy), (others + self.load) / cpus
 
@@ -202,6 +208,12 @@ class NodeRecord:
     broken_until: float | None = None
     """Without a link: when it counts as lost."""
     shares: dict[ComputationId, Share] = field(default_factory=dict)
+    busy: dict[Share, None] = field(default_factory=dict)
+    """Those that have jobs there, or had: where many clusters have a share, few are at work at a time."""
+    exceeds: bool = False
+    """Whether a cluster wanted (and perhaps wants) to use more CPUs than it offers."""
+    is_open: bool = True
+    """Whether clusters may have noted that it has something idle; only where turns are taken."""
     taken: Amount = field(default_factory=Amount)
     """What is kept for jobs that are there."""
     claimed: Amount = field(default_factory=Amount)
@@ -242,16 +254,36 @@ class NodeRecord:
         """CPUs that jobs may use; more than it offers where a cluster wants that and its owner or the node says so."""
         info = self.info
         most = info.cpus
-        if most:
+        if most and (self.exceeds or info.oversubscribe):
             for share in self.shares.values():
                 if share.cpus > most and (share.oversubscribe or info.oversubscribe):
                     most = share.cpus
         return most
 
     @property
+    def wanted(self) -> int:
+        """CPUs that its jobs would use at once."""
+        return sum([share.wanted for share in self.busy])
+
+    @property
+    def load(self) -> float:
+        """CPUs that its jobs keep busy."""
+        return sum([share.load for share in self.busy])
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes more jobs, as far as that does not depend on the cluster."""
+        return self.is_usable and self.load + self.claimed.cpus < self.capacity - NEARLY
+
+    @property
     def in_flight(self) -> int:
         """Jobs that it has, of all clusters."""
-        return sum([len(share.flight) for share in self.shares.values()])
+        return sum([len(share.flight) for share in self.busy])
+
+    def settle(self) -> None:
+        """Forget which shares were at work here and are not."""
+        for share in [share for share in self.busy if not share.flight]:
+            del self.busy[share]
 
     @property
     def label(self) -> str:

@@ -12,12 +12,9 @@ from collections.abc import Iterable
 from dispy.model import ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, Shape
-from dispy.scheduler.nodes import NodeRecord, Share, ShareState
+from dispy.scheduler.nodes import NEARLY, NodeRecord, Share, ShareState
 from dispy.scheduler.prospects import why_lacking
 from dispy.words import counted
-
-NEARLY: float = 1e-9
-"""Parts of CPUs are sums of fractions."""
 
 
 def candidates(cluster: ClusterRecord, shape: Shape) -> Iterable[Share]:
@@ -41,6 +38,9 @@ def why_unfit(share: Share, shape: Shape) -> str:
     node = share.node
     if reason := why_lacking(node.info, shape):
         return reason
+    account = share.cluster.account
+    if account.most_cpus and (cpus := cpus_on(share, shape)) > account.most_cpus:
+        return f"would have {counted(cpus, 'CPU')} at work, and {account.label} may have {account.most_cpus} at once"
     if shape.cpus > share.slots and node.capacity:
         if not share.cpus:
             return "is not used by this cluster any more"
@@ -88,7 +88,7 @@ def place(cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:
 
 def _room(share: Share, queue: JobQueue) -> tuple[int, float]:
     if queue.is_heavy:
-        return (1, _busy(share.node)) if has_free(share, queue.shape) else (0, 0.0)
+        return (1, share.node.load) if has_free(share, queue.shape) else (0, 0.0)
     return share.standing()
 
 
@@ -100,7 +100,7 @@ def has_free(share: Share, shape: Shape) -> bool:
     cpus, claimed = cpus_on(share, shape), node.claimed
     return (
         share.load + cpus <= share.slots + NEARLY
-        and _busy(node) + claimed.cpus + cpus <= node.capacity + NEARLY
+        and node.load + claimed.cpus + cpus <= node.capacity + NEARLY
         and node.taken.memory + claimed.memory + shape.memory <= node.info.memory
         and node.taken.gpus + claimed.gpus + shape.gpus <= node.info.gpus
     )
@@ -129,8 +129,4 @@ def claim(cluster: ClusterRecord, queue: JobQueue) -> NodeRecord | None:
 
 
 def _nearness(node: NodeRecord) -> tuple[float, int]:
-    return _busy(node) + node.claimed.cpus - node.capacity, node.order
-
-
-def _busy(node: NodeRecord) -> float:
-    return sum([share.load for share in node.shares.values()])
+    return node.load + node.claimed.cpus - node.capacity, node.order

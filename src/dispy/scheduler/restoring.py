@@ -80,5 +80,10 @@ def _restore_job(tables: Tables, record: JobRecord) -> None:
     record.state = JobState.Running
     record.cancelled = record.cancelled or cluster.state is ClusterState.TERMINATING
     share.flight[record.job] = record
+    node.busy[share] = None
     if record.cpus:
         share.hold(record, record.cpus)
+    if cluster.is_exclusive:
+        tables.alone = cluster.id
+    if tables.turns is not None:
+        tables.turns.charge(tables.turns.party_of(cluster), [record], cluster.estimate)

@@ -58,6 +58,7 @@ def _use(tables: Tables, out: Outbox, cluster: ClusterRecord, node: NodeRecord, 
     changed = (share.cpus, share.oversubscribe) != (event.cpus, event.oversubscribe)
     share.cpus, share.files, share.setup_args = event.cpus, event.files, event.setup_args
     share.oversubscribe = event.oversubscribe
+    node.exceeds = node.exceeds or event.oversubscribe
     if changed:
         tell_limit(out, share)
     if share.state is ShareState.RENEWING:
@@ -164,8 +165,10 @@ def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: Comput
 
 def settle_node(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     """Let go of shares whose last job has come back, and of a lease that nobody needs."""
-    for share in tuple(node.shares.values()):
-        if share.flight or share.state not in (ShareState.CLOSED, ShareState.REFUSED):
+    closed, refused = ShareState.CLOSED, ShareState.REFUSED  # there may be many, and one in question after each job
+    over = [each for each in node.shares.values() if each.state is closed or each.state is refused]
+    for share in over:
+        if share.flight:
             continue
         is_over = share.state is ShareState.CLOSED or share.is_renewed
         if is_over and share.cpus and share.cluster.wants_nodes:

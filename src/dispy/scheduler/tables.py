@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects, JobEnded, JobsEnded, Notice, Send
-from dispy.scheduler.fairness import Account, Policy, Quotas
+from dispy.scheduler.fairness import Account, Policy, Quotas, Turns
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import Amount, NodeRecord, Share
 from dispy.wire.messages import AnyMessage
@@ -96,6 +96,16 @@ class Tables:
     """Clusters that take no more jobs."""
     accounts: dict[str, Account] = field(default_factory=dict)
     """Everybody who has had a cluster."""
+    turns: Turns | None = None
+    """Whose turn it is; None: jobs are handed out in the order of submission, whoever submitted them."""
+    fresh: dict[NodeRecord, Share | None] = field(default_factory=dict)
+    """Where turns are taken: nodes whose load fell, and the share that has ended a job there."""
+    exclusives: dict[ComputationId, None] = field(default_factory=dict)
+    """Clusters that run alone, or will."""
+    alone: ComputationId | None = None
+    """The one that does."""
+    is_holding: bool = False
+    """Whether a cluster may have to wait because of them."""
     counters: Counters = field(default_factory=Counters)
     joins: int = 0
     lost: str = ""
@@ -103,6 +113,14 @@ class Tables:
 
     def refresh(self, node: NodeRecord) -> None:
         """The load of a node fell, or whether it can be used changed: put what is derived from that right."""
+        if self.turns is not None:
+            if node not in self.fresh:
+                self.fresh[node] = None
+                for share in node.shares.values():
+                    self.runnable.update(dict.fromkeys(share.cluster.special.values()))
+            return
+        if len(node.shares) > 1:
+            node.settle()
         for share in node.shares.values():
             room, load = share.standing()
             cluster = share.cluster
@@ -143,6 +161,7 @@ class Tables:
         """Forget a share; nothing is in flight there."""
         cluster, node = share.cluster, share.node
         cluster.rooms.forget(share)
+        node.busy.pop(share, None)
         cluster.idlers.pop(node.id, None)
         cluster.excesses.pop(node.id, None)
         self.deadlines.pop((cluster.id, node.id), None)
@@ -163,6 +182,11 @@ class Tables:
         for queue, back in queues.items():
             queue.put_back(back)
             self.runnable[queue] = None
+
+    def give_back(self, record: JobRecord) -> None:
+        """A job is no longer in flight and has not run, or in vain; what is kept for it is not yet released."""
+        if self.turns is not None:
+            self.turns.give_back(self.clusters[record.cluster], record)
 
     def forget_queue(self, queue: JobQueue) -> None:
         """A queue is empty: one of jobs with wishes may never have another."""

@@ -1,0 +1,114 @@
+"""Hands out jobs in the order of submission, and calls back what waits where others idle.
+
+`turns` does the first by other rules, with the same steps.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Final
+
+from dispy.model import JobSpec, JobState
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.effects import JobsStarted
+from dispy.scheduler.jobs import JobQueue, JobRecord
+from dispy.scheduler.nodes import Share
+from dispy.scheduler.placement import claim, cpus_on, place
+from dispy.scheduler.policy import before_next, how_many_to_recall, in_order, portion, whom_to_recall
+from dispy.scheduler.tables import Outbox, Tables
+from dispy.wire.messages import RecallJobs, RunJobs
+
+BATCH: Final = 512
+"""Jobs in one message at most, so that the node works on the first while the next is encoded."""
+
+
+def dispatch(tables: Tables, out: Outbox) -> None:
+    """Hand out every job that a node has room for, then call back what waits where others idle."""
+    touched: dict[Share, None] = {}
+    if tables.blocked:
+        tables.release_claims()
+    heap = in_order(tables.runnable)
+    while heap:
+        _, number, queue = heappop(heap)
+        cluster = tables.clusters[queue.cluster]
+        if cluster.is_held:
+            continue
+        found = place(cluster, queue)
+        if found is None:
+            if queue.is_heavy:
+                block(tables, cluster, queue)
+            continue
+        share, room = found
+        before = before_next(queue, heap[0][0] if heap else None)
+        rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
+        count = 1 if queue.is_heavy else portion(share, room, before, 1 if queue.shape.node else rooms)
+        hand_over(queue, share, min(count, before))
+        touched[share] = None
+        if queue.waiting:
+            heappush(heap, (queue.rank, number, queue))
+        else:
+            tables.forget_queue(queue)
+    tables.runnable.clear()
+    for share in touched:
+        send_batch(share, out)
+    for node in {**{share.node: None for share in touched}, **tables.claims}:
+        for share in node.shares.values():
+            tables.weigh(share)
+    if tables.restless:
+        recall(tables, out)
+
+
+def block(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> None:
+    """Nothing is free for the first job of a queue of heavy ones: keep a node free for it if one can be."""
+    tables.blocked[queue] = None
+    node = claim(cluster, queue)
+    if node is not None:
+        tables.claims[node] = None
+
+
+def hand_over(queue: JobQueue, share: Share, count: int) -> list[JobRecord]:
+    """Give the first jobs of a queue to a share; they are sent when the pass is over."""
+    flight, node = share.flight, share.node.id
+    records = queue.take(count)
+    for record in records:
+        record.attempt += 1
+        record.state = JobState.Running
+        record.node = node
+        flight[record.job] = record
+    share.node.busy[share] = None
+    share.batch += records
+    if queue.is_heavy:
+        for record in records:
+            share.hold(record, cpus_on(share, queue.shape))
+    return records
+
+
+def send_batch(share: Share, out: Outbox) -> None:
+    """Send what a share was given in this pass."""
+    batch, share.batch = share.batch, []
+    for start in range(0, len(batch), BATCH):
+        part = batch[start : start + BATCH]
+        specs = [JobSpec(record.job, record.attempt, len(record.args), record.blob, record.options) for record in part]
+        out.send(
+            share.node,
+            RunJobs(share.cluster.id, specs),
+            [record.args for record in part if record.args],
+        )
+    out.notice(JobsStarted(share.node.id, batch))
+
+
+def recall(tables: Tables, out: Outbox) -> None:
+    """Call back jobs that wait for a CPU where others of their cluster's are idle."""
+    for cluster in [tables.clusters[id] for id in tables.restless if id in tables.clusters]:
+        share = whom_to_recall(cluster.excesses.values())
+        if share is None:
+            continue
+        idle = sum(share.idle for share in cluster.idlers.values()) - cluster.recalling
+        while share is not None and idle > 0:
+            count = how_many_to_recall(share.excess, idle)
+            share.node.recall = (cluster.id, count)
+            cluster.recalling += count
+            idle -= count
+            out.send(share.node, RecallJobs(count))
+            share = whom_to_recall(cluster.excesses.values())
+    tables.restless.clear()

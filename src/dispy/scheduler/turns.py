@@ -1,0 +1,275 @@
+"""Hands out jobs by turns: between users or clusters, as the policy says, and within quotas.
+
+Nodes whose load fell are noted (`Tables.fresh`) and offered to those whose turn it is until they are full; what they
+then still have is noted for all. So an event costs as much with a thousand users as with one, as long as enough work
+waits. What a party is charged is in `fairness`.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from typing import Final
+
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.dispatching import block, hand_over, recall, send_batch
+from dispy.scheduler.fairness import TURN_SECONDS, Account, Party, Policy, Rank, Turns
+from dispy.scheduler.jobs import JobQueue
+from dispy.scheduler.nodes import NodeRecord, Share
+from dispy.scheduler.placement import cpus_on, place
+from dispy.scheduler.policy import before_next, portion
+from dispy.scheduler.tables import Outbox, Tables
+from dispy.wire.messages import RecallJobs
+
+LOOK_INTERVAL: Final = 0.2
+"""Seconds between looks at jobs that run, while others wait."""
+OVERLONG: Final = 2.0
+"""Jobs that take so many times their mean have been sent ahead wrongly."""
+
+
+def dispatch(tables: Tables, turns: Turns, out: Outbox) -> None:
+    """Hand out every job that a node has room for and whose owner may have it run."""
+    if tables.blocked:
+        tables.release_claims()
+    if tables.now >= turns.next_look_at:
+        _look(tables, turns, out)
+    for account in turns.relieved:
+        for cluster in account.clusters.values():
+            tables.runnable.update(dict.fromkeys(queue for queue in cluster.queues if queue.waiting))
+    turns.relieved.clear()
+    wanted: dict[Party, None] = {}
+    for queue in tables.runnable:
+        if queue.waiting and not (cluster := tables.clusters[queue.cluster]).is_held:
+            wanted[turns.want(cluster, queue)] = None
+    tables.runnable.clear()
+    hand = _Hand(tables, turns)
+    hand.fill_fresh()
+    hand.serve(wanted)
+    hand.finish(out)
+
+
+def next_look(turns: Turns) -> float | None:
+    """When running jobs are to be looked at although nothing happened; None: nobody waits for them."""
+    return turns.next_look_at if turns.cpus and len(turns.line) else None
+
+
+class _Hand:
+    """What one pass hands out."""
+
+    __slots__ = ("_aside", "_looked", "_skipped", "_spent", "_tables", "_touched", "_turns")
+
+    def __init__(self, tables: Tables, turns: Turns) -> None:
+        self._tables = tables
+        self._turns = turns
+        self._touched: dict[Share, None] = {}
+        self._looked: set[ClusterRecord] = set()
+        """Clusters that know the nodes whose load fell."""
+        self._aside: dict[Party, None] = {}
+        """Parties that can have nothing in this pass."""
+        self._skipped: list[tuple[Party, JobQueue]] = []
+        """Queues for which no node has room."""
+        self._spent: set[Account] = set()
+        """Users whose next job would exceed their quota: what comes after it must not take the CPUs."""
+
+    def fill_fresh(self) -> None:
+        """Give nodes whose load fell to those whose turn it is, until they are full or nobody wants them."""
+        turns = self._turns
+        free = {node: share for node, share in self._tables.fresh.items() if node.has_room}
+        while free:
+            party = turns.line.take()
+            if party is None:
+                break
+            holder = self._holder(party, free)
+            share = None if holder is None else self._give(holder, party)
+            if share is not None:
+                turns.stay(party)
+            else:
+                share = self._give(party, turns.line.first())
+                if share is None:
+                    self._aside[party] = None
+                    continue
+                turns.stay(party)
+            if not share.node.has_room:
+                free.pop(share.node, None)
+
+    def serve(self, wanted: dict[Party, None]) -> None:
+        """Give to parties that have new work what they can have; for all others nothing has changed."""
+        heap: list[tuple[Rank, int, Party]] = []
+        for number, party in enumerate(wanted):
+            if party not in self._aside and (rank := self._turns.rank(party)) is not None:
+                heap.append((rank, number, party))
+        heapify(heap)
+        while heap:
+            _, number, party = heappop(heap)
+            if self._give(party, heap[0][2] if heap else None) is None:
+                self._aside[party] = None
+            elif (rank := self._turns.rank(party)) is not None:
+                heappush(heap, (rank, number, party))
+
+    def finish(self, out: Outbox) -> None:
+        """Send all of it, and note what nodes have left."""
+        tables, turns = self._tables, self._turns
+        for party, queue in self._skipped:
+            if queue.waiting:
+                party.line.offer(queue, queue.rank)
+                party.is_waiting = True
+                self._aside[party] = None
+        for party in self._aside:
+            turns.stay(party)
+        for share in self._touched:
+            send_batch(share, out)
+        for node in {**tables.fresh, **{share.node: None for share in self._touched}, **tables.claims}:
+            note(tables, node)
+        tables.fresh.clear()
+        if tables.restless:
+            recall(tables, out)
+
+    def _holder(self, party: Party, free: dict[NodeRecord, Share | None]) -> Party | None:
+        """Who has just ended a job on one of the nodes and may go on there: it is hardly ahead of whose turn it is."""
+        account = party.account
+        if self._turns.policy is not Policy.FAIR or not account.cpus:
+            return None
+        for share in free.values():
+            if share is not None and share.cluster.account is not account:
+                holder = self._turns.party_of(share.cluster)
+                if holder.entry is not None and holder.account.due <= account.due + TURN_SECONDS:
+                    return holder
+        return None
+
+    def _give(self, party: Party, following: Party | None) -> Share | None:
+        """Hand out the next jobs of a party; returns where they go, None if none can go anywhere."""
+        tables = self._tables
+        while (queue := party.line.first()) is not None:
+            cluster = tables.clusters[queue.cluster]
+            if cluster.is_held:
+                party.line.take()
+                continue
+            self._show_fresh(cluster)
+            found = place(cluster, queue)
+            if found is None:
+                if queue.is_heavy:
+                    block(tables, cluster, queue)
+                party.line.take()
+                self._skipped.append((party, queue))
+                continue
+            share, room = found
+            count = self._count(party, following, cluster, queue, share, room)
+            if not count:
+                return None
+            records = hand_over(queue, share, count)
+            self._turns.charge(party, records, cluster.estimate)
+            self._touched[share] = None
+            if not queue.waiting:
+                tables.forget_queue(queue)
+            return share
+        return None
+
+    def _show_fresh(self, cluster: ClusterRecord) -> None:
+        """Let a cluster find the nodes whose load fell."""
+        if cluster in self._looked:
+            return
+        self._looked.add(cluster)
+        shares = cluster.shares
+        for node in self._tables.fresh:
+            share = shares.get(node.id)
+            if share is not None:
+                room, load = share.standing()
+                if room > 0:
+                    cluster.rooms.offer(share, load)
+
+    def _count(
+        self, party: Party, following: Party | None, cluster: ClusterRecord, queue: JobQueue, share: Share, room: int
+    ) -> int:
+        """How many jobs of the queue a share is given before it is the turn of another."""
+        account = party.account
+        each = cpus_on(share, queue.shape) if queue.is_heavy else 1
+        spare = account.spare
+        if spare is not None and (spare < each or account in self._spent):
+            self._spent.add(account)
+            return 0
+        if queue.is_heavy:
+            return 1
+        most = self._before_others(party, following, cluster, queue)
+        rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
+        count = min(portion(share, room, most, 1 if queue.shape.node else rooms), most)
+        return count if spare is None else min(count, spare)
+
+    def _before_others(self, party: Party, following: Party | None, cluster: ClusterRecord, queue: JobQueue) -> int:
+        """How many jobs of the queue come before those of other queues of the party, and of other parties."""
+        line, most = party.line, queue.top().waiting
+        if len(line) > 1:
+            line.take()
+            second = line.first()
+            line.offer(queue, queue.rank)
+            most = before_next(queue, None if second is None else second.rank)
+        if following is None:
+            return most
+        match self._turns.policy:
+            case Policy.FAIR:
+                seconds = max(0.0, following.account.due - party.account.due) + self._tables.ahead
+                return max(1, min(most, int(seconds / cluster.estimate)))
+            case Policy.FAIR_CLUSTER:
+                return max(1, min(most, int(self._tables.ahead / cluster.estimate)))
+            case Policy.EARLY_CLUSTER:
+                return most
+            case Policy.FIFO:
+                other = following.line.first()
+                return most if other is None else min(most, before_next(queue, other.rank))
+
+
+def note(tables: Tables, node: NodeRecord) -> None:
+    """Put right what is derived from the load of a node.
+
+    Where its CPUs all have work, that is only what concerns clusters with jobs there.
+    """
+    busy = list(node.busy)
+    node.settle()
+    if node.has_room:
+        for share in node.shares.values():
+            room, load = share.standing()
+            if room > 0:
+                share.cluster.rooms.offer(share, load)
+    is_open = node.is_usable and node.wanted < node.capacity
+    for share in node.shares.values() if is_open or node.is_open else busy:
+        if share.cluster.shares.get(node.id) is share:
+            tables.weigh(share)
+    node.is_open = is_open
+
+
+def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
+    """Charge for jobs that run longer than was charged for them, and call back what waits behind such jobs."""
+    now = tables.now
+    turns.next_look_at = now + LOOK_INTERVAL
+    running: dict[ClusterRecord, tuple[float, int]] = {}
+    for node in tables.nodes.values():
+        for share in node.busy:
+            cluster = share.cluster
+            together, count = running.get(cluster, (0.0, 0))
+            for record in islice(share.flight.values(), share.slots):
+                if not record.seen_at:
+                    record.seen_at = now
+                took = now - record.seen_at
+                cpus = record.cpus or 1
+                if took * cpus > record.charge:
+                    turns.correct(cluster, took * cpus - record.charge)
+                    record.charge = took * cpus
+                together, count = together + took, count + 1
+            running[cluster] = together, count
+    for cluster, (together, count) in running.items():
+        if count and together / count > cluster.estimate:
+            cluster.estimate = together / count
+        if cluster.mean is not None and cluster.estimate > OVERLONG * cluster.mean:
+            cluster.depth = cluster.depth_for(cluster.estimate)
+            _recall_overlong(cluster, turns, out)
+
+
+def _recall_overlong(cluster: ClusterRecord, turns: Turns, out: Outbox) -> None:
+    """What waits at nodes behind jobs that take much longer than was thought goes where a CPU is free first."""
+    if turns.line.first() is None:
+        return
+    for share in cluster.excesses.values():
+        node, excess = share.node, share.excess
+        if excess and node.recall is None and not node.is_spent and node.can_hear:
+            node.recall = (cluster.id, excess)
+            cluster.recalling += excess
+            out.send(node, RecallJobs(excess))
