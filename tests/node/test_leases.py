@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from corenode import ANNA, BERT, HOLDER, MAP, OTHER, REDUCE, Answer, Node, done, node, ready, recalled, spec
-from msgspec.structs import replace
 
 from dispy.model import BlobRef, Ending, HeldAttempt, Holder, JobSpec, ProcessId
 from dispy.node import effects as do
@@ -98,7 +97,7 @@ def test_another_process_with_the_token_waits_for_the_end_of_the_link_before_it(
     """Whichever comes late is the one that is gone: if it took the lease at once, the other would wait in silence."""
     ready.run(1)
     effects = ready.lease(BERT, b"A")
-    assert effects.sends == [Send(BERT, msg.LeaseRefused(replace(HOLDER, since=1000.0)))]
+    assert [type(send.message) for send in effects.sends] == [], "a refusal would mean that its jobs are gone"
     assert ready.run(2).sends == [], "the lease is where it was"
     effects = ready.handle(ev.LinkLost(ANNA, goodbye=goodbye))
     [granted] = effects.sends

@@ -103,9 +103,11 @@ class Leases:
             self._grant(Waiter(ask.token, ask.holder, peer), now, effects)
         elif lease.token == ask.token and not lease.ended and lease.peer in (None, peer):
             self._resume(lease, peer, now, effects)
-        else:  # also with its token while another process speaks with it: which of the two is gone shows soon
+        else:
             self.line.append(Waiter(ask.token, ask.holder, peer))
-            effects.sends.append(Send(peer, msg.LeaseRefused(lease.holder_now)))
+            if lease.ended or lease.token != ask.token:
+                effects.sends.append(Send(peer, msg.LeaseRefused(lease.holder_now)))
+            # else another process speaks with this lease: which of the two is gone shows soon, then comes the answer
 
     def _resume(self, lease: Lease, peer: ProcessId, now: float, effects: Effects) -> None:
         """Its holder, or whoever goes on for him, is here again."""
