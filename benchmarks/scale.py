@@ -4,9 +4,9 @@
     python benchmarks/scale.py --nodes 20 --clients 5 --jobs 10000
     python benchmarks/scale.py --json                       # figures for a program
 
-A link that does nothing else asks the scheduler a small question again and again: the longest wait for an answer bounds
-how long its event loop was busy with other things (or the machine had no CPU for it). The memory of a queued job is that
-of the scheduler with all jobs queued and no node there, less that with none, divided by their number.
+A link that does nothing else asks the scheduler a small question again and again: the longest wait for an answer
+bounds how long its event loop was busy with other things (or the machine had no CPU for it). The memory of a queued job
+is that of the scheduler with all jobs queued and no node there, less that with none, divided by their number.
 """
 
 from __future__ import annotations
