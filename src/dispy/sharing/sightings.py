@@ -93,4 +93,4 @@ class Sightings:
 
 def view_of(seen: NodeSeen) -> NodeView:
     """What users may know of a node."""
-    return NodeView(seen.process, seen.info, seen.address, seen.port, seen.avail, seen.places)
+    return NodeView(seen.process, seen.info, seen.address, seen.port, seen.avail, seen.places, seen.relays)
