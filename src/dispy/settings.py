@@ -122,6 +122,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "DISPY_CONFIG": "file with options of dispynode; --config",
     "DISPY_DEBUG": "1: log at debug level; --debug",
     "DISPY_NODES": "nodes that the dispy command or a shared scheduler uses, comma-separated; --nodes, --node",
+    "DISPY_SCHEDULER": "HOST[:PORT] of the scheduler that programs share; --scheduler",
     "DISPY_CHECK": "1: cores check their tables after every event (slow; for hunting bugs)",
 }
 

@@ -16,7 +16,7 @@ from dispy.making import AnyCluster, Given
 from dispy.nodes import DispyNode, NodeAllocate
 from dispy.scheduler.access import SchedulerAccess
 from dispy.secrets import Credentials
-from dispy.settings import SCHEDULER_PORT_OFFSET, base_port
+from dispy.settings import SCHEDULER_PORT_OFFSET, base_port, variable
 from dispy.sharing.remote import RemoteScheduler, SharedSettings
 
 OWN_HOST: Final = "127.0.0.1"
@@ -35,7 +35,8 @@ class SharedJobCluster(AnyCluster):
         host: accepted for old programs; without effect, as this program only dials.
         dispy_port: base port (default 9700); the scheduler listens on base+2.
         client_port: accepted for old programs; without effect, as this program does not listen.
-        scheduler_host: where `dispyscheduler` runs, as `HOST` or `HOST:PORT`; None for this machine.
+        scheduler_host: where `dispyscheduler` runs, as `HOST` or `HOST:PORT`; None: what DISPY_SCHEDULER says, else
+            this machine.
         ext_host: name of this machine as others shall see it.
         ip_addr, ext_ip_addr: old names of `host` and `ext_host`.
         poll_interval: accepted for old programs; without effect.
@@ -157,7 +158,7 @@ def scheduler_place(given: str | None, base: int) -> tuple[str, int]:
     Raises:
         SettingsError: the port is none.
     """
-    text = (given or "").strip() or OWN_HOST
+    text = (given or variable("DISPY_SCHEDULER") or "").strip() or OWN_HOST
     host, port = text, ""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")

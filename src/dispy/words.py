@@ -35,3 +35,17 @@ def size(count: float, like: float | None = None) -> str:
         power += 1
     exact = not power or (value >= 10 and power < 3) or (binary and power < 3 and value == round(value))
     return f"{value:.0f} {units[power]}" if exact else f"{value:.1f} {units[power]}"
+
+
+def lasting(seconds: float) -> str:
+    """A duration: `3.2 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"

@@ -17,6 +17,8 @@ from dispy.cli.nodes import nodes
 from dispy.cli.programs import program
 from dispy.cli.recover import recover
 from dispy.cli.secret import secret
+from dispy.cli.status import cancel, jobs, status
+from dispy.cli.top import top
 from dispy.cli.up import down, up
 from dispy.errors import DispyError, SettingsError, ShippingError
 from dispy.settings import VERSION
@@ -78,6 +80,10 @@ def main() -> None:
 main.add_command(program)
 main.add_command(nodes)
 main.add_command(explain)
+main.add_command(status)
+main.add_command(jobs)
+main.add_command(cancel)
+main.add_command(top)
 main.add_command(admin)
 main.add_command(up)
 main.add_command(down)

@@ -141,12 +141,17 @@ def _link_settings(options: dict[str, Any]) -> LinkSettings:
         process=ProcessId(secrets.token_hex(16)),
         role=Role.ADMIN,
         name=f"{getpass.getuser()}@{socket.gethostname()}",
-        credentials=_credentials(options),
+        credentials=admin_credentials(options),
         group=(settings.variable("DISPY_GROUP") or "") if group is None else group,
     )
 
 
-def _credentials(options: dict[str, Any]) -> Credentials:
+def admin_credentials(options: dict[str, Any]) -> Credentials:
+    """What the options, the environment, files or, at a terminal, whoever sits there say of the admin secret.
+
+    Raises:
+        SettingsError: nobody says it.
+    """
     from dispy.secrets import find_admin_credentials
 
     def find(secret: str | None) -> Credentials | None:

@@ -26,8 +26,8 @@ from dispy.parameters import option_of_today
 
 if TYPE_CHECKING:
     from dispy.cli.output import Output
-    from dispy.cluster import JobCluster
     from dispy.job import DispyJob
+    from dispy.making import AnyCluster
 
 GLANCE_INTERVAL = 0.1
 """Seconds between looks at what has ended, for the progress display."""
@@ -51,6 +51,7 @@ class Request:
     program: str
     arguments: tuple[tuple[str, ...], ...]
     files: tuple[str, ...]
+    scheduler: str | None
     nodes: tuple[str, ...]
     local: bool
     hosts: tuple[str, ...]
@@ -89,16 +90,11 @@ def _no_more(ctx: click.Context, parameter: click.Parameter, value: tuple[str, .
         )
 
 
-def _no_scheduler(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        raise click.BadParameter(
-            "this release has no scheduler that several programs share: leave the option out, and the nodes are asked "
-            "directly (by --nodes those that do not answer to everybody)"
-        )
-
-
 def _option_of_today(name: str) -> str:
     name = NORMALIZED["token_normalize_func"](name)
+    if name in {"scheduler_node", "scheduler_host"}:
+        click.echo(f"the option --{name} is called --scheduler now", err=True)
+        return "scheduler"
     return option_of_today(name) if name == "ip_addr" else name
 
 
@@ -125,6 +121,11 @@ def _option_of_today(name: str) -> str:
 @click.option(
     "-n", "--nodes", multiple=True, metavar="NODE,…", help="Names, addresses or patterns (DISPY_NODES); repeat."
 )
+@click.option(
+    "--scheduler",
+    metavar="HOST[:PORT]",
+    help="Use the nodes of the scheduler there, which programs share (DISPY_SCHEDULER).",
+)
 @click.option("--local", is_flag=True, help="Use this machine, by a node of its own.")
 @click.option("-i", "--host", "hosts", multiple=True, metavar="HOST", help="Interface or address to use here; repeat.")
 @job_options
@@ -133,12 +134,12 @@ def _option_of_today(name: str) -> str:
 @click.option("-c", "--keep-files", is_flag=True, help="Leave the files on the nodes.")
 @click.option("-j", "--json", is_flag=True, help="Print one JSON object per job.")
 @click.option("-d", "--debug", is_flag=True, help="Say more (DISPY_DEBUG).")
-@click.option("--scheduler_node", "--scheduler_host", hidden=True, expose_value=False, callback=_no_scheduler)
 def program(**options: Any) -> NoReturn:
     """Run PROGRAM on all nodes that answer, once for each -a (once without arguments if there is none)."""
     connection = take_connection(options)
     given = take_job_options(options)
     named = [name for value in options.pop("nodes") for name in settings.names(value)]
+    options["scheduler"] = options["scheduler"] or settings.variable("DISPY_SCHEDULER")
     request = Request(
         nodes=tuple(named) or settings.names(settings.variable("DISPY_NODES")),
         connection=connection,
@@ -173,32 +174,35 @@ def _run(request: Request) -> int:
     return 0 if output.failed == 0 else 1
 
 
-def _open_cluster(request: Request) -> JobCluster:
+def _open_cluster(request: Request) -> AnyCluster:
     import logging
 
     from dispy.cluster import JobCluster
+    from dispy.sharedcluster import SharedJobCluster
 
     connection = request.connection
     nodes: list[Any] = [node_item(name) for name in request.nodes]
     if request.local:
         nodes.insert(0, "local")
-    return JobCluster(
-        request.program,
-        nodes=nodes or None,
-        depends=list(request.files),
-        host=request.hosts or None,
-        reentrant=request.reentrant,
-        cleanup=not request.keep_files,
-        loglevel=logging.DEBUG if request.debug or settings.flag("DISPY_DEBUG") else None,
-        secret=connection.secret,
-        secret_file=connection.secret_file,
-        certfile=connection.certfile,
-        keyfile=connection.keyfile,
-        cafile=connection.cafile,
-        group=connection.group,
-        dispy_port=connection.dispy_port,
-        insecure=connection.insecure,
-    )
+    given: dict[str, Any] = {
+        "nodes": nodes or None,
+        "depends": list(request.files),
+        "host": request.hosts or None,
+        "reentrant": request.reentrant,
+        "cleanup": not request.keep_files,
+        "loglevel": logging.DEBUG if request.debug or settings.flag("DISPY_DEBUG") else None,
+        "secret": connection.secret,
+        "secret_file": connection.secret_file,
+        "certfile": connection.certfile,
+        "keyfile": connection.keyfile,
+        "cafile": connection.cafile,
+        "group": connection.group,
+        "dispy_port": connection.dispy_port,
+        "insecure": connection.insecure,
+    }
+    if request.scheduler:
+        return SharedJobCluster(request.program, scheduler_host=request.scheduler, **given)
+    return JobCluster(request.program, **given)
 
 
 def node_item(text: str) -> str | tuple[str, int]:
@@ -209,7 +213,7 @@ def node_item(text: str) -> str | tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _follow(cluster: JobCluster, jobs: list[tuple[Sequence[str], DispyJob]], output: Output) -> None:
+def _follow(cluster: AnyCluster, jobs: list[tuple[Sequence[str], DispyJob]], output: Output) -> None:
     """Show each job as it ends, in the order of submission."""
     from dispy.cli.progress import progress
 
@@ -228,7 +232,7 @@ def _follow(cluster: JobCluster, jobs: list[tuple[Sequence[str], DispyJob]], out
             display.update()
 
 
-def _close(cluster: JobCluster, *, terminate: bool) -> None:
+def _close(cluster: AnyCluster, *, terminate: bool) -> None:
     try:
         cluster.close(terminate=terminate)
         cluster.shutdown()

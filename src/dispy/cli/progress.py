@@ -12,7 +12,7 @@ from dispy.words import counted
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from dispy.cluster import JobCluster
+    from dispy.making import AnyCluster
 
 
 class Display(Protocol):
@@ -34,7 +34,7 @@ class _Nothing:
 
 
 class _Line:
-    def __init__(self, bar: Progress, task: TaskID, cluster: JobCluster, total: int) -> None:
+    def __init__(self, bar: Progress, task: TaskID, cluster: AnyCluster, total: int) -> None:
         self._bar, self._task, self._cluster, self._total = bar, task, cluster, total
 
     def update(self) -> None:
@@ -57,7 +57,7 @@ class _Line:
 
 
 @contextmanager
-def progress(cluster: JobCluster, total: int) -> Iterator[Display]:
+def progress(cluster: AnyCluster, total: int) -> Iterator[Display]:
     """Show how many of `total` jobs have ended, for as long as the block runs."""
     if not sys.stderr.isatty():
         yield _Nothing()
