@@ -25,7 +25,9 @@ from dispy.recovery.journal import load_id, load_jobs
 from dispy.recovery.sorting import Fetched, as_free, sort_out
 from dispy.resuming import resume
 from dispy.scheduler.flow import SENTENCES
+from dispy.scheduler.identity import this_holder
 from dispy.secrets import Credentials, find_credentials
+from dispy.sharing.reclaiming import Reclaimed, reclaim
 
 T = TypeVar("T")
 
@@ -181,11 +183,17 @@ def _recover(
     until = float("inf") if timeout is None else time.monotonic() + timeout
     written_at = load_jobs(book, file.store)
     fetched = _in_loop(_fetch(file, book, credentials, timeout, terminate))
+    if book.shared:
+        left = None if timeout is None else max(0.0, until - time.monotonic())
+        reclaimed = _in_loop(_reclaim(file, book, credentials, left, terminate))
+        fetched.waiting += reclaimed.waiting
+        fetched.lost += reclaimed.lost
     sorted_out = sort_out(book, fetched, time.time() - written_at, terminate=terminate)
     ended = sorted_out.ended
     if sorted_out.runnable and time.monotonic() < until:
         file.append(as_free(sorted_out.runnable, book))
         ended |= _in_loop(resume(portal(), file, book, credentials, sorted_out.runnable, until))
+    ended |= {end.job: (end.state, end.cause) for end in book.ends.values()}
     ended |= {job: _why_lost(job, node, book, fetched) for job, node in book.lost().items()}
     jobs, sealed = _in_loop(_open(book, ended, file.path))
     pending = len(book.jobs.keys() - book.results.keys() - ended.keys())
@@ -245,6 +253,12 @@ async def _fetch(
     file: RecoveryFile, book: Book, credentials: Credentials, patience: float | None, terminate: bool
 ) -> Fetched:
     return await Fetching(file, book, credentials, terminate=terminate).run(patience)
+
+
+async def _reclaim(
+    file: RecoveryFile, book: Book, credentials: Credentials, patience: float | None, terminate: bool
+) -> Reclaimed:
+    return await reclaim(file, book, credentials, holder=this_holder(""), terminate=terminate, patience=patience)
 
 
 def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -385,7 +385,7 @@ class Book:
 
     def has_result(self, job: int) -> bool:
         """Whether a job needs no further attempt."""
-        return job in self.results or job in self.ends or job in self.returned
+        return job in self.results or job in self.returned
 
     def is_text(self, job: int) -> bool:
         """Whether what a job printed is shown as text; where functions and programs were mixed it is."""
