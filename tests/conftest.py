@@ -163,7 +163,7 @@ def wait_until() -> Callable[..., Any]:
 
 @pytest.fixture
 def free_base_port() -> int:
-    """A base port with which base and base+1 are free, for TCP and UDP; parallel test runs have ranges of their own."""
+    """A base port: it and the two above are free, for TCP and UDP; parallel test runs have ranges of their own."""
     return _find_base_port()
 
 
@@ -176,10 +176,11 @@ def free_base_ports() -> list[int]:
 def _find_base_port() -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(100):
-        base = 20000 + worker % 4 * 3000 + secrets.randbelow(1500) * 2
-        if all(_is_free(port, kind) for port in (base, base + 1) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+        base = 20000 + worker % 4 * 3000 + secrets.randbelow(1000) * 3
+        kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        if all(_is_free(port, kind) for port in range(base, base + 3) for kind in kinds):
             return base
-    pytest.fail("no two ports in a row are free")
+    pytest.fail("no three ports in a row are free")
 
 
 def _is_free(port: int, kind: socket.SocketKind) -> bool:
@@ -308,6 +309,25 @@ def dispynode(start_daemon: Callable[..., Daemon], tmp_path: Path, free_base_por
             *("--dest_path_prefix", str(tmp_path / f"prefix-{name}")),
             *options,
             env={"DISPY_PORT": str(base_port or free_base_port), **(env or {})},
+        )
+        if ready:
+            daemon.wait_for(READY)
+        return daemon
+
+    return start
+
+
+@pytest.fixture
+def dispyscheduler(start_daemon: Callable[..., Daemon], tmp_path: Path, free_base_port: int) -> Callable[..., Daemon]:
+    """`dispyscheduler(*options, env={...})`: a real shared scheduler with the directory `tmp_path / "scheduler"`, ready
+    for programs at the port two above the test's `free_base_port`."""
+
+    def start(*options: str, env: dict[str, str] | None = None, ready: bool = True) -> Daemon:
+        daemon = start_daemon(
+            *(sys.executable, "-m", "dispy.sharing.cli", "--daemon"),
+            *("--dest_path_prefix", str(tmp_path / "scheduler")),
+            *options,
+            env={"DISPY_PORT": str(free_base_port), **(env or {})},
         )
         if ready:
             daemon.wait_for(READY)

@@ -146,10 +146,14 @@ class AnyCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, Cluster
         self._id = spec.id
         self.start_time = time.time()
         self.end_time: float | None = None
-        if recover_file is not False:
-            self.service.recorder.use(recover_file)
-        self._journal = self._keep(items, recover_file) if durable and recover_file is not False else None
-        self._open()
+        try:
+            if recover_file is not False:
+                self.service.recorder.use(recover_file)
+            self._journal = self._keep(items, recover_file) if durable and recover_file is not False else None
+            self._open()
+        except BaseException:
+            stop_if_unused(self.service)
+            raise
         self.is_closed = False
         self.is_hurried = False
         remember(self)

@@ -17,7 +17,8 @@ from dispy.nodes import DispyNode, NodeAllocate
 from dispy.scheduler.access import SchedulerAccess
 from dispy.secrets import Credentials
 from dispy.settings import SCHEDULER_PORT_OFFSET, base_port, variable
-from dispy.sharing.remote import RemoteScheduler, SharedSettings
+from dispy.sharing.remote import RemoteScheduler
+from dispy.sharing.uplink import SharedSettings
 
 OWN_HOST: Final = "127.0.0.1"
 

@@ -17,6 +17,7 @@ from dispy.logs import logger
 from dispy.model import ComputationId, FileSpec, HeldAttempt, ProcessId
 from dispy.scheduler.links import Reached
 from dispy.wire.beneath import BeneathSink
+from dispy.wire.blobs import BlobExchange
 from dispy.wire.messages import (
     AnyMessage,
     FileOffered,
@@ -142,13 +143,17 @@ class Conversation:
             reached.link.send(FileTaken(file.blob.name, reason, offer.job, file.path))
 
     async def _fetch(self, reached: Reached, offer: FileOffered) -> str:
-        """Put the file below the program's working directory; returns why that failed, else nothing."""
-        file, most = offer.file, config.MaxFileSize
-        if most and file.blob.size > most:
-            return f"it has {file.blob.size:,} bytes; dispy.config.MaxFileSize allows {most:,}"
-        try:
-            here = Path.cwd()
-            await reached.exchange.fetch_into(BeneathSink(here, file), file.blob, f"{file.path} in {here}")
-        except (TransferError, OSError) as error:
-            return str(error)
-        return ""
+        return await fetch_here(reached.exchange, offer.file)
+
+
+async def fetch_here(exchange: BlobExchange, file: FileSpec) -> str:
+    """Put a job's file below the program's working directory; returns why that failed, else nothing."""
+    most = config.MaxFileSize
+    if most and file.blob.size > most:
+        return f"it has {file.blob.size:,} bytes; dispy.config.MaxFileSize allows {most:,}"
+    try:
+        here = Path.cwd()
+        await exchange.fetch_into(BeneathSink(here, file), file.blob, f"{file.path} in {here}")
+    except (TransferError, OSError) as error:
+        return str(error)
+    return ""

@@ -1,83 +1,55 @@
 """A scheduler that several programs share, as the clusters of this program use it: over a link, by messages.
 
 It offers what `SchedulerService` offers to clusters. One for each scheduler and credentials; what concerns a single
-cluster is in `attachment`.
+cluster is in `attachment`, the link in `uplink`, questions in `inquiries`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from dispy import config
-from dispy.errors import AuthenticationRejected, LinkError, SettingsError, TransferError
+from dispy.errors import SettingsError, TransferError
 from dispy.logs import logger
-from dispy.model import BlobRef, ComputationId, FileSpec, JobState, NodeInfo, ProcessId, Role
+from dispy.model import BlobRef, ComputationId, FileSpec, ProcessId
 from dispy.nodes import NodeAllocate
 from dispy.portal import Portal
 from dispy.recovery.book import ClusterShared
 from dispy.recovery.recorder import Recorder
+from dispy.scheduler.conversation import fetch_here
 from dispy.scheduler.events import Steering
 from dispy.scheduler.handover import Handover
 from dispy.scheduler.identity import ServiceSettings, program_begun, this_holder
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import Allocation, ClusterOwner
-from dispy.secrets import Credentials
 from dispy.settings import EXPLAIN_AFTER, GRACE_TIMEOUT
 from dispy.sharing.asking import Questions
 from dispy.sharing.attachment import Attachment, Doings
+from dispy.sharing.inquiries import Inquiries
 from dispy.sharing.sightings import view_of
-from dispy.wire.blobs import BlobExchange
-from dispy.wire.blobsources import BlobSources, MemorySource
-from dispy.wire.link import Dialler, Link, LinkSettings
-from dispy.wire.messages import AnyMessage
+from dispy.sharing.uplink import SharedSettings, Uplink
+from dispy.wire.blobsources import MemorySource
+from dispy.wire.link import Link
+from dispy.wire.messages import AnyMessage, FileOffered, FileTaken
 from dispy.wire.sharing import (
     AllocationAsked,
     AnswerAllocation,
-    AskJobsAt,
-    AskStandings,
-    AskTail,
-    ExplainSubmitted,
     NodeSeen,
-    NodeStanding,
     OpenCluster,
     PlaceFileAt,
     SteerShare,
     WidenCluster,
 )
-from dispy.words import counted
 
 NODES_AFTER: Final = 5.0
 """Seconds on a new link after which a node of which the scheduler has not spoken again is taken for gone."""
-REFUSED_AGAIN: Final = 10.0
-"""Seconds between dials of a scheduler that refuses us."""
-CLOSED_AGAIN: Final = 0.2
-"""Seconds after which a scheduler that said goodbye is dialled again: it may be restarting."""
 
 
-@dataclass(slots=True, frozen=True)
-class SharedSettings:
-    """What clusters must have in common to share a link to a scheduler."""
-
-    credentials: Credentials
-    group: str
-    host: str
-    port: int
-    ext_host: str = ""
-
-    @property
-    def where(self) -> str:
-        """For sentences."""
-        return f"{self.host}:{self.port}"
-
-
-class RemoteScheduler:
+class RemoteScheduler(Inquiries):
     """The scheduler at the other end of a link."""
 
     def __init__(self, portal: Portal, settings: SharedSettings) -> None:
@@ -86,31 +58,21 @@ class RemoteScheduler:
         self._loop = portal.loop
         holder = this_holder(settings.ext_host)
         self._holder = holder
-        self._link_settings = LinkSettings(
-            process=ProcessId(secrets.token_hex(16)),
-            role=Role.CLIENT,
-            name=socket.gethostname(),
-            credentials=settings.credentials,
-            group=settings.group,
-        )
         begun = ServiceSettings(settings.credentials, settings.group, settings.port, 0, ())
         self.recorder = Recorder(program_begun(holder, secrets.token_bytes(32), begun))
         self.attachments: dict[ComputationId, Attachment] = {}
-        self._sources = BlobSources()
+        self._uplink = Uplink(portal.loop, settings, self)
+        self._sources = self._uplink.sources
         self._offers = FileOffers(self._sources, lambda: (each.owner.spec for each in self.attachments.values()))
         self._handover = Handover(portal.loop, self._take)
         self._questions = Questions()
-        self._dialler: Dialler | None = None
-        self._link: Link | None = None
-        self._exchange: BlobExchange | None = None
-        self._trouble = ""
-        """Why there is no link, as the last dial has shown."""
-        self._is_said = False
-        self._alone_since = 0.0
-        """When the link was lost, or first dialled; by the loop's clock."""
+        self._touched: dict[ComputationId, Attachment] = {}
+        """Clusters of which the last read has spoken."""
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = asyncio.Lock()
+        self._taking: set[tuple[int, bytes, str]] = set()
+        """Files of jobs that are on their way."""
 
     # From any thread.
 
@@ -174,13 +136,12 @@ class RemoteScheduler:
             interval=owner.interval,
             exclusive=exclusive,
         )
-        doings = Doings(self._send, self._fetch, self._spawn, self.take_back, self._accepted, self._over)
+        doings = Doings(self._uplink.send, self._uplink.fetch, self._spawn, self.take_back, self._accepted, self._over)
         attachment = self.attachments[owner.spec.id] = Attachment(owner, opening, doings)
         self.recorder.cluster_opened(owner.spec)
-        if self._dialler is None:
-            self._begin()
-        elif self._link is not None:
+        if self._uplink.link is not None:
             attachment.open()
+        self._uplink.begin()
         await asyncio.wait([attachment.decided], timeout=EXPLAIN_AFTER)
         if attachment.decided.done() and (error := attachment.decided.exception()) is not None:
             self._over(attachment)
@@ -222,76 +183,6 @@ class RemoteScheduler:
         if cluster in self.attachments:
             self.attachments[cluster].say(SteerShare(cluster, node, how.name.lower(), cpus, terminate))
 
-    # In the loop: questions.
-
-    async def explain(self, record: JobRecord) -> str:
-        """Why a job is where it is."""
-        self._handover.flush_now()
-        attachment = self.attachments.get(record.cluster)
-        if attachment is None or record.job not in attachment.jobs:
-            return f"Job {record.job} has ended."
-        if self._link is None:
-            return f"Job {record.job} {_where_it_is(record)}: {self.why_alone()}."
-        if not attachment.accepted:
-            return f"Job {record.job} waits: the scheduler at {self.settings.where} is taking up its cluster."
-        if record.state is JobState.Created:
-            return (
-                f"Job {record.job} waits here until the scheduler at {self.settings.where} has stored what was "
-                "submitted before it."
-            )
-        try:
-            answer, _ = await self._ask(lambda number: ExplainSubmitted(number, record.cluster, record.job))
-        except TimeoutError:
-            return f"Job {record.job} {_where_it_is(record)}: {self.why_alone()}."
-        return str(answer.sentence)
-
-    async def standings(self, cluster: ComputationId) -> list[NodeStanding]:
-        """Every node that a cluster wants to use; none when the scheduler does not answer."""
-        self._handover.flush_now()
-        try:
-            answer, _ = await self._ask(lambda number: AskStandings(number, cluster))
-        except TimeoutError:
-            return []
-        return list(answer.standings)
-
-    async def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
-        """Nodes of which the scheduler has told, and that an item of `nodes` is about."""
-        views = {view.process: view for each in self.attachments.values() for view in each.nodes.views.values()}
-        return [process for process, view in views.items() if view.fits(item)]
-
-    async def uses(self, cluster: ComputationId, node: ProcessId) -> bool:
-        """Whether a cluster wants to use a node, opened or not."""
-        return any(standing.node == node for standing in await self.standings(cluster))
-
-    def offered_by(self, node: ProcessId) -> NodeInfo | None:
-        """What a node says of itself, as far as the scheduler has told."""
-        for each in self.attachments.values():
-            if node in each.nodes.views:
-                return each.nodes.views[node].info
-        return None
-
-    async def jobs_at(self, cluster: ComputationId, node: ProcessId, *, from_node: bool) -> list[JobRecord]:
-        """The jobs of a cluster that a node has."""
-        attachment = self.attachments.get(cluster)
-        if attachment is None:
-            return []
-        if not from_node:
-            return [record for record in attachment.jobs.values() if record.node == node]
-        try:
-            answer, _ = await self._ask(lambda number: AskJobsAt(number, cluster, node, from_node=True))
-        except TimeoutError:
-            return []
-        return [attachment.jobs[job] for job in answer.jobs if job in attachment.jobs]
-
-    async def tail(self, record: JobRecord) -> tuple[bytes, bytes]:
-        """The end of what a running job has printed."""
-        try:
-            answer, payload = await self._ask(lambda number: AskTail(number, record.cluster, record.job))
-        except TimeoutError:
-            return b"", b""
-        both = bytes(payload)
-        return both[: answer.stdout_size], both[answer.stdout_size :]
-
     async def send_file(self, node: ProcessId, cluster: ComputationId, path: Path, destination: str) -> str:
         """Place a file into a computation's directory on a node; returns why that failed, else nothing.
 
@@ -302,40 +193,20 @@ class RemoteScheduler:
         try:
             answer, _ = await self._ask(lambda number: PlaceFileAt(number, cluster, node, files[0]), None)
         except TimeoutError:
-            return self.why_alone()
+            return self._uplink.why_alone()
         finally:
             self._offers.release(files)
         return str(answer.reason)
-
-    async def _ask(
-        self, question: Callable[[int], AnyMessage], limit: float | None = -1.0
-    ) -> tuple[Any, bytes | memoryview]:
-        def send(number: int) -> bool:
-            self._send(question(number), ())
-            return self._link is not None
-
-        return await self._questions.ask(send, config.MsgTimeout if limit == -1.0 else limit)
-
-    def why_alone(self) -> str:
-        """Why nothing is heard of the scheduler, in words."""
-        if self._link is not None:
-            return f"the scheduler at {self.settings.where} does not answer"
-        trouble = f" ({self._trouble})" if self._trouble else ""
-        return f"there is no link to the scheduler at {self.settings.where}{trouble}; it is dialled again and again"
 
     # The end.
 
     async def stop(self, reason: str = "the program is done", *, hurried: bool = False) -> None:
         """End the link. Clusters that are open stay open at the scheduler."""
         self._stopped = True
-        if self._exchange is not None:
-            self._exchange.close(reason)
+        self._uplink.stop(reason)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._dialler is not None:
-            self._dialler.stop(reason)
-        self._link = None
         self.recorder.end()
 
     def abandon(self) -> None:
@@ -362,15 +233,6 @@ class RemoteScheduler:
         if attachment is not None:
             attachment.told(job)
 
-    def _send(self, message: AnyMessage, payload: Sequence[bytes]) -> None:
-        if self._link is not None:
-            self._link.send(message, payload)
-
-    async def _fetch(self, ref: BlobRef) -> bytes:
-        if self._exchange is None:
-            raise TransferError("there is no link to the scheduler")
-        return await self._exchange.fetch_bytes(ref)
-
     def _accepted(self, attachment: Attachment) -> None:
         opening = attachment.opening
         self.recorder.cluster_shared(
@@ -384,121 +246,75 @@ class RemoteScheduler:
 
     def _give_up_if_alone(self) -> None:
         """Nobody answers, and somebody waits for the end of jobs that were to be ended."""
-        if self._link is not None or self._loop.time() < self._alone_since + GRACE_TIMEOUT:
+        uplink = self._uplink
+        if uplink.link is not None or self._loop.time() < uplink.alone_since + GRACE_TIMEOUT:
             return
         for attachment in list(self.attachments.values()):
             if attachment.closing:
                 self.attachments.pop(attachment.id, None)
-                attachment.give_up(f"{self.why_alone()}; it may go on there (`dispy recover` fetches what comes of it)")
+                attachment.give_up(
+                    f"{uplink.why_alone()}; it may go on there (`dispy recover` fetches what comes of it)"
+                )
 
-    # Inside: the link.
+    # What the link brings.
 
-    def _begin(self) -> None:
-        self._alone_since = self._loop.time()
-        self._dialler = Dialler(
-            self.settings.host,
-            self.settings.port,
-            settings=self._link_settings,
-            handler=self,
-            on_failure=self._not_reached,
-            on_closed=lambda dialler: self._dial_again(CLOSED_AGAIN),
-        )
-        self._dialler.start()
-        self._loop.call_later(EXPLAIN_AFTER, self._say_if_alone)
+    @property
+    def pending(self) -> int:
+        """Jobs that have not ended."""
+        return sum(len(each.jobs) for each in self.attachments.values())
 
-    def _dial_again(self, seconds: float) -> None:
-        def dial() -> None:
-            if self._dialler is not None and not self._stopped:
-                self._dialler.start()
-
-        self._loop.call_later(seconds, dial)
-
-    def _not_reached(self, dialler: Dialler, error: LinkError) -> None:
-        self._trouble = str(error)
-        if not isinstance(error, AuthenticationRejected):
-            return
-        refusal = f"the scheduler at {self.settings.where} refuses this program: {error}"
-        undecided = [each for each in self.attachments.values() if not each.decided.done()]
-        for attachment in undecided:
-            attachment.decided.set_exception(SettingsError(refusal))
-        if not undecided:
-            logger.error("%s; it is tried again every %g s", refusal, REFUSED_AGAIN)
-        self._dial_again(REFUSED_AGAIN)
-
-    def _say_if_alone(self) -> None:
-        if self._link is not None or self._stopped or self._is_said or not self.attachments:
-            return
-        if self._loop.time() < self._alone_since + EXPLAIN_AFTER:
-            return  # it was there meanwhile, and another call follows
-        self._is_said = True
-        pending = sum(len(each.jobs) for each in self.attachments.values())
-        waiting = f"; {counted(pending, 'job')} pending here" if pending else ""
-        logger.warning("%s%s", self.why_alone(), waiting)
-
-    def link_opened(self, link: Link) -> None:
-        """The scheduler is there."""
-        self._link = link
-        if self._exchange is None:
-            self._exchange = BlobExchange(link, self._sources)
-        else:
-            self._exchange.link_replaced(link)
-        if self._is_said:
-            self._is_said = False
-            logger.info("the scheduler at %s answers", self.settings.where)
+    def there(self) -> None:
+        """There is a new link: all clusters are opened again."""
         for attachment in list(self.attachments.values()):
             attachment.open()
-        self._loop.call_later(NODES_AFTER, self._close_untold, link)
+        self._loop.call_later(NODES_AFTER, self._close_untold, self._uplink.link)
 
-    def _close_untold(self, link: Link) -> None:
-        if self._link is link:
+    def _close_untold(self, link: Link | None) -> None:
+        if self._uplink.link is link:
             for attachment in self.attachments.values():
                 attachment.nodes.close_untold()
 
-    def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
-        """Everything that one read brought."""
-        if link is not self._link or self._exchange is None:
-            return
-        touched: dict[ComputationId, Attachment] = {}
-        for message, payload in messages:
-            if self._exchange.message_arrived(message, payload):
-                continue
-            question = getattr(message, "question", None)
-            if question is not None:
-                self._questions.answered(question, message, payload)
-                continue
-            attachment = self.attachments.get(getattr(message, "cluster", ComputationId("")))
-            if attachment is None:
-                continue
-            if isinstance(message, AllocationAsked):
-                self._spawn(self._allocate(attachment, message.node))
-                continue
-            touched[attachment.id] = attachment
-            try:
-                attachment.heard(message, payload)
-            except BaseException:  # what follows is for others
-                logger.exception("%s was not told of %s; dispy goes on", attachment.id, type(message).__name__)
-        for attachment in touched.values():
-            attachment.acknowledge()
-
-    def link_suspected(self, link: Link) -> None:
-        """The dialler makes another."""
-
-    def link_recovered(self, link: Link) -> None:
-        """It spoke again."""
-
-    def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
-        """The link ended; it is dialled again."""
-        if link is not self._link:
-            return
-        self._link = None
-        self._trouble = cause
-        self._alone_since = self._loop.time()
+    def gone(self) -> None:
+        """The link broke."""
         self._questions.link_gone()
         for attachment in self.attachments.values():
             attachment.link_gone()
         if not self._stopped:
-            self._loop.call_later(EXPLAIN_AFTER, self._say_if_alone)
             self._loop.call_later(GRACE_TIMEOUT, self._give_up_if_alone)
+
+    def refused(self, refusal: str) -> bool:
+        """The scheduler does not want this program: clusters that are being made fail."""
+        undecided = [each for each in self.attachments.values() if not each.decided.done()]
+        for attachment in undecided:
+            attachment.decided.set_exception(SettingsError(refusal))
+        return bool(undecided)
+
+    def said(self, message: AnyMessage, payload: bytes | memoryview) -> None:
+        """The scheduler says something."""
+        question = getattr(message, "question", None)
+        if question is not None:
+            self._questions.answered(question, message, payload)
+            return
+        if isinstance(message, FileOffered):
+            self._spawn(self._take_file(message))
+            return
+        attachment = self.attachments.get(getattr(message, "cluster", ComputationId("")))
+        if attachment is None:
+            return
+        if isinstance(message, AllocationAsked):
+            self._spawn(self._allocate(attachment, message.node))
+            return
+        self._touched[attachment.id] = attachment
+        try:
+            attachment.heard(message, payload)
+        except BaseException:  # what follows is for others
+            logger.exception("%s was not told of %s; dispy goes on", attachment.id, type(message).__name__)
+
+    def all_said(self) -> None:
+        """Acknowledge what was taken."""
+        for attachment in self._touched.values():
+            attachment.acknowledge()
+        self._touched.clear()
 
     async def _allocate(self, attachment: Attachment, seen: NodeSeen) -> None:
         owner, view = attachment.owner, view_of(seen)
@@ -522,6 +338,23 @@ class RemoteScheduler:
             AnswerAllocation(attachment.id, view.process, wanted.cpus, files, wanted.setup_args, wanted.oversubscribe)
         )
 
+    async def _take_file(self, offer: FileOffered) -> None:
+        """A running job sends a file; on a new link the scheduler tells again of one that was not answered."""
+        file = offer.file
+        key = (offer.job, file.blob.name, file.path)
+        if key in self._taking:
+            return
+        self._taking.add(key)
+        try:
+            is_wanted = any(offer.job in each.jobs for each in self.attachments.values())
+            exchange = self._uplink.exchange if is_wanted else None
+            reason = "the job is not wanted any more" if exchange is None else await fetch_here(exchange, file)
+        finally:
+            self._taking.discard(key)
+        if reason:
+            logger.warning("a job's file %s was not taken: %s", file.path, reason)
+        self._uplink.send(FileTaken(file.blob.name, reason, offer.job, file.path))
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
@@ -531,7 +364,3 @@ class RemoteScheduler:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("an internal task failed", exc_info=task.exception())
-
-
-def _where_it_is(record: JobRecord) -> str:
-    return "waits" if record.node is None else "was with a node when that was heard last"
