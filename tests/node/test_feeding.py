@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from corenode import MAP, REDUCE, Answer, Node, ahead, done, fed, forks, heavy, node, ready, spec
 
-from dispy.model import ComputationSpec
+from dispy.model import ComputationId, ComputationSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects
@@ -357,3 +357,22 @@ def test_what_waits_behind_a_long_job_stays_beside_a_heavy_one_that_has_the_othe
     node.said(msg.AckResults(9))
     assert ahead(node, 3, 4, 5).actions == [fed(2, 2, 3, 4)]
     assert node.wait(10) == Effects()
+
+
+def test_what_is_being_cleaned_away_has_no_share() -> None:
+    """Two of four CPUs are for each of the two that run."""
+    node = Node(cpus=4)
+    node.lease()
+    node.open()
+    third = ComputationId("3" * 32)
+    node.open(third)
+    node.open(REDUCE)
+    assert node.said(msg.CloseComputation(third)).actions == [do.CleanComputation(third, True)]
+    node.run(*range(1, 9))
+    node.forked(1, 2, 3, 4)
+    node.run(11, 12, key=REDUCE)
+    node.wait(0.1)
+    node.handle(ev.WorkerRecalled(1, 2, 2))
+    node.handle(ev.WorkerAnswered(1, [Answer(1)]))
+    assert node.handle(ev.WorkerDied(1, 0, "retired", expected=True)).actions == [do.ForkWorker(REDUCE, 5)]
+    assert node.core.next_deadline() == node.now + STARVE_SECONDS

@@ -12,6 +12,7 @@ from dispy.model import Ending
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects
+from dispy.node.slots import INTERRUPT_INTERVAL
 from dispy.node.verdicts import over_time
 from dispy.wire import messages as msg
 
@@ -125,3 +126,10 @@ def test_a_job_that_dies_over_its_time_and_has_not_said_when_it_began(ready: Nod
     ready.wait(2.05)
     sent: Any = ready.handle(ev.WorkerDied(1, 2, "killed", ended=53.0)).sends[0]
     assert sent.payload == [b"%b (killed)" % over_time(2.0, 2.0).encode()]
+
+
+def test_a_timer_of_something_else_hurries_nothing(ready: Node) -> None:
+    ready.run(1)
+    ready.said(msg.CancelJobs([1]))
+    assert ready.core.handle_timeout(0.5 * INTERRUPT_INTERVAL) == Effects()
+    assert ready.core.handle_timeout(INTERRUPT_INTERVAL).actions == [do.CancelInWorker(MAP, 1, 2)]

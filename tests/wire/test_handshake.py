@@ -197,6 +197,12 @@ def test_an_unknown_refusal_of_a_later_version_is_shown() -> None:
         dialler.receive(msgspec.msgpack.encode(Refused("quota", PROTOCOL, "node", "n1")))
 
 
+def test_a_stranger_without_a_name_is_shown_as_one() -> None:
+    dialler = side(dialled=True)
+    with pytest.raises(HandshakeRejected, match=r"node \? .* belongs to another group"):
+        dialler.receive(msgspec.msgpack.encode(Refused("group", PROTOCOL, "node", "")))
+
+
 def test_knowing_the_key_id_is_not_knowing_the_secret() -> None:
     impostor = dataclasses.replace(OTHER_SECRET, key_id=SECRET.key_id)
     result = run(side(dialled=True, credentials=impostor), side(dialled=False))

@@ -123,8 +123,9 @@ class ComputationDesk:
     def cleaned(self, lease: Lease | None, event: ev.ComputationCleaned, effects: Effects) -> None:
         """Nothing of it is left."""
         computation = None if lease is None else lease.computations.get(event.computation)
-        if lease is None or computation is None or computation.state is not ComputationState.CLEANING:
+        if computation is None or computation.state is not ComputationState.CLEANING:
             return
+        assert lease is not None, "a computation without a lease"
         self._jobs.forget_workers(lease, computation, effects)
         del lease.computations[computation.id]
         if not computation.told_closed:

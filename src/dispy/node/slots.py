@@ -94,8 +94,8 @@ def share_out(queued: int, held: Sequence[int], depth: int, reserved: int = 0) -
     total = sum(held) + sum(gives) + left
     level = min(depth, -(-total // len(held)))
     for index, count in enumerate(held):
-        more = min(level - count - gives[index], left)
-        if more > 0 and depth - count >= depth // 4:
+        if depth - count >= depth // 4:
+            more = max(0, min(level - count - gives[index], left))
             gives[index] += more
             left -= more
     return gives
