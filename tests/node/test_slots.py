@@ -43,7 +43,7 @@ def test_sharing_out_keeps_its_bounds() -> None:
     for _ in range(5000):
         depth = source.randint(1, 50)
         held = [source.choice([0, source.randint(0, 60)]) for _ in range(source.randint(0, 8))]
-        queued, reserved = source.randint(0, 200), source.randint(0, 5)
+        queued, reserved = source.randint(1, 200), source.randint(0, 5)
         gives = share_out(queued, held, depth, reserved)
         assert sum(gives) <= queued
         assert all(give >= 0 for give in gives)

@@ -80,7 +80,10 @@ class Keeper:
 
     def deadline(self, lease: Lease | None) -> float | None:
         """When `handle_timeout` has something to do."""
-        times = [self.retry_at, None if lease is None else lease.results.look_at]
+        look_at = None if lease is None else lease.results.look_at
+        if not self.orphans and self.retry_at is None:
+            return look_at
+        times = [self.retry_at, look_at]
         for orphan in self.orphans.values():
             times += (orphan.until, orphan.results.look_at)
         return min([at for at in times if at is not None], default=None)
@@ -109,7 +112,6 @@ class Keeper:
         effects.actions += [SpoolBatch(name, batch.message, batch.bodies) for batch in due]
         if self.retry_at is not None and due:
             self.retry_at = now + RETRY_AFTER
-            results.look_at = self.retry_at
 
     def spooled(self, lease: Lease | None, event: ev.BatchesSpooled, now: float) -> None:
         """These batches are safe; the disk can be written."""

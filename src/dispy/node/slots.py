@@ -75,7 +75,7 @@ def prefetch_depth(mean: float | None) -> int:
 
 
 def share_out(queued: int, held: Sequence[int], depth: int, reserved: int = 0) -> list[int]:
-    """How many of `queued` jobs go to each of the workers that have `held` jobs.
+    """How many of `queued` jobs, at least one, go to each of the workers that have `held` jobs.
 
     Idle workers get one each first. What is left beyond `reserved` (jobs for workers that are about to start)
     fills all to the same level, at most `depth`; a nearly full worker waits until a batch is worth sending.
@@ -83,11 +83,11 @@ def share_out(queued: int, held: Sequence[int], depth: int, reserved: int = 0) -
     gives = [0] * len(held)
     left = queued
     for index, count in enumerate(held):
-        if not left:
-            return gives
         if not count:
             gives[index] = 1
             left -= 1
+            if not left:
+                return gives
     left -= reserved
     if not held:
         return gives
