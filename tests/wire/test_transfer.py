@@ -122,3 +122,20 @@ def _simulate(rate: float, round_trip: float, size: int = 30 << 20) -> Download:
         now, offset, length = flying.pop(0)
         download.arrived(offset, length, now)
     return download
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(0.003125, LARGE_CHUNK), (0.0032, SMALL_CHUNK)])
+def test_the_first_chunk_shows_how_large_the_next_may_be(seconds: float, size: int) -> None:
+    """20 MiB a second move a large chunk in the time in which that must be done."""
+    download = Download(64 << 20)
+    (first, *_) = download.next_requests(0.0)
+    assert download.arrived(*first, seconds) == SMALL_CHUNK
+    assert download.chunk_size == size
+
+
+def test_the_rate_follows_what_comes_later_by_half() -> None:
+    download = Download(64 << 20)
+    first, second, *_ = download.next_requests(0.0)
+    download.arrived(*first, 0.003125)
+    download.arrived(*second, 0.01)
+    assert download.chunk_size == SMALL_CHUNK
