@@ -463,3 +463,16 @@ def test_interim_results_are_not_for_whoever_claims_results(ready: Node) -> None
     effects = claim(ready)
     assert effects.actions == [do.WithdrawResults([BLOB.name])]
     assert effects.sends == [Send(BERT, msg.ResultsClaimed([], [HeldAttempt(1, 1)]))]
+
+
+def test_a_disk_that_fails_for_a_lease_that_is_gone_is_trusted_again(node: Node) -> None:
+    assert node.handle(ev.SpoolFailed(A, [3])) == Effects()
+    assert node.wait(10).actions == [do.TrustSpool()]
+
+
+def test_a_claimer_acknowledges_one_batch_after_the_other(node: Node) -> None:
+    found(node, (70, 1), (72, 2))
+    claim(node)
+    assert node.said(msg.AckResults(70), peer=BERT).actions == [do.UnspoolBatches(A, [70])]
+    assert node.said(msg.AckResults(72), peer=BERT).actions == [do.UnspoolBatches(A, [72])]
+    assert not node.core.keeper.orphans

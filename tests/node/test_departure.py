@@ -153,3 +153,21 @@ def test_nothing_follows_the_end(ready: Node) -> None:
     ready.handle(ev.ExitAsked(at_once=True))
     assert ready.wait(1).actions[-1] == do.Exit("it was told to end now")
     assert ready.core.next_deadline() is None
+
+
+def test_an_order_to_end_shortens_no_grace(ready: Node) -> None:
+    """The program may come back for what has not started; then that is finished before the node ends."""
+    ready.run(1, 2, 3)
+    ready.handle(ev.LinkLost(ANNA, goodbye=False))
+    ready.handle(ev.ExitAsked(at_once=False))
+    lease = ready.core.lease
+    assert lease is not None
+    assert set(lease.jobs) == {1, 2, 3}
+
+
+def test_a_second_order_to_end_now_postpones_nothing(ready: Node) -> None:
+    ahead(ready, 1, 2, 3, 4)
+    ready.handle(ev.ExitAsked(at_once=True))
+    ready.wait(EXIT_TIMEOUT - 0.1)
+    ready.handle(ev.ExitAsked(at_once=True))
+    assert ready.wait(0.1).actions == [do.Exit("it was told to end now")]

@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 import pytest
-from corenode import MAP, Answer, Node, done, gone, heavy, node, ready
+from corenode import MAP, Answer, Node, ahead, done, gone, heavy, node, ready
 
 from dispy.model import Ending
 from dispy.node import effects as do
@@ -133,3 +133,9 @@ def test_a_timer_of_something_else_hurries_nothing(ready: Node) -> None:
     ready.said(msg.CancelJobs([1]))
     assert ready.core.handle_timeout(0.5 * INTERRUPT_INTERVAL) == Effects()
     assert ready.core.handle_timeout(INTERRUPT_INTERVAL).actions == [do.CancelInWorker(MAP, 1, 2)]
+
+
+def test_a_job_that_is_being_ended_is_not_ended_anew_by_what_its_worker_says(ready: Node) -> None:
+    ahead(ready, 1, 2, 3, 4)
+    ready.said(msg.CancelJobs([1]))
+    assert ready.handle(ev.WorkerAnswered(1, [])) == Effects()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispy.model import BlobRef, HeldAttempt, JobDone
+from dispy.model import BlobRef, Ending, HeldAttempt, JobDone
 from dispy.node.results import Freed, Results
 from dispy.node.verdicts import DEATH_OUTPUT, clip, death_text
 
@@ -58,3 +58,13 @@ def test_the_last_lines_of_stderr_stand_in_the_error() -> None:
 
 def test_output_at_the_limit_stays_whole() -> None:
     assert clip(b"a" * DEATH_OUTPUT) == b"a" * DEATH_OUTPUT
+
+
+def test_as_many_interim_results_stay_as_are_allowed() -> None:
+    results = Results()
+    for size in (5, 4):
+        results.add([JobDone(1, 1, Ending.PROVISIONAL, 0.0, 1.0, size, 0, 0, 0)], [b"x" * size], 0.0)
+    results.drop_interim(most=2, size=9)
+    assert len(results.batches) == 2
+    results.drop_interim(most=2, size=8)
+    assert [batch.size for batch in results.batches] == [4]

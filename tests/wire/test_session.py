@@ -381,3 +381,10 @@ def test_nothing_is_sent_after_the_end(how: str) -> None:
     dialler.send(AckResults(1))
     dialler.say_goodbye("again")
     assert taken(dialler) == b""
+
+
+def test_no_goodbye_is_said_to_a_stranger() -> None:
+    dialler = session(dialled=True)
+    taken(dialler)
+    dialler.say_goodbye("done")
+    assert taken(dialler) == b""
