@@ -25,8 +25,8 @@ from _pytest.runner import runtestprotocol
 from mutations.mutants import Mutant
 from simulator.trouble import run_seed
 
-CPU_LIMIT = 30
-"""Seconds after which a spoilt program is taken for one that does not end; the tests take a second."""
+CPU_LIMIT = 10
+"""Seconds of one test or seed after which a spoilt program is taken for one that does not end."""
 TRACED_MOST = 0.05
 """Seconds of a test; of longer ones it is not noted what they call."""
 NUMBER = struct.Struct("=I")
@@ -132,7 +132,6 @@ class MutationRun:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT + 5))
             resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
             self.mutants[number].apply()
             code = CAUGHT_BY_TEST
@@ -142,10 +141,12 @@ class MutationRun:
 
     def _ask(self, number: int) -> int:
         for item in self._tests_of(self.mutants[number]):
+            _allow_cpu()
             if any(report.failed for report in runtestprotocol(item, log=False, nextitem=None)):
                 NUMBER.pack_into(self._noticed, NUMBER.size * number, 1 + self._items.index(item))
                 return CAUGHT_BY_TEST
         for seed in self.seeds:
+            _allow_cpu()
             try:
                 run_seed(seed)
             except Exception:
@@ -176,6 +177,11 @@ class MutationRun:
                 self.verdicts.never_run.append(mutant)
             if self.is_loud:
                 print(f"survives: {mutant}", flush=True)
+
+
+def _allow_cpu() -> None:
+    limit = int(time.process_time()) + CPU_LIMIT
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
 def run_mutants(

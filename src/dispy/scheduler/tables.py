@@ -167,8 +167,7 @@ class Tables:
         self.deadlines.pop((cluster.id, node.id), None)
         del cluster.shares[node.id]
         del node.shares[cluster.id]
-        if node.shares:
-            self.refresh(node)
+        self.refresh(node)
 
     def requeue(self, out: Outbox, records: Sequence[JobRecord]) -> None:
         """Let jobs wait again that were handed to a node; they are no longer in its flight."""
