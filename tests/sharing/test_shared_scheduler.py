@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,18 @@ from typing import Any, TypeVar
 import pytest
 
 from dispy.errors import AuthenticationRejected, SettingsError
-from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec, Holder, JobSpec, JobState, ProcessId, Role
+from dispy.model import (
+    BlobRef,
+    ComputationId,
+    ComputationSpec,
+    FileSpec,
+    Holder,
+    JobOptions,
+    JobSpec,
+    JobState,
+    ProcessId,
+    Role,
+)
 from dispy.secrets import Credentials, find_admin_credentials, find_credentials
 from dispy.sharing import incoming
 from dispy.sharing.daemon import SharedScheduler
@@ -344,6 +356,20 @@ def test_too_much_that_is_not_stored_ends_the_link(run: Callable[..., None], mon
     run(test)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [JobOptions(cpus=-1), JobOptions(memory=-1), JobOptions(timeout=float("nan")), JobOptions(priority=1 << 60)],
+)
+def test_options_that_nobody_could_obey_end_the_link(run: Callable[..., None], options: JobOptions) -> None:
+    async def test(pool: Pool) -> None:
+        client, opened = await pool.opened()
+        client.link.send(SubmitJobs(opened.computation.id, 1, [JobSpec(1, 0, 0, None, options)]))
+        await client.loses()
+        assert not pool.scheduler.pending
+
+    run(test)
+
+
 @pytest.mark.parametrize(("size", "payload"), [(3, b""), (-1, b""), (1, b"12")])
 def test_a_batch_that_contradicts_itself_ends_the_link(run: Callable[..., None], size: int, payload: bytes) -> None:
     async def test(pool: Pool) -> None:
@@ -363,17 +389,20 @@ def test_the_cluster_of_a_client_that_is_gone_is_given_up_when_nothing_is_pendin
         client.link.close("gone")
         [guest] = pool.scheduler.opening.guests.values()
         await until(lambda: guest.client is None)
-        now = asyncio.get_running_loop().time()
-        pool.scheduler.opening.give_up_abandoned(now + 1000)
+        gone_at, guest.gone_at = guest.gone_at, -math.inf
+        pool.scheduler.opening.give_up_forsaken()
         assert not guest.is_over
+        guest.gone_at = gone_at
         guest.cancel([1])
-        pool.scheduler.opening.give_up_abandoned(now + 50)
+        pool.scheduler.opening.give_up_forsaken()
         assert not guest.is_over
-        pool.scheduler.opening.give_up_abandoned(now + 1000)
-        pool.scheduler.opening.give_up_abandoned(now + 1000)
+        guest.gone_at = -math.inf
+        pool.scheduler.opening.give_up_forsaken()
+        await until(lambda: guest.is_over)
+        pool.scheduler.opening.give_up_forsaken()
         assert not pool.scheduler.opening.guests
 
-    run(test, zombie_interval=100.0)
+    run(test)
 
 
 def test_after_a_restart_everything_is_there(run: Callable[..., None]) -> None:

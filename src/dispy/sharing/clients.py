@@ -92,7 +92,7 @@ class ClientLinks:
         self, pool: Pool, opening: Opening, questions: Questions, passing: FilePassing, port: Callable[[], int]
     ) -> None:
         """`port` is where clients dial."""
-        self.clients: dict[ProcessId, Client] = {}
+        self.clients: dict[tuple[ProcessId, Role], Client] = {}
         self._pool = pool
         self._opening = opening
         self._questions = questions
@@ -104,9 +104,9 @@ class ClientLinks:
 
     def link_opened(self, link: Link) -> None:
         """See `LinkHandler`."""
-        client = self.clients.get(link.peer.process)
+        client = self.clients.get(_key(link))
         if client is None:
-            client = self.clients[link.peer.process] = Client(link)
+            client = self.clients[_key(link)] = Client(link)
             self._pool.spawn(self._prove(client, link))
             logger.debug("a program of %s (%s) is there", client.name, client.address)
             return
@@ -127,7 +127,7 @@ class ClientLinks:
 
     def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
         """See `LinkHandler`. Its clusters go on."""
-        client = self.clients.get(link.peer.process)
+        client = self.clients.get(_key(link))
         if client is None or client.link is not link:
             return
         client.link = None
@@ -137,6 +137,7 @@ class ClientLinks:
             logger.info(
                 "the link to a program of %s (%s) is gone: %s; its jobs go on", client.name, client.address, cause
             )
+        client.guests.clear()  # it opens them again, when it is back
         if goodbye:
             self._forget(client, cause)
         else:
@@ -148,8 +149,8 @@ class ClientLinks:
 
     def _forget(self, client: Client, cause: str) -> None:
         client.is_gone = True
-        if self.clients.get(client.process) is client:
-            del self.clients[client.process]
+        if self.clients.get((client.process, client.role)) is client:
+            del self.clients[client.process, client.role]
         client.exchange.close(cause)
         client.sources.close()
         client.guests.clear()
@@ -172,7 +173,7 @@ class ClientLinks:
 
     def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
         """See `LinkHandler`."""
-        client = self.clients.get(link.peer.process)
+        client = self.clients.get(_key(link))
         if client is None or client.link is not link:
             return
         for message, payload in messages:
@@ -245,6 +246,10 @@ class ClientLinks:
             await coroutine
         finally:
             client.works -= 1
+
+
+def _key(link: Link) -> tuple[ProcessId, Role]:
+    return link.peer.process, link.peer.role
 
 
 def _steer(pool: Pool, guest: Guest, message: SteerShare) -> None:

@@ -344,7 +344,7 @@ class SharedScheduler:
     def _look(self) -> None:
         self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
         self._watch.look(list(self.opening.guests.values()))
-        self.opening.give_up_abandoned(self._loop.time())
+        self.opening.give_up_forsaken()
         self.clients.drop_those_that_do_not_read()
         if self._waits_for_end and not self.pending:
             self.end("no job is pending any more")

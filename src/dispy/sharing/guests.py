@@ -94,7 +94,8 @@ class Guest:
         self.reentrant = opened.reentrant
         self.open_ended = self.opened.open_ended
         self.wants_discovery = self.opened.discovers
-        self.interval = rules.ping_interval or opened.interval
+        asked = opened.interval if opened.interval is None else min(max(opened.interval, 1.0), 1000.0)
+        self.interval = rules.ping_interval or asked
         self.opened_at = opened_at
         self.client: Attached | None = None
         self.gone_at = pool.service.portal.loop.time()
@@ -108,7 +109,8 @@ class Guest:
         """Nodes of which the client has not said how much it wants."""
         self.ready: dict[ProcessId, int] = {}
         """Nodes that have it open, and how many of their CPUs it uses."""
-        self.state = "open"
+        self.is_ending = False
+        """Its jobs are being ended."""
         self.is_over = False
         """The service has done everything for it."""
         self.files: dict[int, list[asyncio.Future[str]]] = {}
@@ -166,6 +168,12 @@ class Guest:
     def say(self, sentence: str) -> None:
         """Tell the user something."""
         self.send(ClusterSaid(self.id, sentence))
+
+    @property
+    def is_forsaken(self) -> bool:
+        """Whether its client has been gone for so long that it is not waited for."""
+        gone_for = self._pool.service.portal.loop.time() - self.gone_at
+        return self.client is None and gone_for >= self._pool.rules.zombie_interval
 
     # ---- jobs ----
 
@@ -354,7 +362,7 @@ class Guest:
         if self.is_over:
             self._finish_if_done()
             return
-        self.state = "terminating" if terminate else "draining"
+        self.is_ending = self.is_ending or terminate
         self._pool.service.close_cluster(self.id, terminate)
 
     def ended(self) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import msgspec
 
 from dispy.errors import RemoteProtocolError, TransferError
-from dispy.model import BlobRef, ComputationId, JobSpec
+from dispy.model import BlobRef, ComputationId, JobOptions, JobSpec
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.books import BatchBook
 from dispy.sharing.pool import Pool
@@ -22,6 +22,10 @@ from dispy.wire.sharing import CancelSubmitted, CloseCluster, JobsStored, Submit
 
 UNSTORED_LIMIT: Final = 128 << 20
 """Bytes that a client may send of one cluster before they are stored. It keeps to the half of that by itself."""
+
+
+LARGEST: Final = 1 << 53
+"""Numbers in options of jobs."""
 
 
 class Giver(Protocol):
@@ -98,6 +102,9 @@ class Incoming:
             return False
         if any(spec.size < 0 for spec in message.jobs) or sum(spec.size for spec in message.jobs) != len(payload):
             raise RemoteProtocolError("a batch of jobs does not have the size that it says")
+        for spec in message.jobs:
+            if spec.options is not None and (reason := why_unusable(spec.options)):
+                raise RemoteProtocolError(f"it submits a job with {reason}")
         while self._unstored and self._unstored[0][0] <= batches.stored:
             self._unstored.popleft()
         self._unstored.append((message.sequence, len(payload)))
@@ -158,6 +165,17 @@ class Incoming:
             number += 1
             at = end
         return records
+
+
+def why_unusable(options: JobOptions) -> str:
+    """What of a job's options no program of ours sends, because nobody could obey it; empty: nothing. Pure."""
+    for name in ("cpus", "memory", "gpus", "retries", "timeout"):
+        value = getattr(options, name)
+        if not 0 <= value <= LARGEST:
+            return f"{name} {value}"
+    if abs(options.priority) > LARGEST:
+        return f"priority {options.priority}"
+    return ""
 
 
 def _refs(jobs: list[JobSpec]) -> list[BlobRef]:

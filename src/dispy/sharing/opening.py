@@ -24,6 +24,7 @@ from dispy.wire.sharing import ClusterDeclined, OpenCluster
 
 CLUSTERS_LIMIT: Final = 1024
 """Clusters that one process may have."""
+NAMED_LIMIT: Final = 10_000
 TOKEN_SIZE: Final = 32
 NAME_LIMIT: Final = 255
 
@@ -132,15 +133,14 @@ class Opening:
         self._pool.keeper.cluster_over(guest.id)
         self._pool.spawn(self._pool.staging.drop(guest.held))
 
-    def give_up_abandoned(self, now: float) -> None:
+    def give_up_forsaken(self) -> None:
         """Give up clusters whose clients are gone for too long, unless jobs of them are pending."""
         for guest in list(self.guests.values()):
-            if guest.client is not None or guest.jobs or guest.incoming.waits:
-                continue
-            if now - guest.gone_at < self._pool.rules.zombie_interval:
+            if not guest.is_forsaken or guest.jobs or guest.incoming.waits:
                 continue
             if not guest.is_over:
-                guest.close(terminate=True)
+                if not guest.is_ending:
+                    guest.close(terminate=True)
             else:
                 guest.log_loss()
                 self._forget(guest)
@@ -166,6 +166,8 @@ def _why_not(message: OpenCluster) -> str:
         return f"its token must have {TOKEN_SIZE} bytes"
     if len(message.computation.id) != 32 or not message.computation.id.isalnum():
         return "its name is none that a program draws"
+    if len(message.named) > NAMED_LIMIT:
+        return f"it names more than {NAMED_LIMIT} nodes"
     return ""
 
 

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,9 @@ from dispy.scheduler.links import Reached
 from dispy.sharing.guests import Attached, Guest, number_of
 from dispy.wire.blobstore import FileSink
 from dispy.wire.messages import FileOffered, FileTaken
+
+LOOK_INTERVAL: Final = 10.0
+"""Seconds between looks whether the program that shall have a file will come back."""
 
 
 class Key(NamedTuple):
@@ -81,7 +84,11 @@ class FilePassing:
         if guest.client is not None:
             self._offer(guest.client, passing)
         try:
-            return await answer
+            while not answer.done():
+                await asyncio.wait([answer], timeout=LOOK_INTERVAL)
+                if guest.is_forsaken:
+                    return "its program is gone"
+            return answer.result()
         finally:
             if self._under_way.get(key) is passing:
                 del self._under_way[key]

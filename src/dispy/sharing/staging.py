@@ -59,6 +59,7 @@ class Staging:
         fetched: list[BlobRef] = []
         try:
             for ref in refs:
+                _check(ref)
                 if self._max_file_size and ref.size > self._max_file_size:
                     raise TransferError(
                         f"it has {ref.size:,} bytes; the scheduler's --max_file_size allows {self._max_file_size:,}"
@@ -77,6 +78,7 @@ class Staging:
 
     async def fetch_arguments(self, exchange: BlobExchange, ref: BlobRef) -> BlobRef:
         """Fetch the arguments of a job, and offer them under another name. Raises as `fetch`."""
+        _check(ref)
         ours = BlobRef(os.urandom(_NAME_SIZE), ref.size, False)
         path = self.arguments_file(ours)
         await exchange.fetch_into(FileSink(ref, path), ref, str(self.arguments))
@@ -135,6 +137,11 @@ class Staging:
             self._sources.offer_path(path, ref)
         except OSError as error:
             raise TransferError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check(ref: BlobRef) -> None:
+    if ref.size < 0:
+        raise TransferError(f"it is said to have {ref.size} bytes")
 
 
 def refs_of(files: Iterable[FileSpec]) -> list[BlobRef]:
