@@ -58,7 +58,7 @@ def test_who_only_says_to_be_somebody_is_counted_apart() -> None:
     assert said.key != proved.key
     assert (said.proved, proved.proved) == (False, True)
     for each in (said, proved):
-        assert Identity.of_key(each.key, proved=each.proved) == each
+        assert Identity.of_key(each.key) == each
 
 
 def test_names_are_shown_without_what_a_terminal_obeys() -> None:

@@ -82,10 +82,10 @@ def standing(scheduler: SharedScheduler) -> str:
     nodes = Table("node", "address", "CPUs", "jobs", "state")
     for node in status.nodes:
         nodes.add_row(node.name, node.address, str(node.cpus), str(node.running), node.problem or node.state)
-    clusters = Table("cluster", "of", "waiting", "running", "done", "state")
+    clusters = Table("cluster", "of", "waiting", "running", "done", "state (away: its program is not there)")
     for cluster in status.clusters:
         owner = f"{cluster.owner.user}@{cluster.owner.host}"
-        state = cluster.state if cluster.attached else f"{cluster.state}, its program is not there"
+        state = cluster.state if cluster.attached else f"{cluster.state}, away"
         clusters.add_row(cluster.name, owner, str(cluster.waiting), str(cluster.running), str(cluster.done), state)
     screen = Screen()
     with screen.capture() as shown:

@@ -272,7 +272,7 @@ class SharedScheduler:
         guest = Guest(
             self.pool,
             kept.opened,
-            Identity.of_key(kept.user, proved=kept.proved),
+            Identity.of_key(kept.user),
             kept.opened_at,
             stored=kept.stored,
             highest=max(numbers, default=0),

@@ -29,9 +29,9 @@ class Identity(NamedTuple):
         return self.user if self.proved else f"{self.user}{_CLAIM}"
 
     @classmethod
-    def of_key(cls, key: str, *, proved: bool) -> Identity:
+    def of_key(cls, key: str) -> Identity:
         """The one that has this key."""
-        return cls(key if proved else key.removesuffix(_CLAIM), proved)
+        return cls(key.removesuffix(_CLAIM), not key.endswith(_CLAIM))
 
 
 def identity_of(holder: Holder, proof: str) -> Identity:

@@ -15,6 +15,7 @@ from dispy.errors import TransferError
 from dispy.model import ComputationId, JobState
 from dispy.scheduler.core import ClusterView, NodeView, Snapshot
 from dispy.sharing.guests import Guest, number_of
+from dispy.sharing.identity import Identity
 from dispy.sharing.pool import Pool
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.messages import AnyMessage
@@ -138,7 +139,6 @@ class Questions:
         snapshot = self._pool.service.core.snapshot()
         cpus = cpus_of_clusters(snapshot)
         views = {view.cluster: view for view in snapshot.clusters}
-        proved = {guest.user: guest.identity for guest in self._guests.values()}
         return PoolStatus(
             name=self._pool.service.links.settings.name,
             version=settings.VERSION,
@@ -148,8 +148,7 @@ class Questions:
             nodes=tuple(_pool_node(node) for node in snapshot.nodes),
             users=tuple(
                 UserStatus(
-                    proved[user.user].user if user.user in proved else user.user,
-                    user.user in proved and proved[user.user].proved,
+                    *Identity.of_key(user.user),
                     user.clusters,
                     user.waiting,
                     user.in_flight,

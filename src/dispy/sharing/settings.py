@@ -7,10 +7,14 @@ from pathlib import Path
 
 from dispy.scheduler.fairness import Policy
 from dispy.secrets import Credentials
-from dispy.settings import BASE_PORT, GRACE_TIMEOUT, USUAL_MULTICAST, ZOMBIE_INTERVAL, Multicast
-
-CLIENT_PORT_OFFSET = 2
-"""Clients dial base+2."""
+from dispy.settings import (
+    BASE_PORT,
+    GRACE_TIMEOUT,
+    SCHEDULER_PORT_OFFSET,
+    USUAL_MULTICAST,
+    ZOMBIE_INTERVAL,
+    Multicast,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +54,4 @@ class SharingSettings:
     @property
     def client_port(self) -> int:
         """Where clients dial."""
-        return self.base_port + CLIENT_PORT_OFFSET
+        return self.base_port + SCHEDULER_PORT_OFFSET
