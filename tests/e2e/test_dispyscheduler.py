@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,22 +19,6 @@ SECRET = "a secret for these tests alone"
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPY_SECRET", SECRET)
-
-
-@pytest.fixture
-def scheduler(start_daemon: Callable[..., Any], tmp_path: Path, free_base_port: int) -> Callable[..., Any]:
-    """`scheduler(*options)`: a real one, in its own directory, ready to be used."""
-
-    def start(*options: str) -> Any:
-        daemon = start_daemon(
-            *(sys.executable, "-m", "dispy.sharing.cli", "--daemon", "--dest_path_prefix", str(tmp_path / "pool")),
-            *options,
-            env={"DISPY_PORT": str(free_base_port)},
-        )
-        daemon.wait_for("is ready")
-        return daemon
-
-    return start
 
 
 @pytest.fixture
@@ -68,10 +51,10 @@ def square(number: int) -> int:
 
 
 def test_programs_and_nodes_may_have_different_secrets(
-    scheduler: Callable[..., Any], shared: Callable[..., Any], dispynode: Callable[..., Any]
+    dispyscheduler: Callable[..., Any], shared: Callable[..., Any], dispynode: Callable[..., Any]
 ) -> None:
     dispynode("--cpus", "1")
-    daemon = scheduler("--node_secret", SECRET, "--cluster_secret", "of programs")
+    daemon = dispyscheduler("--node_secret", SECRET, "--cluster_secret", "of programs")
     assert [job() for job in [shared(square, secret="of programs").submit(3)]] == [9]
     with pytest.raises(dispy.errors.DispyError, match="secret"):
         shared(square)
@@ -79,26 +62,26 @@ def test_programs_and_nodes_may_have_different_secrets(
 
 
 def test_nodes_may_come_by_themselves(
-    scheduler: Callable[..., Any],
+    dispyscheduler: Callable[..., Any],
     shared: Callable[..., Any],
     dispynode: Callable[..., Any],
     free_base_port: int,
     free_base_ports: list[int],
 ) -> None:
-    scheduler()
+    dispyscheduler()
     dispynode("--cpus", "1", "--join", f"127.0.0.1:{free_base_port}", base_port=free_base_ports[0])
     assert shared(square).submit(5)() == 25
 
 
 def test_a_scheduler_that_ends_and_comes_back_loses_and_doubles_nothing(
-    scheduler: Callable[..., Any],
+    dispyscheduler: Callable[..., Any],
     shared: Callable[..., Any],
     dispynode: Callable[..., Any],
     wait_until: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     dispynode("--cpus", "2")
-    daemon = scheduler()
+    daemon = dispyscheduler()
     paths = [tmp_path / "first", tmp_path / "second"]
     clusters = [shared(noting) for _ in paths]
     jobs = [
@@ -111,7 +94,7 @@ def test_a_scheduler_that_ends_and_comes_back_loses_and_doubles_nothing(
         os.kill(daemon.pid, how)
         daemon.wait()
         late = clusters[0].submit(str(paths[0]), 100 + done, 0)
-        before, daemon = daemon, scheduler()
+        before, daemon = daemon, dispyscheduler()
         daemon.wait_for("going on with 2 clusters")
     assert "for the next start" in before.output
     assert [job() for _, job in jobs] == [number * number for number, _ in jobs]
@@ -120,7 +103,7 @@ def test_a_scheduler_that_ends_and_comes_back_loses_and_doubles_nothing(
 
 
 def test_who_waits_for_a_node_that_another_program_holds_is_told(
-    scheduler: Callable[..., Any],
+    dispyscheduler: Callable[..., Any],
     shared: Callable[..., Any],
     dispynode: Callable[..., Any],
     clusters: Callable[..., Any],
@@ -129,7 +112,7 @@ def test_who_waits_for_a_node_that_another_program_holds_is_told(
     tmp_path: Path,
 ) -> None:
     dispynode("--cpus", "1")
-    daemon = scheduler()
+    daemon = dispyscheduler()
     path = tmp_path / "ran"
     alone = clusters(noting, nodes="127.0.0.1", dispy_port=free_base_port)
     first = alone.submit(str(path), 1, 1.0)
@@ -144,14 +127,14 @@ def test_who_waits_for_a_node_that_another_program_holds_is_told(
 
 
 def test_the_same_program_can_have_several_clusters_and_files_go_through(
-    scheduler: Callable[..., Any], shared: Callable[..., Any], dispynode: Callable[..., Any], tmp_path: Path
+    dispyscheduler: Callable[..., Any], shared: Callable[..., Any], dispynode: Callable[..., Any], tmp_path: Path
 ) -> None:
     def read(name: str, more: bytes) -> tuple[str, bytes]:
         with open(name) as file:
             return file.read(), more * 2
 
     dispynode("--cpus", "2")
-    scheduler()
+    dispyscheduler()
     (tmp_path / "data.txt").write_text("content")
     cluster, other = shared(read, depends=[str(tmp_path / "data.txt")]), shared(square)
     large = os.urandom(200_000)
@@ -159,7 +142,7 @@ def test_the_same_program_can_have_several_clusters_and_files_go_through(
     assert job() == ("content", large * 2)
     assert also() == 16
     cluster.close()
-    left = [*(tmp_path / "pool" / "arguments").iterdir(), *(tmp_path / "pool" / "results").iterdir()]
+    left = [*(tmp_path / "scheduler" / "arguments").iterdir(), *(tmp_path / "scheduler" / "results").iterdir()]
     deadline = time.monotonic() + 10
     while left and time.monotonic() < deadline:
         left = [each for each in left if each.exists()]
