@@ -12,7 +12,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 SCHEDULER = (
     "core flow membership shares leases closing steering placement policy tables nodes clusters jobs intake places "
-    "explain prospects"
+    "explain prospects fairness restoring keeping"
 )
 NODE = (
     "core leases departure computations jobs forcing returning outgoing feeding serving slots verdicts "
