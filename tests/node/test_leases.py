@@ -295,8 +295,12 @@ def test_results_go_to_the_disk_at_once_when_their_claimer_is_gone(ready: Node) 
     assert [type(action) for action in ready.wait(0).actions] == [do.SpoolBatch]
 
 
-def test_a_scheduler_stands_in_line_once_whatever_link_it_has(ready: Node) -> None:
+def test_of_two_processes_with_a_token_in_line_the_one_whose_link_ends_leaves_it(ready: Node) -> None:
+    """What one said last may come after what its successor says first."""
     third = ProcessId("c" * 32)
     ready.lease(BERT, b"B", OTHER)
     ready.lease(third, b"B", OTHER)
+    ready.lease(BERT, b"B", OTHER)
+    assert [waiter.peer for waiter in ready.core.line] == [third, BERT]
+    ready.handle(ev.LinkLost(BERT, goodbye=False))
     assert [waiter.peer for waiter in ready.core.line] == [third]

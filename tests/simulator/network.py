@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from dispy.model import ProcessId
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, REDIAL_FIRST, REDIAL_MOST, SUSPECT_TIMEOUT
 from simulator.clock import Action, Process
 from simulator.disk import Disk
@@ -183,8 +184,10 @@ class Stream:
 class Link:
     """One connection between a node and a program."""
 
-    def __init__(self, world: World, path: Path, node: SimNode, program: Process) -> None:
+    def __init__(self, world: World, path: Path, node: SimNode, program: DiallingProcess) -> None:
         self.node, self.program, self.path = node, program, path
+        self.peer = program.process
+        """What the node knows the program as; a scheduler that was started again is another one."""
         self.ends: list[End] = [node, program]  # type: ignore[list-item]
         self.streams = [Stream(world, self, TO_NODE, node), Stream(world, self, TO_PROGRAM, program)]
         path.links.append(self)
@@ -267,6 +270,10 @@ class SimDialler:
         self.start(self._wait * self.world.random.uniform(0.75, 1.25))
         self._wait = min(2 * self._wait, REDIAL_MOST)
 
+    def give_up(self) -> None:
+        """Its process is gone."""
+        self._number += 1
+
     def lost(self, link: Link, *, goodbye: bool = False) -> None:
         """The connection is over."""
         if self.link is link:
@@ -276,6 +283,8 @@ class SimDialler:
 
 class DiallingProcess(Process):
     """A process that keeps connections to all machines."""
+
+    process: ProcessId
 
     def __init__(self, world: World, number: int) -> None:
         super().__init__(world)

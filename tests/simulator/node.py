@@ -107,7 +107,7 @@ class SimNode(Process):
     # Connections.
 
     def link_opened(self, link: Link) -> None:
-        peer = link.program.process
+        peer = link.peer
         old = self.links.get(peer)
         self.links[peer] = link
         if old is not None:
@@ -121,7 +121,7 @@ class SimNode(Process):
         """Nor at that."""
 
     def link_lost(self, link: Link, *, goodbye: bool, silent: bool) -> None:
-        peer = link.program.process
+        peer = link.peer
         if self.links.get(peer) is link:
             del self.links[peer]
             self._handle(node_events.LinkLost(peer, goodbye))

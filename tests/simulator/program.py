@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ class _Reached:
         self.program, self.node = program, node
         self.info: NodeInfo | None = None
         exchange: Any = self
-        self.intake = ResultIntake(node.process, exchange, program.handle_now, self._spawn, self._later)
+        self.intake = ResultIntake(node.process, exchange, program.handle_now, self._spawn, self._later, program.after)
         self.relink(link)
 
     def relink(self, link: Link | None) -> None:
@@ -153,7 +153,38 @@ class SimProgram(DiallingProcess):
             self.marks.store(event.jobs)
         if self.world.verbose:
             self.world.log(f"program {self.number} <- {event}")
-        self._perform(self.core.handle(event, self.world.clock.now))
+        effects = self.core.handle(event, self.world.clock.now)
+        self.noted(event, effects)
+        self._perform(effects)
+
+    def noted(self, event: events.Event | None, effects: notices.Effects) -> None:
+        """The core took this in (None: time has passed) and decided that. A program keeps nothing of it."""
+
+    def after(self, then: Callable[[], object]) -> None:
+        """A program keeps nothing: there is nothing to wait for."""
+        then()
+
+    def open(self, opened: events.ClusterOpened) -> None:
+        """The user makes a cluster."""
+        self.handle(opened)
+
+    def close(self, cluster: ComputationId, *, terminate: bool) -> None:
+        """The user closes a cluster."""
+        self.closing.add(cluster)
+        if cluster not in self.ended_clusters:
+            self.handle(events.ClusterClosing(cluster, terminate))
+
+    def submit(self, records: list[JobRecord]) -> None:
+        """The user submits jobs, in what the program does now."""
+        self.handle_now(events.JobsSubmitted(records))
+
+    def next_job(self) -> int:
+        """A number for a job of this program."""
+        return len(self.jobs) + 1
+
+    def told(self, record: JobRecord) -> Told:
+        """What the user's side has heard of a job."""
+        return self.jobs[record.job]
 
     def _perform(self, effects: notices.Effects) -> None:
         if self.world.checks():
@@ -161,20 +192,25 @@ class SimProgram(DiallingProcess):
         if self.marks is not None:
             self.marks.hand(effects)
         for send in effects.sends:
-            self.effect()
-            reached = self.reached.get(send.node)
-            if self.world.verbose:
-                lost = "" if reached is not None and reached.link is not None else " (no link)"
-                self.world.log(f"program {self.number} -> {send.node[:4]}{lost} {send.message}")
-            if reached is not None:
-                reached.send_now([*reached.intake.untold(), (send.message, tuple(send.payload))])
+            self._send(send)
         for notice in effects.notices:
             self.effect()
             self._tell(notice)
         self.wake_at(self.core.next_deadline(), self._time_is_up)
 
+    def _send(self, send: notices.Send) -> None:
+        self.effect()
+        reached = self.reached.get(send.node)
+        if self.world.verbose:
+            lost = "" if reached is not None and reached.link is not None else " (no link)"
+            self.world.log(f"program {self.number} -> {send.node[:4]}{lost} {send.message}")
+        if reached is not None:
+            reached.send_now([*reached.intake.untold(), (send.message, tuple(send.payload))])
+
     def _time_is_up(self) -> None:
-        self._perform(self.core.handle_timeout(self.world.clock.now))
+        effects = self.core.handle_timeout(self.world.clock.now)
+        self.noted(None, effects)
+        self._perform(effects)
         for process in [
             process for process, each in self.reached.items() if each.info and process not in self.core.nodes
         ]:
@@ -187,17 +223,17 @@ class SimProgram(DiallingProcess):
                 for ended in jobs:
                     if world.verbose:
                         world.log(f"job {ended.job.job} ended {ended.state.name}: {ended.cause}")
-                    told = self.jobs[ended.job.job]
+                    told = self.told(ended.job)
                     assert not told.endings, f"job {ended.job.job} ended twice"
                     told.endings.append(ended)
                 if self.marks is not None:
                     self.effect()
                     self.marks.end_some(jobs)
             case notices.JobSpoke(record):
-                assert not self.jobs[record.job].endings, f"job {record.job} spoke after its end"
-                self.jobs[record.job].spoken += 1
+                assert not self.told(record).endings, f"job {record.job} spoke after its end"
+                self.told(record).spoken += 1
             case notices.JobsStarted(node, jobs):
-                assert all(not self.jobs[record.job].endings for record in jobs), "a job started after its end"
+                assert all(not self.told(record).endings for record in jobs), "a job started after its end"
             case notices.AskAllocation(cluster, node, info):
                 self._allocate(cluster, node, info.cpus)
             case notices.NodeOpened(cluster, node):

@@ -9,6 +9,7 @@ from simulator.network import TO_NODE, TO_PROGRAM
 from simulator.node import SimNode
 from simulator.program import SimProgram, Told
 from simulator.recoverer import SimRecoverer
+from simulator.shared import SimScheduler, check_store
 from simulator.world import World
 
 FETCH = 30.0
@@ -28,6 +29,9 @@ def finish(world: World) -> None:
             path.open([TO_NODE, TO_PROGRAM])
         machine.disk.is_full = False
     world.add_machine(3, reliable=True)
+    for program in world.programs:
+        if isinstance(program, SimScheduler):
+            program.restart()
     for program in world.living:
         if program.going_on is not None:
             continue
@@ -55,6 +59,8 @@ def check_promises(world: World) -> None:
         AssertionError: a promise is broken.
     """
     for program in world.living:
+        if isinstance(program, SimScheduler):
+            check_store(program)
         for job, told in program.jobs.items():
             _check_job(job, told)
         _check_program(program)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from dispy.model import ComputationId, JobState
-from simulator.__main__ import try_seeds
+from simulator.__main__ import replay, try_seeds
 from simulator.chances import CALM
 from simulator.network import TO_NODE, TO_PROGRAM, Machine
 from simulator.program import SimProgram
@@ -21,21 +21,31 @@ from simulator.trouble import run_seed
 from simulator.world import World
 
 SEEDS = 2400
+SHARED_SEEDS = 400
 GROUP = 200
 
 
-def _groups() -> Iterator[range]:
+def _groups(seeds: int = SEEDS) -> Iterator[range]:
     first, _, last = os.environ.get("DISPY_SEEDS", "").partition(":")
-    chosen = range(int(first), int(last or int(first) + 1)) if first else range(SEEDS)
+    chosen = range(int(first), int(last or int(first) + 1)) if first else range(seeds)
     for start in range(chosen.start, chosen.stop, GROUP):
         yield range(start, min(start + GROUP, chosen.stop))
 
 
 @pytest.mark.parametrize("seeds", list(_groups()), ids=str)
 def test_promises_hold_under_trouble(seeds: range) -> None:
-    failed = try_seeds(seeds.start, seeds.stop)
+    _try(seeds)
+
+
+@pytest.mark.parametrize("seeds", list(_groups(SHARED_SEEDS)), ids=str)
+def test_promises_hold_when_a_shared_scheduler_is_killed_and_started_again(seeds: range) -> None:
+    _try(seeds, shared=True)
+
+
+def _try(seeds: range, *, shared: bool = False) -> None:
+    failed = try_seeds(seeds.start, seeds.stop, shared=shared)
     if failed:
-        pytest.fail("\n".join(f"seed {seed}: {why}\nreplay it: python tests/simulator {seed}" for seed, why in failed))
+        pytest.fail("\n".join(f"seed {seed}: {why}\nreplay it: {replay(seed, shared)}" for seed, why in failed))
 
 
 def test_same_seed_same_run() -> None:

@@ -20,13 +20,13 @@ HORIZON = 6.0
 """Seconds in which things go wrong."""
 
 
-def run_seed(seed: int, *, verbose: bool = False, chances: Chances | None = None) -> World:
+def run_seed(seed: int, *, shared: bool = False, verbose: bool = False, chances: Chances | None = None) -> World:
     """A run with trouble, which ends with all promises checked.
 
     Raises:
         AssertionError, InvalidTransition: a promise is broken, or the tables of a core contradict each other.
     """
-    world = World(seed, chances, verbose=verbose)
+    world = World(seed, chances, shared=shared, verbose=verbose)
     random, chances = world.random, world.chances
     if verbose:
         print(chances)
@@ -44,7 +44,7 @@ def run_seed(seed: int, *, verbose: bool = False, chances: Chances | None = None
     sometime(chances.partitions, trouble.part)
     sometime(chances.stops, trouble.stop)
     sometime(chances.kills, trouble.kill_node)
-    sometime(chances.program_kills, trouble.kill_program)
+    sometime(chances.program_kills + 4 * shared, trouble.kill_program)
     sometime(chances.full_disks, trouble.fill_disk)
     sometime(chances.exits, trouble.exit_node)
     sometime(chances.fork_server_deaths, trouble.kill_fork_server)
@@ -71,7 +71,10 @@ class Trouble:
     def new_program(self) -> None:
         if not self.world.trouble:
             return
-        program = self.world.add_program(durable=self.world.happens(self.world.chances.durable))
+        if self.world.shared:
+            program: SimProgram = self.world.add_scheduler()
+        else:
+            program = self.world.add_program(durable=self.world.happens(self.world.chances.durable))
         for _ in range(self.random.randint(1, self.world.chances.clusters)):
             self._later(0.3 * HORIZON, lambda: self._use(program))
 
@@ -168,9 +171,9 @@ class Trouble:
         if program is None:
             return
         power = self.random.random() < self.world.chances.power
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.5 and not self.world.shared:
             self._later(5.0, self.new_program)
-        is_wanted = program.file is None and program not in self._recovered
+        is_wanted = program.file is None and program not in self._recovered and not self.world.shared
         if self.random.random() < self.world.chances.recoveries and is_wanted:
             self._recovered.append(program)
             file, terminate = RecoveryFile(program), self.random.random() < 0.2

@@ -25,6 +25,7 @@ from simulator.network import Machine
 from simulator.node import MEMORY, TAGS, SimNode
 from simulator.program import SimProgram, Told
 from simulator.recoverer import RecoveryFile, SimRecoverer
+from simulator.shared import SimScheduler
 from simulator.workers import LARGE
 
 LONGEST = 3600.0
@@ -46,11 +47,15 @@ class Task:
 class World:
     """One run."""
 
-    def __init__(self, seed: int, chances: Chances | None = None, *, verbose: bool = False) -> None:
+    def __init__(
+        self, seed: int, chances: Chances | None = None, *, shared: bool = False, verbose: bool = False
+    ) -> None:
+        """`shared`: users have schedulers in common, which are started again when they are killed."""
         self.random = Random(seed)
         self.sharing = Random(f"sharing {seed}")
         """Chances of its own: what is shared leaves everything else of a seed as it is."""
         self.chances = chances or chances_of(self.random)
+        self.shared = shared
         self.verbose = verbose
         self.clock = Clock()
         self.trouble = True
@@ -121,6 +126,12 @@ class World:
         self.add(program)
         return program
 
+    def add_scheduler(self) -> SimScheduler:
+        """A scheduler that programs share. It has its number in common with all that it becomes when it is killed."""
+        scheduler = SimScheduler(self, self.next_number())
+        self.add(scheduler)
+        return scheduler
+
     def add_recoverer(self, file: RecoveryFile, *, terminate: bool = False) -> SimRecoverer:
         """Somebody comes for the results of a program that is gone."""
         recoverer = SimRecoverer(self, self.next_number(), file, terminate=terminate)
@@ -168,7 +179,7 @@ class World:
         user, exclusive = "", False
         if program.is_shared:
             user, exclusive = self.sharing.choice(["anna", "bert", "carl"]), self.sharing.random() < 0.15
-        program.handle(events.ClusterOpened(spec, reentrant, open_ended, user=user, exclusive=exclusive))
+        program.open(events.ClusterOpened(spec, reentrant, open_ended, user=user, exclusive=exclusive))
         return cluster
 
     def submit(self, program: SimProgram, cluster: ComputationId, durations: list[float]) -> None:
@@ -177,7 +188,7 @@ class World:
     def submit_to(self, program: SimProgram, cluster: ComputationId, node: SimNode, duration: float) -> None:
         """Submit a job that only this node may run."""
         record = self._job(program, cluster, duration, JobOptions(node.process))
-        program.handle(events.JobsSubmitted([record]))
+        program.hear(lambda: program.submit([record]))
 
     def _submit(self, program: SimProgram, cluster: ComputationId, durations: list[float]) -> None:
         records = []
@@ -188,7 +199,7 @@ class World:
             elif self.happens(self.chances.wishes):
                 options = self.wishes()
             records.append(self._job(program, cluster, duration, options))
-        program.handle_now(events.JobsSubmitted(records))
+        program.submit(records)
 
     def _job(
         self, program: SimProgram, cluster: ComputationId, duration: float, options: JobOptions | None
@@ -197,7 +208,7 @@ class World:
         args, blob = b"%d" % serial, None
         if self.happens(self.chances.large):
             args, blob = b"", BlobRef(b"%d" % serial, LARGE, False)
-        record = JobRecord(len(program.jobs) + 1, cluster, args, blob=blob, options=options)
+        record = JobRecord(program.next_job(), cluster, args, blob=blob, options=options)
         program.jobs[record.job] = Told(record)
         again = program.clusters[cluster] or (options is not None and options.retries > 0)
         self.tasks[serial] = Task(program, record, duration, again)
@@ -220,9 +231,7 @@ class World:
         )
 
     def close(self, program: SimProgram, cluster: ComputationId, *, terminate: bool) -> None:
-        program.closing.add(cluster)
-        if cluster not in program.ended_clusters:
-            program.handle(events.ClusterClosing(cluster, terminate))
+        program.close(cluster, terminate=terminate)
 
     # Time.
 
@@ -247,7 +256,7 @@ class World:
         """What is still open, for people."""
         lines = []
         for program in self.living:
-            waiting = [job for job, told in program.jobs.items() if not told.endings]
+            waiting = [told.record.job for told in program.jobs.values() if not told.endings]
             lines += [
                 f"program {program.number}: open jobs: {[program.core.explain(job) for job in waiting[:3]]}",
                 f"closing: {program.closing - program.ended_clusters}",

@@ -152,7 +152,7 @@ class NodeCore(Leases):
         check_jobs(self.desk, lease)
         self.keeper.check(lease)
         self.claims.check(lease, self.links)
-        assert len({waiter.token for waiter in self.line}) == len(self.line), "stands in line twice"
+        assert len({waiter.peer for waiter in self.line}) == len(self.line), "stands in line twice"
         assert all(waiter.peer in self.links for waiter in self.line), "waits without a link"
         if lease is None:
             assert not self.line or self.departure, "somebody waits for a free node"

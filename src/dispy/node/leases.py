@@ -96,7 +96,8 @@ class Leases:
         if self.departure is not None and (self.lease is None or self.lease.token != ask.token):
             self._hang_up(peer, "the node is ending", now, effects)
             return
-        self.line = [each for each in self.line if each.token != ask.token and each.peer != peer]
+        # Another process with this token keeps its place: which of the two is gone shows when a link ends.
+        self.line = [each for each in self.line if each.peer != peer]
         self._drop_claim(peer, now)
         lease = self.lease
         if lease is None:

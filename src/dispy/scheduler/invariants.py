@@ -271,7 +271,7 @@ def _check_node(tables: Tables, node: NodeRecord) -> None:
     if not broken and (opened or node.is_wanted):
         _require(node.state is not NodeState.FREE, f"node {node.id} is wanted and its lease is not asked for")
     asked = any(node.id in cluster.asked for cluster in tables.clusters.values())
-    if not broken and not node.is_wanted and not asked:
+    if not broken and not node.is_wanted and not asked and not node.is_restored:
         _require(node.state is NodeState.FREE, f"no cluster uses node {node.id} and its lease is kept")
 
 

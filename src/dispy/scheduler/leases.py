@@ -8,8 +8,12 @@ from dispy.wire.messages import AskLease, ReleaseLease
 
 
 def ask_lease(tables: Tables, out: Outbox, node: NodeRecord) -> None:
-    """Ask for the node's lease unless that has been done or nobody wants it."""
-    if node.state in (NodeState.JOINED, NodeState.FREE) and node.broken_until is None and node.is_wanted:
+    """Ask for the node's lease unless that has been done or nobody wants it.
+
+    One that the process before this one may have asked for can only be given back by who has proved that it is his.
+    """
+    wanted = node.is_wanted or node.is_restored
+    if node.state in (NodeState.JOINED, NodeState.FREE) and node.broken_until is None and wanted:
         node.state = NodeState.ASKED
         out.send(node, AskLease(tables.token, tables.holder))
 
@@ -19,7 +23,7 @@ def release_if_unused(tables: Tables, out: Outbox, node: NodeRecord) -> None:
 
     A node that has just joined is released too: it may hold a lease of ours from before it was lost.
     """
-    if node.state is NodeState.FREE or node.is_wanted:
+    if node.state is NodeState.FREE or node.is_wanted or node.is_restored:
         return
     if any(node.id in cluster.asked for cluster in tables.clusters.values()):
         return

@@ -67,7 +67,7 @@ def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseG
         # an answer to an older question: what it lists may be out of date by now
         tables.counters.ignored += 1
         return
-    node.state, node.holder = NodeState.LEASED, None
+    node.state, node.holder, node.is_restored = NodeState.LEASED, None, False
     held = {(attempt.job, attempt.attempt) for attempt in message.held}
     cancelled: list[int] = []
     flying: set[int] = set()
@@ -130,7 +130,7 @@ def lease_refused(tables: Tables, out: Outbox, node: NodeRecord, holder: Holder)
     if node.state not in (NodeState.ASKED, NodeState.LEASED, NodeState.REFUSED):
         tables.counters.ignored += 1
         return
-    node.state, node.holder = NodeState.REFUSED, holder
+    node.state, node.holder, node.is_restored = NodeState.REFUSED, holder, False
     _lose_flights(tables, out, node, f"node {node.label} is {held_by(holder)}", died=False)
     for share in tuple(node.shares.values()):
         if share.state is ShareState.CLOSING:
@@ -159,7 +159,7 @@ def break_link(tables: Tables, node: NodeRecord, since: float, *, is_silent: boo
 
 def resume(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     """A new link to the same process: it says what it holds when it is asked for its lease."""
-    node.broken_until, node.is_suspect, node.is_spent, node.is_restored = None, False, False, False
+    node.broken_until, node.is_suspect, node.is_spent = None, False, False
     tables.deadlines.pop(node.id, None)
     tables.end_recall(node)
     # what was last said may have been lost: also a release

@@ -225,7 +225,7 @@ class NodeRecord:
     is_silent: bool = False
     """Its link was given up because nothing was heard; else it broke."""
     is_restored: bool = False
-    """The process before this one had the link; this one has had none yet."""
+    """The process before this one knew it and may have its lease; this one has not yet heard of it whose that is."""
     holder: Holder | None = None
     """Who else has its lease."""
     avail: AvailInfo | None = None
