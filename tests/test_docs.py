@@ -14,7 +14,7 @@ import click
 import msgspec
 import pytest
 
-from dispy import JobCluster, cli, errors, model, settings
+from dispy import JobCluster, SharedJobCluster, cli, errors, model, settings
 from dispy.job import DispyJob
 from dispy.node.cli import command as dispynode_command
 from dispy.relay.cli import command as relay_command
@@ -138,11 +138,21 @@ def test_variables_of_dispynode_are_in_its_table() -> None:
             assert f"`{variable}`" in part, variable
 
 
+def _in_first_column(section: str) -> set[str]:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", section, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
 def test_parameters_of_a_cluster_are_in_the_reference() -> None:
     section = PAGES["reference/api.md"].partition("\n## JobCluster")[2].partition("\n### ")[0]
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", section, re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert named == set(inspect.signature(JobCluster).parameters)
+    assert _in_first_column(section) == set(inspect.signature(JobCluster).parameters)
+
+
+def test_parameters_of_a_shared_cluster_are_in_the_reference() -> None:
+    section = PAGES["reference/api.md"].partition("\n## SharedJobCluster")[2].partition("\n## ")[0]
+    named, parameters = _in_first_column(section), set(inspect.signature(SharedJobCluster).parameters)
+    assert named <= parameters
+    assert parameters - set(inspect.signature(JobCluster).parameters) <= named
 
 
 def test_methods_of_a_cluster_are_in_the_reference() -> None:

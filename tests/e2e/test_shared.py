@@ -167,7 +167,7 @@ class OnlyOne(dispy.NodeAllocate):
         return 1
 
 
-def test_allocate_of_the_program_decides(
+def test_allocate_of_the_program_decides_and_an_exclusive_cluster_waits_for_its_turn(
     pool: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     def load(name: str) -> int:
@@ -190,8 +190,32 @@ def test_allocate_of_the_program_decides(
     wait_until(lambda: held.status == held.Running)
     assert items.asked[0].startswith("one 2 dispy-files")
     assert [node.cpus for node in cluster.status().nodes] == [1]
+    alone = pool(square, exclusive=True)
+    job = alone.submit(7)
+    wait_until(lambda: "exclusive" in alone.explain(job))
     gate.touch()
     assert held() == "one"
+    assert cluster.close()
+    assert job() == 49
+
+
+def test_a_link_that_breaks_loses_nothing_and_repeats_nothing(pool: Callable[..., Any], tmp_path: Path) -> None:
+    def append(path: str, number: int) -> int:
+        with open(path, "a") as ran:
+            ran.write(f"{number}\n")
+        return number
+
+    cluster = pool(append)
+    ran = tmp_path / "ran"
+    jobs = []
+    for number in range(300):
+        jobs.append(cluster.submit(str(ran), number))
+        if number % 100 == 50:
+            jobs[-1]()
+            link = cluster.service._uplink.link
+            cluster._portal.post(link.abort, "for this test")
+    assert [job() for job in jobs] == list(range(300))
+    assert sorted(int(line) for line in ran.read_text().split()) == list(range(300))
 
 
 def test_who_is_refused_is_told_so(dispyscheduler: Callable[..., Any], free_base_port: int) -> None:
