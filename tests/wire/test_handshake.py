@@ -203,6 +203,12 @@ def test_a_stranger_without_a_name_is_shown_as_one() -> None:
         dialler.receive(msgspec.msgpack.encode(Refused("group", PROTOCOL, "node", "")))
 
 
+def test_a_refused_proof_is_told_with_what_may_be_the_cause() -> None:
+    dialler = side(dialled=True)
+    with pytest.raises(HandshakeRejected, match="could not verify that this side knows the secret"):
+        dialler.receive(msgspec.msgpack.encode(Refused("proof", PROTOCOL, "node", "n1")))
+
+
 def test_knowing_the_key_id_is_not_knowing_the_secret() -> None:
     impostor = dataclasses.replace(OTHER_SECRET, key_id=SECRET.key_id)
     result = run(side(dialled=True, credentials=impostor), side(dialled=False))

@@ -388,3 +388,19 @@ def test_no_goodbye_is_said_to_a_stranger() -> None:
     taken(dialler)
     dialler.say_goodbye("done")
     assert taken(dialler) == b""
+
+
+def test_a_heartbeat_that_asks_for_nothing_changes_no_interval() -> None:
+    dialler, listener = pair()
+    before = dialler.next_deadline()
+    listener.send(Heartbeat())
+    exchange(dialler, listener)
+    assert dialler.next_deadline() == before
+
+
+def test_an_end_in_the_middle_of_the_handshake_is_not_laid_to_certificates() -> None:
+    dialler, listener = session(dialled=True), session(dialled=False)
+    receive(listener, taken(dialler), 0)
+    receive(dialler, taken(listener), 0)
+    dialler.receive_eof()
+    assert dialler.events_received() == [Ended("eof", "the other side closed during the handshake")]
