@@ -33,21 +33,10 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def pool(
-    start_daemon: Callable[..., Any],
-    dispynode: Callable[..., Any],
-    tmp_path: Path,
-    free_base_port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Any:
+def pool(dispyscheduler: Callable[..., Any], dispynode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """A scheduler with a node of one CPU."""
     monkeypatch.setenv("DISPY_SECRET", "ours")
-    scheduler = start_daemon(
-        *(sys.executable, "-m", "dispy.sharing.cli", "--daemon", "--admin_secret", "the admin's"),
-        *("--dest_path_prefix", str(tmp_path / "scheduler")),
-        env={"DISPY_PORT": str(free_base_port)},
-    )
-    scheduler.wait_for("is ready")
+    scheduler = dispyscheduler("--admin_secret", "the admin's")
     dispynode("--cpus", "1", name="n1")
     return scheduler
 

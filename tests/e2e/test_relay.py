@@ -137,6 +137,37 @@ def test_a_relay_between_two_networks_goes_to_the_program_by_itself(
     assert "first on n" in started.output
 
 
+SHARED = """
+import dispy
+
+def where(number):
+    return dispy_node_name
+
+if __name__ == "__main__":
+    with dispy.SharedJobCluster(where) as cluster:
+        print("ran on", cluster.submit(1)(), flush=True)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_shared_scheduler_that_names_the_relay_has_the_nodes_behind_it(
+    two_networks: Any, relay: Any, dispynode: Any, start_daemon: Callable[..., Any], tmp_path: Path
+) -> None:
+    start_node(two_networks, dispynode, "n3")
+    relay("n2")
+    env = {"DISPY_PORT": "9700", "DISPY_INTERFACES": "lo,eth0"}
+    inside = two_networks.inside("client")
+    scheduler = start_daemon(
+        *(*inside, sys.executable, "-m", "dispy.sharing.cli", "--daemon", "--node", FAR["n2"]),
+        *("--dest_path_prefix", str(tmp_path / "scheduler")),
+        env=env,
+    )
+    scheduler.wait_for("is ready")
+    started = start_daemon(*inside, sys.executable, "-c", SHARED, env=env)
+    assert started.wait(30) == 0, started.output
+    assert "ran on n3" in started.output
+
+
 @pytest.mark.timeout(60)
 def test_the_command_shows_the_nodes_behind_a_relay(two_networks: Any, relay: Any, dispynode: Any) -> None:
     start_node(two_networks, dispynode, "n3")

@@ -58,7 +58,7 @@ class Inquiries:
     async def nodes_matching(self, item: NodeAllocate) -> list[ProcessId]:
         """Nodes of which the scheduler has told, and that an item of `nodes` is about."""
         views = {view.process: view for each in self.attachments.values() for view in each.nodes.views.values()}
-        return [process for process, view in views.items() if view.fits(item)]
+        return [process for process, view in views.items() if view.fits(item) or view.is_behind(item)]
 
     async def uses(self, cluster: ComputationId, node: ProcessId) -> bool:
         """Whether a cluster wants to use a node, opened or not."""

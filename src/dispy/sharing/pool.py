@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
-from dispy.nodes import NodeAllocate, NodeView
+from dispy.nodes import NodeAllocate, NodeView, fitting
 from dispy.scheduler.service import SchedulerService
 from dispy.sharing.keeping import Keeper
 from dispy.sharing.staging import Staging
@@ -28,7 +28,7 @@ class Rules:
 
     def allow(self, view: NodeView) -> bool:
         """Whether this node may be used."""
-        return any(view.fits(item) for item in self.nodes)
+        return bool(fitting(self.nodes, view))
 
     def allow_host(self, host: str) -> bool:
         """Whether a node may be used that a client names."""
