@@ -43,10 +43,10 @@ class ClusterBase:
         if os.getpid() != self.pid:
             raise ClosedError(
                 f"cluster {self.name} belongs to process {self.pid}, which forked this one ({os.getpid()}); "
-                "make a JobCluster in this process"
+                f"make a {type(self).__name__} in this process"
             )
 
     def _check_open(self) -> None:
         self._check_process()
         if self.is_closed:
-            raise ClosedError(f"cluster {self.name} is closed; make another JobCluster")
+            raise ClosedError(f"cluster {self.name} is closed; make another {type(self).__name__}")

@@ -96,7 +96,9 @@ class ClusterLedger:
         """
         with self._count_lock:
             if self.is_sealed:
-                raise ClosedError(f"cluster {self.spec.name} is being closed; make another JobCluster")
+                raise ClosedError(
+                    f"cluster {self.spec.name} is being closed; make another {type(self.cluster).__name__}"
+                )
             self._submitted += 1
             if self.cluster_status is not None:
                 self._call_status(JobState.Created, None, cast("DispyJob", record.handle))

@@ -85,7 +85,7 @@ class JobSubmission(ClusterBase):
     def _check_submission(self) -> None:
         self._check_open()
         if self._ledger.is_sealed:
-            raise ClosedError(f"cluster {self.name} is being closed; make another JobCluster")
+            raise ClosedError(f"cluster {self.name} is being closed; make another {type(self).__name__}")
 
     def _with_depends(
         self, options: JobOptions, depends: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -16,6 +16,7 @@ from dispy.secrets import Credentials
 from dispy.settings import EXPLAIN_AFTER
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.blobsources import BlobSources
+from dispy.wire.handshake import HandshakeRejected, Refusal
 from dispy.wire.link import Dialler, Link, LinkSettings
 from dispy.wire.messages import AnyMessage
 from dispy.words import counted
@@ -117,10 +118,19 @@ class Uplink:
         self._trouble = str(error)
         if not isinstance(error, AuthenticationRejected):
             return
-        refusal = f"the scheduler at {self.settings.where} refuses this program: {error}"
+        refusal = f"the scheduler at {self.settings.where} refuses this program: {self._why_refused(error)}"
         if not self._client.refused(refusal):
             logger.error("%s; it is tried again every %g s", refusal, REFUSED_AGAIN)
         self._dial_again(REFUSED_AGAIN)
+
+    def _why_refused(self, error: LinkError) -> str:
+        if not isinstance(error, HandshakeRejected) or error.reason != Refusal.SECRET:
+            return str(error)
+        return (
+            "it wants its secret for programs (that of its --cluster_secret or --cluster_secret_file, else the secret "
+            f"of whoever started it), and this program has another one ({self.settings.credentials.source}); the "
+            "secret of nodes does not do"
+        )
 
     def _say_if_alone(self) -> None:
         if self.link is not None or self._stopped or self._is_said:
