@@ -249,6 +249,14 @@ def test_who_has_no_cluster_there_is_told_what_would_prove_it(scheduler: Schedul
     assert "known to be yours (2 clusters of others)" in dispy("jobs").output
 
 
+def test_jobs_of_others_are_not_no_jobs(scheduler: Scheduler) -> None:
+    done = dispy("jobs", "model")
+    assert done.exit_code == 1
+    assert "cluster model belongs to bob@desk (claimed)" in done.output
+    assert dispy("jobs", "model", "--admin_secret", "the admin's").stdout == "No jobs.\n"
+    assert dispy("jobs", "compute").stdout == "No jobs.\n"
+
+
 # ---- what is asked for ----
 
 
@@ -319,7 +327,7 @@ def test_the_admin_secret_makes_an_admin(scheduler: Scheduler, monkeypatch: pyte
 def test_a_wrong_secret_is_named(scheduler: Scheduler) -> None:
     done = dispy("status", "--secret", "theirs")
     assert done.exit_code == 1
-    assert "has another secret" in done.output
+    assert f"the scheduler on lab (127.0.0.1:{scheduler.port}) has another secret for programs" in done.output
 
 
 def test_where_no_scheduler_is_that_is_said(free_base_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

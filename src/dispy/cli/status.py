@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dispy.cli.options import NORMALIZED
-from dispy.cli.pool import Target, connected, find_cluster, own_tokens, scheduler_options, take_status, take_target
+from dispy.cli.pool import (
+    Target,
+    connected,
+    find_cluster,
+    own_tokens,
+    scheduler_options,
+    take_status,
+    take_target,
+    whose,
+)
 from dispy.clicknumbers import WholeNumber
 from dispy.errors import LinkLost
 from dispy.words import counted
@@ -119,6 +128,13 @@ async def _jobs(target: Target, wanted: str | None, most: int) -> tuple[PoolStat
         told = await asking.ask(lambda number: AskJobs(number, tokens, cluster, most))
     if not isinstance(told, JobsTold):
         raise _unexpected(told)
+    if cluster and not told.jobs and target.admin is None:
+        asked = next(each for each in pool.clusters if each.cluster == cluster)
+        if not asked.mine:
+            raise click.ClickException(
+                f"cluster {asked.name} belongs to {whose(asked)}: its jobs are shown where its program was started, "
+                "and to admins (--admin)"
+            )
     return pool, told
 
 

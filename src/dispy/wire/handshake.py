@@ -313,6 +313,8 @@ class Handshake:
             return _OTHER_ADMIN_SECRET if self.identity.role is Role.ADMIN else _OTHER_ADMIN
         if self._keys.key is None:
             return _OTHER_CERTIFICATES
+        if self.identity.role is Role.CLIENT:
+            return _OTHER_CLIENT_SECRET
         return _OTHER_SECRET_HERE if self.channel.is_loopback else _OTHER_SECRET
 
     def _mac(self, side: str, role: str) -> bytes:
@@ -344,10 +346,10 @@ class Handshake:
         self._send(Refused(reason.value, PROTOCOL, self.identity.role.value, self.identity.name[:255]))
         claimed = self._claimed
         assert claimed is not None
-        raise HandshakeRejected(reason.value, f"{_who(claimed.role, claimed.name, self.channel.where)} {sentence}")
+        raise HandshakeRejected(reason.value, f"{self._who(claimed.role, claimed.name)} {sentence}")
 
     def _sentence_of(self, refused: Refused) -> str:
-        who = _who(refused.role, refused.name, self.channel.where)
+        who = self._who(refused.role, refused.name)
         match refused.reason:
             case Refusal.PROTOCOL:
                 return f"{who} speaks protocol {refused.protocol}, this side {PROTOCOL}; {_SAME_VERSION}"
@@ -367,6 +369,13 @@ class Handshake:
             case _:
                 return f"{who} refused the connection ({_printable(refused.reason)})"
 
+    def _who(self, role: str, name: str) -> str:
+        what = _printable(role)
+        if role == Role.SCHEDULER:
+            # people know their programs, and only the schedulers that they share
+            what = "the scheduler on" if self.identity.role in {Role.CLIENT, Role.ADMIN} else "a program on"
+        return f"{what} {_printable(name)} ({self.channel.where})"
+
     def _send(self, message: HandshakeMessage) -> bytes:
         header = _encoder.encode(message)
         self._out.append(LENGTHS.pack(len(header), 0) + header)
@@ -375,8 +384,12 @@ class Handshake:
 
 _OTHER_SECRET: Final = "has another secret; make them equal with `dispy secret show | ssh HOST dispy secret set`"
 _OTHER_SECRET_HERE: Final = "has another secret; start both, here on this machine, with the same one"
-_OTHER_ADMIN_SECRET: Final = "has another admin secret; give the one with which the node was started (--admin_secret)"
-_OTHER_ADMIN: Final = "has another admin secret than this node, and was refused"
+_OTHER_ADMIN_SECRET: Final = "has another admin secret; give the one with which it was started (--admin_secret)"
+_OTHER_CLIENT_SECRET: Final = (
+    "has another secret for programs: that of its --cluster_secret, where it was given one, else that of its nodes; "
+    "give this side the same (DISPY_SECRET, --secret, or by `dispy secret show` there and `dispy secret set` here)"
+)
+_OTHER_ADMIN: Final = "has another admin secret than this daemon, and was refused"
 _NO_ADMINS: Final = (
     "takes no orders over the network; start it with --admin_secret (or this side's certificate is not for an admin)"
 )
@@ -394,12 +407,6 @@ _NO_PROOF_THERE: Final = (
 def group_hash(group: str) -> bytes:
     """What is sent instead of the name of a group."""
     return hashlib.sha256(b"dispy group\0" + group.encode()).digest()[:8]
-
-
-def _who(role: str, name: str, where: str) -> str:
-    # people know their programs, not schedulers
-    what = "a program on" if role == Role.SCHEDULER else _printable(role)
-    return f"{what} {_printable(name)} ({where})"
 
 
 def _printable(text: str) -> str:
