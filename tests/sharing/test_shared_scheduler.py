@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from dispy.sharing import incoming
 from dispy.sharing.daemon import SharedScheduler
 from dispy.sharing.settings import SharingSettings
 from dispy.wire.blobs import BlobExchange, BlobSources
+from dispy.wire.blobsources import FileSource
 from dispy.wire.link import Link, LinkSettings, dial
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import (
@@ -462,5 +464,46 @@ def test_a_directory_belongs_to_one_scheduler(run: Callable[..., None]) -> None:
         with pytest.raises(SettingsError, match="in use by another dispyscheduler"):
             await second.start()
         await second.close()
+
+    run(test)
+
+
+def test_what_two_programs_have_in_common_is_offered_all_the_time_and_kept_for_the_second(
+    run: Callable[..., None],
+) -> None:
+    async def test(pool: Pool) -> None:
+        clients = [await pool.client() for _ in range(3)]
+        first, second, silent = clients
+        blob = first.sources.offer_bytes(b"content", hashed=True)
+        second.sources.offer_bytes(b"content", hashed=True)
+        silent.exchange = None
+        openings = [
+            OpenCluster(
+                ComputationSpec(
+                    ComputationId(secrets.token_hex(16)), "f", "program", program="p", files=(FileSpec("p", blob),)
+                ),
+                secrets.token_bytes(32),
+                HOLDER,
+            )
+            for _ in clients
+        ]
+        silent.messages_arrived = lambda link, messages: None  # type: ignore[method-assign]
+        silent.link.send(openings[2])  # it never sends the file
+        sources = pool.scheduler.service.links.sources
+        first.link.send(openings[0])
+        await first.hears(ClusterAccepted)
+        source = sources.find(blob.name)
+        assert isinstance(source, FileSource)
+        second.link.send(openings[1])
+        await second.hears(ClusterAccepted)
+        os.close(source.open())  # as it was offered first
+        first.link.send(CloseCluster(openings[0].computation.id))
+        await first.hears(ClusterOver)
+        await asyncio.sleep(0)
+        again = sources.find(blob.name)
+        assert isinstance(again, FileSource)
+        os.close(again.open())
+        for each in clients:
+            each.link.close("done")
 
     run(test)

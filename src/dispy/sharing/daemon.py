@@ -95,11 +95,11 @@ class SharedScheduler:
         self.store, restored = await open_store(settings.prefix)
         self._build(restored, items)
         self._restore(restored)
+        await self.pool.staging.sweep()
         await self._listen_to_clients()
         await self._listen_to_nodes()
         for owner in list(self.service.owners.values()):
             await self.service.search.look_for(owner)
-        await self.pool.staging.sweep()
         await self.service.search.look(self.pool.rules.named, asks=self.pool.rules.discovers)
         self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
 

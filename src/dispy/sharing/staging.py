@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Final
 from dispy.errors import TransferError
 from dispy.model import BlobRef, FileSpec
 from dispy.wire.blobs import BlobExchange, BlobSources
-from dispy.wire.blobstore import BlobStore, FileSink
+from dispy.wire.blobstore import FileSink
 
 _NAME_SIZE: Final = 32
+_TEMPORARY: Final = ".tmp"
 
 
 class Staging:
@@ -36,18 +38,19 @@ class Staging:
         Raises:
             OSError: they cannot be made.
         """
-        self.store = BlobStore(directory / "blobs")
+        self.blobs = directory / "blobs"
         self.arguments = directory / "arguments"
         self.passing = directory / "passing"
         self._sources = sources
         self._max_file_size = max_file_size
         self._held = held
-        self._removing = asyncio.Lock()
+        self._here: set[bytes] = set()
+        """Contents whose files are complete."""
         self._arguments: list[bytes] = []
         """Those of jobs that the process before this one had, until `sweep`."""
-        for directory in (self.store.directory, self.arguments, self.passing):
+        for directory in (self.blobs, self.arguments, self.passing):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in self.passing.iterdir():
+        for left in (*self.passing.iterdir(), *self.blobs.glob(f"*{_TEMPORARY}")):
             left.unlink()
 
     async def fetch(self, exchange: BlobExchange, refs: Iterable[BlobRef]) -> list[BlobRef]:
@@ -60,21 +63,34 @@ class Staging:
         try:
             for ref in refs:
                 _check(ref)
+                if not ref.hashed or len(ref.name) != _NAME_SIZE:
+                    raise TransferError("a file must be named by its hash")
                 if self._max_file_size and ref.size > self._max_file_size:
                     raise TransferError(
                         f"it has {ref.size:,} bytes; the scheduler's --max_file_size allows {self._max_file_size:,}"
                     )
                 self._held[ref.name] += 1
                 fetched.append(ref)
-                async with self._removing:  # else it could be removed after it was found to be here
-                    pass
-                path = await exchange.fetch_file(ref, self.store)
-                await asyncio.to_thread(_sync, path)
-                self._offer(path, ref)
+                if ref.name not in self._here:
+                    await self._fetch(exchange, ref)
+                self._offer(self._file(ref), ref)
         except BaseException:
             await self.drop(fetched)
             raise
         return fetched
+
+    async def _fetch(self, exchange: BlobExchange, ref: BlobRef) -> None:
+        """Each client's own content is taken, if two have the same one: one of them may never send it."""
+        path = self.blobs / f"{secrets.token_hex(16)}{_TEMPORARY}"
+        try:
+            await exchange.fetch_into(FileSink(ref, path), ref, str(self.blobs))
+            await asyncio.to_thread(_sync, path)
+            if ref.name not in self._here:
+                path.rename(self._file(ref))
+                self._here.add(ref.name)
+                await asyncio.to_thread(_sync, self._file(ref))
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def fetch_arguments(self, exchange: BlobExchange, ref: BlobRef) -> BlobRef:
         """Fetch the arguments of a job, and offer them under another name. Raises as `fetch`."""
@@ -94,7 +110,8 @@ class Staging:
         """
         if ref.hashed:
             self._held[ref.name] += 1
-            self._offer(self.store.directory / ref.name.hex(), ref)
+            self._here.add(ref.name)
+            self._offer(self._file(ref), ref)
         else:
             self._arguments.append(ref.name)
             self._offer(self.arguments_file(ref), ref)
@@ -115,19 +132,25 @@ class Staging:
 
     async def remove(self, refs: Iterable[BlobRef]) -> None:
         """These were withdrawn: remove the files of those that nothing else needs."""
-        async with self._removing:
-            unneeded = [
-                self.store.directory / ref.name.hex() if ref.hashed else self.arguments_file(ref)
-                for ref in refs
-                if ref.name not in self._held
-            ]
-            if unneeded:
-                await asyncio.to_thread(_remove, unneeded)
+        unneeded = []
+        for ref in refs:
+            if not ref.hashed:
+                unneeded.append(self.arguments_file(ref))
+            elif ref.name not in self._held and ref.name in self._here:
+                self._here.discard(ref.name)
+                aside = self.blobs / f"{secrets.token_hex(16)}{_TEMPORARY}"  # it may come again while it is removed
+                self._file(ref).rename(aside)
+                unneeded.append(aside)
+        if unneeded:
+            await asyncio.to_thread(_remove, unneeded)
+
+    def _file(self, ref: BlobRef) -> Path:
+        return self.blobs / ref.name.hex()
 
     async def sweep(self) -> None:
         """After a restart: remove contents that nothing needs."""
         needed = {name.hex() for name in self._held}
-        await asyncio.to_thread(_remove_others, self.store.directory, needed)
+        await asyncio.to_thread(_remove_others, self.blobs, needed)
         offered = {name.hex() for name in self._arguments}
         self._arguments.clear()
         await asyncio.to_thread(_remove_others, self.arguments, offered)
