@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from dispy.model import (
     Role,
 )
 from dispy.secrets import Credentials, find_admin_credentials, find_credentials
-from dispy.sharing import incoming
+from dispy.sharing import guests, incoming, running
 from dispy.sharing.daemon import SharedScheduler
 from dispy.sharing.settings import SharingSettings
 from dispy.wire.blobs import BlobExchange, BlobSources
@@ -452,7 +453,7 @@ def test_after_a_restart_everything_is_there(run: Callable[..., None]) -> None:
 
 def test_a_client_with_the_secret_of_nodes_is_refused_in_words(run: Callable[..., None]) -> None:
     async def test(pool: Pool) -> None:
-        with pytest.raises(AuthenticationRejected, match="secret"):
+        with pytest.raises(AuthenticationRejected, match="another secret for programs"):
             await Client(pool.port, find_credentials(secret="of nodes")).dial()
 
     run(test)
@@ -507,3 +508,36 @@ def test_what_two_programs_have_in_common_is_offered_all_the_time_and_kept_for_t
             each.link.close("done")
 
     run(test)
+
+
+def test_many_jobs_are_ended_by_portions(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "PORTION", 10)
+
+    async def test(pool: Pool) -> None:
+        client, opened = await pool.opened()
+        cluster = opened.computation.id
+        client.link.send(*submission(opened, 1, range(1, 101)))
+        client.link.send(CancelSubmitted(cluster, list(range(1, 36))))
+        await until(lambda: sum(len(each.jobs) for each in client.all_of(JobsOver)) == 35)
+        client.link.send(CloseCluster(cluster, terminate=True))
+        await until(lambda: sum(len(each.jobs) for each in client.all_of(JobsOver)) == 100)
+        assert {each.state for over in client.all_of(JobsOver) for each in over.jobs} == {JobState.Cancelled}
+        client.link.send(AckOver(cluster, len(client.all_of(JobsOver))))
+        await client.hears(ClusterOver)
+        client.link.close("done")
+
+    run(test)
+
+
+def test_a_start_that_fails_leaves_nothing_and_says_one_sentence(
+    tmp_path: Path, free_base_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    credentials = find_credentials(secret="s")
+    settings = SharingSettings(
+        tmp_path, credentials, credentials, interfaces=("lo",), base_port=free_base_port, use=("a:99999999",)
+    )
+    with pytest.raises(SettingsError, match="--node 'a:99999999'"):
+        running.run(settings, daemon=True)
+    with socket.create_server(("127.0.0.1", free_base_port + 2)):
+        assert running.run(replace(settings, use=("*",)), daemon=True) == 1
+    assert f"TCP port {free_base_port + 2}" in caplog.text

@@ -155,7 +155,7 @@ class SharedScheduler:
             staging.passing, lambda id: self.opening.guests.get(id), core.record_of, settings.max_file_size
         )
         self.opening = Opening(self.pool, self.passing.attached)
-        self.questions = questions = Questions(self.pool, self.opening.guests, settings.policy.value)
+        self.questions = questions = Questions(self.pool, self.opening.guests, settings.policy.value, self.name)
         self.clients = ClientLinks(self.pool, self.opening, questions, self.passing, lambda: settings.client_port)
         self._watch = WaitingWatch(core.why_cluster_waits)
         self.store.places_of = self._places_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -46,6 +46,9 @@ from dispy.wire.sharing import (
     NodeSeen,
     OpenCluster,
 )
+
+PORTION: Final = 2048
+"""Jobs that are cancelled in one turn of the loop: others are heard between two turns."""
 
 
 class Attached(Protocol):
@@ -193,9 +196,15 @@ class Guest:
     def cancel(self, jobs: Iterable[int]) -> int:
         """End these jobs (the client's numbers), wherever they are; returns how many have not ended."""
         numbers = [record.job for record in map(self.jobs.get, jobs) if record is not None]
-        if numbers:
-            self._pool.service.handle(CancelAsked(numbers))
+        self._pool.service.handle(CancelAsked(numbers[:PORTION]))
+        if len(numbers) > PORTION:
+            self._pool.spawn(self._cancel_rest(numbers[PORTION:]))
         return len(numbers)
+
+    async def _cancel_rest(self, numbers: list[int]) -> None:
+        for start in range(0, len(numbers), PORTION):
+            await asyncio.sleep(0)
+            self._pool.service.handle(CancelAsked(numbers[start : start + PORTION]))
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """See `ClusterOwner`."""
@@ -363,7 +372,16 @@ class Guest:
             self._finish_if_done()
             return
         self.is_ending = self.is_ending or terminate
-        self._pool.service.close_cluster(self.id, terminate)
+        if terminate and len(self.jobs) > PORTION:
+            self._pool.service.close_cluster(self.id, terminate=False)
+            self._pool.spawn(self._end_jobs())
+        else:
+            self._pool.service.close_cluster(self.id, terminate)
+
+    async def _end_jobs(self) -> None:
+        """The last first, so that none starts meanwhile."""
+        await self._cancel_rest([record.job for record in reversed(self.jobs.values())])
+        self._pool.service.close_cluster(self.id, terminate=True)
 
     def ended(self) -> None:
         """See `ClusterOwner`: all that is left is that the client takes what has ended."""

@@ -67,10 +67,11 @@ class Asker(Protocol):
 class Questions:
     """Answers them. In the loop's thread."""
 
-    def __init__(self, pool: Pool, guests: Mapping[ComputationId, Guest], policy: str) -> None:
+    def __init__(self, pool: Pool, guests: Mapping[ComputationId, Guest], policy: str, name: str) -> None:
         self._pool = pool
         self._guests = guests
         self._policy = policy
+        self._name = name
         self._since = time.time()
 
     async def answer(self, client: Asker, question: AnyMessage) -> None:
@@ -140,7 +141,7 @@ class Questions:
         cpus = cpus_of_clusters(snapshot)
         views = {view.cluster: view for view in snapshot.clusters}
         return PoolStatus(
-            name=self._pool.service.links.settings.name,
+            name=self._name,
             version=settings.VERSION,
             policy=self._policy,
             since=self._since,

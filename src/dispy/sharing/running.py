@@ -35,9 +35,13 @@ def run(settings: SharingSettings, *, daemon: bool) -> int:
 async def _serve(settings: SharingSettings, *, daemon: bool) -> int:
     manager = os.environ.pop("NOTIFY_SOCKET", "")
     scheduler = SharedScheduler(settings)
-    terminal: console.Console | None = None
     try:
         await scheduler.start()
+    except BaseException:
+        await scheduler.close()
+        raise
+    terminal: console.Console | None = None
+    try:
         _take_signals(scheduler, daemon=daemon)
         if scheduler.port_notice:
             logger.warning("%s", scheduler.port_notice)
