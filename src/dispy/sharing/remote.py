@@ -26,7 +26,7 @@ from dispy.scheduler.identity import ServiceSettings, program_begun, this_holder
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import Allocation, ClusterOwner
-from dispy.settings import EXPLAIN_AFTER, GRACE_TIMEOUT
+from dispy.settings import GRACE_TIMEOUT
 from dispy.sharing.asking import Questions
 from dispy.sharing.attachment import Attachment, Doings
 from dispy.sharing.inquiries import Inquiries
@@ -142,7 +142,7 @@ class RemoteScheduler(Inquiries):
         if self._uplink.link is not None:
             attachment.open()
         self._uplink.begin()
-        await asyncio.wait([attachment.decided], timeout=EXPLAIN_AFTER)
+        await asyncio.wait([attachment.decided], timeout=self._uplink.patience())
         if attachment.decided.done() and (error := attachment.decided.exception()) is not None:
             self._over(attachment)
             raise error

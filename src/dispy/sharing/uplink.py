@@ -142,6 +142,11 @@ class Uplink:
         waiting = f"; {counted(pending, 'job')} pending here" if pending else ""
         logger.warning("%s%s", self.why_alone(), waiting)
 
+    def patience(self) -> float:
+        """Seconds that a word of the scheduler is worth waiting for: fewer where it has been away for a while."""
+        away = 0.0 if self.link is not None else self._loop.time() - self.alone_since
+        return max(0.0, EXPLAIN_AFTER - away)
+
     def stop(self, reason: str) -> None:
         """Say goodbye, and dial no more."""
         self._stopped = True
