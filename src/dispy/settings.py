@@ -38,6 +38,8 @@ REDIAL_HURRY: Final = 0.25
 
 AHEAD_SECONDS: Final = 0.010
 """Work sent ahead to a worker, in seconds of measured job duration."""
+SHARED_AHEAD_SECONDS: Final = 0.030
+"""The same of a shared scheduler, whose disk stands between a result and the job after it."""
 INLINE_SIZE: Final = 64 << 10
 """Arguments and result bodies above this many bytes travel as blobs."""
 

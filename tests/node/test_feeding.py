@@ -10,7 +10,7 @@ from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects
 from dispy.node.results import SPOOL_AFTER
-from dispy.node.slots import STALL_SECONDS, STARVE_SECONDS
+from dispy.node.slots import NEWCOMER_SECONDS, STALL_SECONDS, STARVE_SECONDS
 from dispy.wire import messages as msg
 
 __all__ = ["node", "ready"]
@@ -376,3 +376,22 @@ def test_what_is_being_cleaned_away_has_no_share() -> None:
     node.handle(ev.WorkerAnswered(1, [Answer(1)]))
     assert node.handle(ev.WorkerDied(1, 0, "retired", expected=True)).actions == [do.ForkWorker(REDUCE, 5)]
     assert node.core.next_deadline() == node.now + STARVE_SECONDS
+
+
+def test_a_computation_without_a_worker_gets_the_next_cpu_on_which_a_job_ends(ready: Node) -> None:
+    ready.open(REDUCE)
+    ready.run(1, 2, 3, 4)
+    assert ready.run(5, key=REDUCE) == Effects()
+    assert ready.wait(2 * NEWCOMER_SECONDS) == Effects()
+    assert ready.handle(ev.WorkerAnswered(2, [Answer(2)])).actions == [do.RetireWorker(MAP, 2)]
+    assert ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions == [fed(1, 3)], "one has made room"
+    assert ready.handle(ev.WorkerDied(2, 0, "retired", expected=True)).actions == [do.ForkWorker(REDUCE, 3)]
+
+
+def test_a_cpu_does_not_change_hands_at_once(ready: Node) -> None:
+    """Else computations of short jobs would cost a process for each job."""
+    ready.open(REDUCE)
+    ready.run(1, 2, 3, 4)
+    ready.run(5, key=REDUCE)
+    ready.wait(0.5 * NEWCOMER_SECONDS)
+    assert ready.handle(ev.WorkerAnswered(2, [Answer(2)])).actions == [fed(2, 3)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pool import Pool
 
 from dispy.model import ComputationId, ComputationSpec, JobState
+from dispy.scheduler import events
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.fairness import UNMEASURED, Account, Line, Party, Policy, Turns
 from dispy.scheduler.jobs import JobQueue, JobRecord
@@ -453,3 +454,19 @@ def test_every_job_runs_once_and_nobody_has_what_it_may_not_have(
                     or other.ended_at <= job.started_at
                     or other.started_at >= (job.ended_at)
                 ), "two ran beside each other of which one runs alone"
+
+
+def test_who_could_use_only_a_part_of_the_nodes_is_owed_little_for_that() -> None:
+    """Anna could use one of three nodes for a while; when she can use all, Bert is not sent away for as long."""
+    pool = Pool([1, 3], check=False)
+    anna, bert = pool.open("anna"), pool.open("bert")
+    pool.run(0.1)
+    (_, large) = pool.nodes
+    pool.handle(events.NodeSteered(anna, large, events.Steering.PAUSE))
+    pool.submit(anna, 2000, 0.1)
+    pool.submit(bert, 2000, 0.1)
+    pool.run(20.0)
+    assert shares(pool, 0.0, 20.0)["anna"] == pytest.approx(0.25, abs=0.02)
+    pool.handle(events.NodeSteered(anna, large, events.Steering.USE))
+    pool.run(30.0)
+    assert shares(pool, 20.0, 30.0)["anna"] == pytest.approx(0.5, abs=0.05)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, JobExtra, RecallFromWorker, RetireWorker
 from dispy.node.serving import Computation, HeldJob, Worker, WorkerState
 from dispy.node.slots import (
+    NEWCOMER_SECONDS,
     STALL_SECONDS,
     STARVE_SECONDS,
     prefetch_depth,
@@ -45,6 +46,7 @@ class Feeder:
             self.heavy = {worker: job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job}
         waiting = sum([self._feed_heavy(each, now, actions) for each in running if each.heavy])
         self.kept = waiting + self._in_use()
+        self._let_newcomers_in(running, now, actions)
         for computation in running:
             if computation.queue:
                 self._feed(computation, now, actions)
@@ -300,6 +302,16 @@ class Feeder:
                 ready = [each for each in richest.workers.values() if each.state is WorkerState.READY]
                 if ready:
                     self.drain(min(ready, key=_job_count), actions)
+
+    def _let_newcomers_in(self, running: list[Computation], now: float, actions: list[Action]) -> None:
+        """The next workers that have answered all that they had make room for computations that have none at all."""
+        waiting = -sum(worker.state is WorkerState.RETIRING for worker in self.workers.values())
+        for computation in running:
+            since = computation.starved_since
+            if since is not None and computation.queue and not computation.workers:
+                waiting += now >= since + NEWCOMER_SECONDS
+        for worker in [each for each in self.workers.values() if each.is_idle][: max(0, waiting)]:
+            self.drain(worker, actions)
 
     def _take_from_stalled(self, computation: Computation, now: float, actions: list[Action]) -> None:
         holder = self._fullest(computation)

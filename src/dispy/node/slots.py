@@ -18,6 +18,8 @@ PREFETCH_SECONDS: Final = 0.003
 PREFETCH_MOST: Final = 1024
 STALL_SECONDS: Final = 0.002
 """A worker that is silent for so long gets nothing more ahead, and gives back what it has for an idle CPU."""
+NEWCOMER_SECONDS: Final = 0.01
+"""A computation without any worker that waits so long gets the next CPU on which a job of another ends."""
 STARVE_SECONDS: Final = 0.1
 """A computation that waits so long with less than its share of the CPUs takes one from another."""
 INTERRUPT_INTERVAL: Final = 0.1

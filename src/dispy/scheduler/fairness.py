@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 UNMEASURED: Final = 0.5
 """Seconds that a job is charged of whose cluster none has ended."""
-TURN_SECONDS: Final = 0.05
+TURN_SECONDS: Final = 0.2
 """Slot-seconds by which users may be apart before a CPU goes from one to the other: that costs the node a process."""
+MOST_CREDIT: Final = 2.0
+"""Slot-seconds that one may be behind the next, who had its turn and could run nothing on what was free."""
 
 Rank = tuple[float, float]
 
@@ -176,6 +178,8 @@ class Party:
     """When it was given something last; counts the times that anybody was."""
     is_waiting: bool = False
     """Whether it has had jobs that wait, without a pause."""
+    is_stuck: bool = False
+    """Whether it had its turn and nothing that was free was of use to it."""
     entry: Rank | None = None
 
 

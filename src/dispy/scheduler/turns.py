@@ -13,7 +13,7 @@ from typing import Final
 
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.dispatching import block, hand_over, recall, send_batch
-from dispy.scheduler.fairness import TURN_SECONDS, Account, Party, Policy, Rank, Turns
+from dispy.scheduler.fairness import MOST_CREDIT, TURN_SECONDS, Account, Party, Policy, Rank, Turns
 from dispy.scheduler.jobs import JobQueue
 from dispy.scheduler.nodes import NodeRecord, Share
 from dispy.scheduler.placement import cpus_on, place
@@ -114,7 +114,10 @@ class _Hand:
                 party.line.offer(queue, queue.rank)
                 party.is_waiting = True
                 self._aside[party] = None
+        # a node is kept for what needs several CPUs, and it is owed what it waits for that
+        patient = {party for party, queue in self._skipped if queue.is_heavy}
         for party in self._aside:
+            party.is_stuck = party not in patient
             turns.stay(party)
         for share in self._touched:
             send_batch(share, out)
@@ -157,6 +160,10 @@ class _Hand:
             if not count:
                 return None
             records = hand_over(queue, share, count)
+            if party.is_stuck:
+                party.is_stuck = False
+                if following is not None:
+                    party.account.due = max(party.account.due, following.account.due - MOST_CREDIT)
             self._turns.charge(party, records, cluster.estimate)
             self._touched[share] = None
             if not queue.waiting:

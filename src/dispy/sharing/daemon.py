@@ -24,7 +24,7 @@ from dispy.scheduler.identity import ServiceSettings, this_holder
 from dispy.scheduler.links import Reached
 from dispy.scheduler.places import Place
 from dispy.scheduler.service import SchedulerService
-from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
+from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SHARED_AHEAD_SECONDS, SUSPECT_TIMEOUT
 from dispy.sharing.books import End
 from dispy.sharing.clients import ClientLinks
 from dispy.sharing.guests import Guest, number_of
@@ -127,6 +127,7 @@ class SharedScheduler:
             policy=settings.policy,
             max_cpus_per_user=settings.max_cpus_per_user,
             max_jobs_per_user=settings.max_jobs_per_user,
+            ahead=SHARED_AHEAD_SECONDS,
         )
         self.service = service = SchedulerService(
             LoopHere(),
