@@ -44,6 +44,7 @@ WALL_CLOCK = {
     "recovery/file.py": "when a file was written, for people and to choose the newest",
     "scheduler/identity.py": "since when this program runs, for people",
     "secrets.py": "dates of certificates",
+    "sharing/guests.py": "since when a node has a job, for people",
     "sharing/opening.py": "since when a cluster is open, for people",
     "sharing/questions.py": "since when a shared scheduler runs, for people",
     "sharing/storefile.py": "when a shared scheduler was first started, for people",

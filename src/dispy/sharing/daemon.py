@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from dispy.commandline import place_named
 from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, TransferError
 from dispy.logs import logger
@@ -18,7 +20,7 @@ from dispy.model import BlobRef, ProcessId, Role
 from dispy.nodes import NodeAllocate
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
-from dispy.scheduler.events import Event
+from dispy.scheduler.events import Event, NodeJoined
 from dispy.scheduler.hosting import Hosting
 from dispy.scheduler.identity import ServiceSettings, this_holder
 from dispy.scheduler.links import Reached
@@ -121,7 +123,7 @@ class SharedScheduler:
     def _build(self, restored: Restored, items: list[NodeAllocate]) -> None:
         settings = self.settings
         core = SchedulerCore(
-            holder=this_holder(settings.ext_host),
+            holder=msgspec.structs.replace(this_holder(settings.ext_host), program="dispyscheduler"),
             token=restored.token,
             grace=5 * settings.pulse_interval,
             policy=settings.policy,
@@ -166,6 +168,9 @@ class SharedScheduler:
 
     def _note(self, event: Event | None, effects: Effects) -> None:
         self.store.note(self.service.core, event, effects)
+        if type(event) is NodeJoined:
+            offers = counted(event.info.cpus, "CPU")
+            logger.info("node %s (%s) with %s is there", event.info.name, event.address, offers)
 
     async def _deliver(self, reached: Reached, offer: FileOffered) -> str:
         return await self.passing.deliver(reached, offer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
@@ -107,6 +108,10 @@ class Guest:
         """Jobs that have not ended, by the client's numbers."""
         self.batches = BatchBook(stored, highest)
         self.ends = EndsBook()
+        self.since: dict[int, float] = {}
+        """When a node got a job, by the wall clock; of those that nodes have."""
+        self.begun = self.gone_at
+        """By the loop's clock."""
         self.done = 0
         self.asked: dict[ProcessId, NodeSeen] = {}
         """Nodes of which the client has not said how much it wants."""
@@ -210,6 +215,7 @@ class Guest:
         """See `ClusterOwner`."""
         if view is not None:
             numbers = [number_of(record) for record in jobs]
+            self.since.update(dict.fromkeys(numbers, time.time()))
             self.send(JobsHanded(self.id, view.process, numbers, view.address))
 
     def job_ended(self, ended: JobEnded, view: NodeView | None) -> bool:
@@ -217,7 +223,10 @@ class Guest:
         record = ended.job
         number = number_of(record)
         self.jobs.pop(number, None)
+        self.since.pop(number, None)
         self.done += 1
+        if ended.node is not None:
+            self._pool.done[ended.node] += 1
         done = ended.done
         if done is not None:
             done = msgspec.structs.replace(done, job=number, blob=None)
@@ -301,6 +310,7 @@ class Guest:
 
     def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
         """See `ClusterOwner`."""
+        self.since.pop(number_of(requeued.job), None)
         self.send(JobWaitsAgain(self.id, number_of(requeued.job), requeued.node, requeued.cause))
 
     # ---- nodes ----

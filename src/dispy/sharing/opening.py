@@ -21,6 +21,7 @@ from dispy.sharing.staging import refs_of
 from dispy.wire.datagrams import clean_name
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import ClusterDeclined, OpenCluster
+from dispy.words import counted
 
 CLUSTERS_LIMIT: Final = 1024
 """Clusters that one process may have."""
@@ -104,7 +105,7 @@ class Opening:
         settled = self._pool.keeper.settled()
         if settled is not None:
             await settled
-        logger.info("cluster %s of %s%s was opened", guest.spec.name, guest.identity.user, _how(guest))
+        logger.info("%s was opened%s", named(guest), " exclusively" if guest.exclusive else "")
         if not client.is_gone:
             self._attach(client, guest, fresh=True)
 
@@ -130,6 +131,9 @@ class Opening:
             return
         if guest.client is not None:
             guest.client.guests.pop(guest.id, None)
+        if guest.is_over:
+            seconds = self._pool.service.portal.loop.time() - guest.begun
+            logger.info("%s is over after %.0f s: %s", named(guest), seconds, counted(guest.done, "job"))
         self._pool.keeper.cluster_over(guest.id)
         self._pool.spawn(self._pool.staging.drop(guest.held))
 
@@ -171,9 +175,14 @@ def _why_not(message: OpenCluster) -> str:
     return ""
 
 
-def _how(guest: Guest) -> str:
-    words = "" if guest.identity.proved else " (as it says)"
-    return f"{words}, exclusively," if guest.exclusive else words
+def named(guest: Guest) -> str:
+    """A cluster as the log names it."""
+    holder = guest.opened.holder
+    says = "" if guest.identity.proved else " (as it says)"
+    return (
+        f"cluster {guest.spec.name} ({guest.id[:8]}) of {guest.identity.user}{says}, "
+        f"{holder.program}, process {holder.pid} on {holder.host},"
+    )
 
 
 def _decline(client: Attached, id: ComputationId, reason: str) -> None:

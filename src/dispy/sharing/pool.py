@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
+from dispy.model import ProcessId
 from dispy.nodes import NodeAllocate, NodeView, fitting
 from dispy.scheduler.service import SchedulerService
 from dispy.sharing.keeping import Keeper
@@ -61,3 +63,5 @@ class Pool:
         self.staging = staging
         self.rules = rules
         self.spawn = spawn
+        self.done: Counter[ProcessId] = Counter()
+        """Jobs that ended on each node since the start."""

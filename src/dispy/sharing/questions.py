@@ -146,7 +146,7 @@ class Questions:
             policy=self._policy,
             since=self._since,
             now=time.time(),
-            nodes=tuple(_pool_node(node) for node in snapshot.nodes),
+            nodes=tuple(_pool_node(node, self._pool.done[node.node]) for node in snapshot.nodes),
             users=tuple(
                 UserStatus(
                     *Identity.of_key(user.user),
@@ -184,7 +184,7 @@ class Questions:
                 view = None if record.node is None else self._pool.service.links.view(record.node)
                 name = "" if view is None else view.info.name
                 state = JobState.Created if record.node is None else record.state
-                told.append(JobStatus(guest.id, number, state, name, record.attempt))
+                told.append(JobStatus(guest.id, number, state, name, record.attempt, guest.since.get(number, 0.0)))
                 most -= 1
             more += len(guest.jobs)
             most = max(0, min(question.most, JOBS_MOST))
@@ -214,12 +214,12 @@ def cpus_of_clusters(snapshot: Snapshot) -> dict[ComputationId, int]:
     return cpus
 
 
-def _pool_node(node: NodeView) -> PoolNode:
+def _pool_node(node: NodeView, done: int) -> PoolNode:
     problem = node.info.closed
     if node.holder is not None and node.state == "refused":
         problem = f"used by {node.holder.user}@{node.holder.host} ({node.holder.program})"
     return PoolNode(
-        node.node, node.info.name, node.address, node.info.cpus, node.state, node.in_flight, 0, node.avail, problem
+        node.node, node.info.name, node.address, node.info.cpus, node.state, node.in_flight, done, node.avail, problem
     )
 
 
