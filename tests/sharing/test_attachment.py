@@ -380,9 +380,16 @@ async def test_jobs_that_are_left_to_a_scheduler_which_does_not_answer() -> None
     process.submit(1)
     process.attachment.link_gone()
     process.attachment.close(terminate=True)
+    assert process.attachment.is_untold
     process.attachment.give_up("nobody answers")
+    assert not process.attachment.is_untold
     assert process.owner.news() == [(1, "Abandoned", b"", "nobody answers", None), "over"]
     assert process.events == ["accepted"], "it is not over there"
+    process.accept(stored=1)
+    assert process.sent()[-1] == CloseCluster(ID, terminate=True)
+    process.hear(JobsOver(ID, 1, [done(1)]), ClusterOver(ID))
+    assert process.sent() == [AckOver(ID, 1)]
+    assert (process.owner.news(), process.events) == ([], ["accepted", "over"])
 
 
 @in_loop

@@ -63,6 +63,12 @@ class ClusterShared(Entry, frozen=True):
     """Proves whose it is."""
 
 
+class ClusterLeft(Entry, frozen=True):
+    """Jobs of a cluster were to be ended, and its shared scheduler could not be told."""
+
+    id: ComputationId
+
+
 class EndKept(Entry, frozen=True):
     """A job that a shared scheduler ended without a word of a node, and that is not in the program's hands yet."""
 
@@ -168,6 +174,7 @@ AnyEntry = (
     ProgramBegun
     | ClusterNoted
     | ClusterShared
+    | ClusterLeft
     | EndKept
     | ClusterOver
     | NodeNoted
@@ -286,6 +293,8 @@ class Book:
         """By job; as `results`, of jobs without a result."""
         self.shared: dict[ComputationId, ClusterShared] = {}
         """Clusters at shared schedulers that are not over."""
+        self.left: set[ComputationId] = set()
+        """Those whose jobs are to be ended, which their scheduler does not know yet."""
         self.returned: set[int] = set()
         self.over: set[int] = set()
         """Jobs of durable clusters of which the program knew the end."""
@@ -313,6 +322,8 @@ class Book:
                 self._closed.add(id)
             case ClusterShared():
                 self.shared[entry.id] = entry
+            case ClusterLeft(id):
+                self.left.add(id)
             case EndKept(job):
                 if not self.has_result(job):
                     self.ends[job] = entry

@@ -14,6 +14,7 @@ from dispy.logs import logger
 from dispy.model import ComputationId, ComputationSpec, ProcessId
 from dispy.recovery.book import (
     AnyEntry,
+    ClusterLeft,
     ClusterNoted,
     ClusterOver,
     ClusterShared,
@@ -121,6 +122,10 @@ class Recorder:
         """A shared scheduler has taken up a cluster: from now on it may hold results."""
         self._shared[shared.id] = shared
         self._append([shared])
+
+    def cluster_left(self, cluster: ComputationId) -> None:
+        """Its jobs were to be ended, and the shared scheduler could not be told."""
+        self._append([ClusterLeft(cluster)])
 
     def cluster_over(self, cluster: ComputationId) -> None:
         """All its jobs have ended."""

@@ -167,11 +167,17 @@ class Attachment:
     def link_gone(self) -> None:
         """It broke."""
         self.accepted = False
+        self._close_said = None
 
     def give_up(self, cause: str) -> None:
         """Nobody answers, and its jobs were to be ended: leave them to the scheduler."""
         self._end_here(list(self.jobs.values()), JobState.Abandoned, cause)
         self._finish()
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether the scheduler knows of the cluster but perhaps not of its end, and nobody was told so."""
+        return self._known and self._close_said != self.closing and not self._is_over
 
     def acknowledge(self) -> None:
         """Say what the scheduler may forget."""

@@ -199,7 +199,7 @@ class _Scheduler:
     async def _take(self, link: Link, message: AnyMessage, payload: bytes) -> None:
         match message:
             case ClusterAccepted(cluster) if cluster in self.clusters:
-                link.send(CloseCluster(cluster, self._terminate))
+                link.send(CloseCluster(cluster, self._terminate or cluster in self._book.left))
             case JobsOver(cluster, sequence) if cluster in self.clusters and link is self._link:
                 kept = await self._with_bodies(message, payload)
                 if link is self._link:  # else it is told again, perhaps by another process under other names

@@ -203,6 +203,9 @@ class RemoteScheduler(Inquiries):
     async def stop(self, reason: str = "the program is done", *, hurried: bool = False) -> None:
         """End the link. Clusters that are open stay open at the scheduler."""
         self._stopped = True
+        for attachment in self.attachments.values():
+            if attachment.closing and attachment.is_untold:
+                self._leave(attachment)
         self._uplink.stop(reason)
         for task in list(self._tasks):
             task.cancel()
@@ -251,10 +254,19 @@ class RemoteScheduler(Inquiries):
             return
         for attachment in list(self.attachments.values()):
             if attachment.closing:
-                self.attachments.pop(attachment.id, None)
-                attachment.give_up(
-                    f"{uplink.why_alone()}; it may go on there (`dispy recover` fetches what comes of it)"
-                )
+                self._leave(attachment)
+
+    def _leave(self, attachment: Attachment) -> None:
+        """Let go of a cluster whose end the scheduler has not been told; it hears of it should the link come back."""
+        why = self._uplink.why_alone()
+        if attachment.is_untold:
+            self.recorder.cluster_left(attachment.id)
+            logger.warning(
+                "%s; it could not be told to end the jobs of %s, which may go on there: `dispy cancel %s` ends them, "
+                "`dispy recover` does so too and fetches what has come of them",
+                *(why, attachment.owner.spec.name, attachment.id),
+            )
+        attachment.give_up(f"{why}; it may go on there (`dispy recover` fetches what comes of it)")
 
     # What the link brings.
 
