@@ -22,6 +22,7 @@ from dispy.model import (
 )
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.attachment import FORGOTTEN, Attachment, Doings
+from dispy.sharing.submitting import SubmitLine
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import (
     AckOver,
@@ -328,6 +329,18 @@ def test_a_cluster_is_closed_once_on_each_link(terminate: bool) -> None:
         assert process.events == ["accepted", "over"]
 
     asyncio.run(run())
+
+
+@in_loop
+async def test_a_cluster_is_closed_when_all_its_jobs_have_been_sent() -> None:
+    process = Process()
+    process.attachment._line = SubmitLine(credit=1)
+    process.accept()
+    process.submit(1, 2)
+    process.attachment.close(terminate=False)
+    assert batches(process.sent()) == [(1, [1])]
+    process.hear(JobsStored(ID, 1))
+    assert [type(message) for message in process.sent()] == [SubmitJobs, CloseCluster]
 
 
 @in_loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+import hypothesis
 from hypothesis import given
 from hypothesis import strategies as st
 from test_attachment import ID, Process, done
@@ -90,6 +91,7 @@ class Scheduler:
         self.tell([job])
 
 
+@hypothesis.settings(max_examples=300)
 @given(st.data())
 def test_whatever_breaks_every_job_is_stored_once_and_its_end_is_told_once(data: st.DataObject) -> None:
     async def run() -> None:
@@ -105,8 +107,11 @@ def test_whatever_breaks_every_job_is_stored_once_and_its_end_is_told_once(data:
             process.hear(there.going.popleft())
             ends.extend(said[0] for said in process.owner.news() if said != "over")
 
-        steps = ["submit", "arrive", "store", "end", "hear", "link", "lose"]
-        for step in data.draw(st.lists(st.sampled_from(steps), max_size=80)):
+        there.link()
+        take_sent()
+        there.arrive()
+        steps = ["hear", "arrive", "submit", "store", "end", "lose", "link", "hear", "arrive"]
+        for step in data.draw(st.lists(st.sampled_from(steps), min_size=10, max_size=80)):
             match step:
                 case "submit":
                     process.submit(submitted, submitted + 1)
