@@ -59,7 +59,9 @@ def pool_status(*, mine: bool = True) -> PoolStatus:
         since=1000.0,
         now=1000.0 + 7500,
         nodes=(
-            PoolNode(ProcessId("b" * 32), "n2", "10.0.0.2", 4, "leased", 2, 9, AvailInfo(75.0, 8 << 30, 0, 100.0)),
+            PoolNode(
+                ProcessId("b" * 32), "n2", "10.0.0.2", 4, "leased", 2, 9, AvailInfo(75.0, 8 << 30, 0, 100.0), "", 9701
+            ),
             PoolNode(ProcessId("a" * 32), "n1", "10.0.0.1", 0, "busy", 0, problem="held by carl"),
         ),
         users=(
@@ -193,11 +195,11 @@ def test_status_shows_nodes_users_and_clusters(scheduler: Scheduler) -> None:
     assert done.exit_code == 0, done.output
     lines = [line.rstrip() for line in done.output.splitlines()]
     assert lines[0] == (
-        "lab: dispyscheduler 5.0.0, policy fair, for 2 h 5 min; 2 nodes, 4 CPUs, 4 jobs with nodes, 6 waiting"
+        "lab: dispyscheduler 5.0.0, policy fair, up 2 h 5 min; nodes: 2, CPUs: 4, jobs with nodes: 4, waiting: 6"
     )
     assert [line.split() for line in lines[3:5]] == [
         ["n1", "10.0.0.1", "0", "0", "0", "busy:", "held", "by", "carl"],
-        ["n2", "10.0.0.2", "4", "2", "9", "25", "%", "8.0", "GiB", "leased"],
+        ["n2", "10.0.0.2:9701", "4", "2", "9", "25", "%", "8.0", "GiB", "leased"],
     ]
     assert "bob@desk (claimed)" in done.output
     assert "alice@desk (claimed)" not in done.output
@@ -214,7 +216,7 @@ def test_status_as_json_is_what_the_scheduler_told(scheduler: Scheduler) -> None
 def test_an_empty_scheduler_is_shown_as_one(scheduler: Scheduler) -> None:
     scheduler.status = PoolStatus("lab", "5.0.0", "fifo", 0.0, 5.0)
     output = dispy("status").output
-    assert "policy fifo, for 5 s; no nodes, no CPUs" in output
+    assert "policy fifo, up 5 s; nodes: 0, CPUs: 0" in output
     assert "No node is connected." in output
     assert "No cluster is open." in output
 
@@ -270,6 +272,9 @@ def test_cancel_names_cluster_and_jobs(scheduler: Scheduler) -> None:
     asked = scheduler.asked[-1]
     assert isinstance(asked, CancelFor)
     assert (asked.cluster, asked.jobs) == (THEIRS, ())
+    some = dispy("cancel", "compute", "3", "4", "999")
+    assert (some.exit_code, some.stdout) == (1, "")
+    assert some.stderr == "2 of 3 jobs are being ended; the others have ended, or the cluster never had them.\n"
 
 
 def test_why_nothing_is_cancelled_is_said(scheduler: Scheduler) -> None:

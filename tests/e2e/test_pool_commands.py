@@ -71,6 +71,7 @@ def test_jobs_are_seen_and_ended_by_whom_they_belong_to(
 
     wait_until(lambda: states() == ["Running", "Created", "Created"], timeout=30)
     assert [job["node"] for job in jobs("wait_for_ever")] == ["n1", "", ""]
+    assert [job["since"] > 0 for job in jobs()] == [True, False, False]
     (shown,) = json.loads(dispy("status", "--json").stdout)["clusters"]
     assert (shown["name"], shown["mine"], shown["running"], shown["waiting"]) == ("wait_for_ever", True, 1, 2)
 
@@ -106,9 +107,8 @@ def test_programs_run_through_the_scheduler_and_errors_are_in_words(
     )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["stdout"] for line in done.stdout.splitlines()] == ["one\n", "two\n"]
-    shown = dispy("status")
-    assert shown.exit_code == 0
-    assert "n1" in shown.stdout
+    (node,) = json.loads(dispy("status", "--json").stdout)["nodes"]
+    assert (node["name"], node["done"]) == ("n1", 2)
     assert dispy("cancel", "nothing").stderr.startswith("Error: the scheduler has no cluster 'nothing'")
     assert "has another secret" in dispy("status", "--secret", "theirs").stderr
     assert "no scheduler answers at" in dispy("top", "--scheduler", f"127.0.0.1:{free_base_port - 1}").stderr

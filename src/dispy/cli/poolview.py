@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dispy.cli.pool import person, short, whose
+from dispy.wire.interfaces import shown
 from dispy.wire.sharing import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
-from dispy.words import counted, lasting, size
+from dispy.words import lasting, size
 
 T = TypeVar("T")
 
@@ -42,9 +43,9 @@ def headline(status: PoolStatus) -> str:
     running = sum(cluster.running for cluster in status.clusters)
     waiting = sum(cluster.waiting for cluster in status.clusters)
     return (
-        f"{status.name}: dispyscheduler {status.version}, policy {status.policy}, for "
-        f"{lasting(status.now - status.since)}; {counted(len(status.nodes), 'node')}, {counted(cpus, 'CPU')}, "
-        f"{counted(running, 'job')} with nodes, {waiting} waiting"
+        f"{status.name}: dispyscheduler {status.version}, policy {status.policy}, up "
+        f"{lasting(status.now - status.since)}; nodes: {len(status.nodes)}, CPUs: {cpus}, jobs with nodes: {running}, "
+        f"waiting: {waiting}"
     )
 
 
@@ -54,7 +55,9 @@ def node_table(nodes: Iterable[PoolNode]) -> Table:
     for node in sorted(nodes, key=lambda each: (each.name, each.address)):
         avail = node.avail
         table.add_row(
-            *(node.name, node.address, str(node.cpus), str(node.running), str(node.done)),
+            node.name,
+            shown(node.address, node.port) if node.port else node.address,
+            *(str(node.cpus), str(node.running), str(node.done)),
             f"{100 - avail.cpu:.0f} %" if avail else "",
             size(avail.memory) if avail else "",
             f"{node.state}: {node.problem}" if node.problem else node.state,

@@ -91,15 +91,20 @@ def jobs(cluster: str | None, most: int, as_json: bool, **options: Any) -> None:
 def cancel(cluster: str, numbers: tuple[int, ...], as_json: bool, **options: Any) -> NoReturn:
     """End the JOBs of CLUSTER (all of its jobs if none is named): its name, or the beginning of its number.
 
-    The exit code is 0 if jobs are being ended, else 1.
+    The exit code is 0 if jobs are being ended, and all of those that are named, else 1.
     """
     told = asyncio.run(_cancel(take_target(options), cluster, numbers))
     sentence = told.sentence or f"{counted(told.count, 'job is', 'jobs are')} being ended."
+    asked = len(set(numbers))
+    if told.count and told.count < asked:
+        sentence = (
+            f"{told.count} of {asked} jobs are being ended; the others have ended, or the cluster never had them."
+        )
     if as_json:
         click.echo(json.dumps({"count": told.count, "answer": sentence}))
     else:
-        click.echo(sentence, err=not told.count)
-    sys.exit(0 if told.count else 1)
+        click.echo(sentence, err=told.count < (asked or 1))
+    sys.exit(0 if told.count >= (asked or 1) else 1)
 
 
 def show(view: RenderableType) -> None:

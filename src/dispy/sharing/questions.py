@@ -146,7 +146,7 @@ class Questions:
             policy=self._policy,
             since=self._since,
             now=time.time(),
-            nodes=tuple(_pool_node(node, self._pool.done[node.node]) for node in snapshot.nodes),
+            nodes=tuple(self._pool_node(node) for node in snapshot.nodes),
             users=tuple(
                 UserStatus(
                     *Identity.of_key(user.user),
@@ -167,6 +167,24 @@ class Questions:
                 )
                 for guest in self._guests.values()
             ),
+        )
+
+    def _pool_node(self, node: NodeView) -> PoolNode:
+        problem = node.info.closed
+        if node.holder is not None and node.state == "refused":
+            problem = f"used by {node.holder.user}@{node.holder.host} ({node.holder.program})"
+        seen = self._pool.service.links.view(node.node)
+        return PoolNode(
+            node=node.node,
+            name=node.info.name,
+            address=node.address,
+            cpus=node.info.cpus,
+            state=node.state,
+            running=node.in_flight,
+            done=self._pool.done[node.node],
+            avail=node.avail,
+            problem=problem,
+            port=0 if seen is None else seen.port,
         )
 
     def _jobs(self, client: Asker, question: AskJobs) -> JobsTold:
@@ -195,10 +213,12 @@ class Questions:
         if guest is None:
             return CancelTold(question.question, 0, "this scheduler has no such cluster")
         if not self._may_steer(client, guest, question.tokens):
+            owner = guest.identity.user if guest.identity.proved else f"{guest.identity.user} (claimed)"
             return CancelTold(
                 question.question,
                 0,
-                f"cluster {guest.spec.name} is {guest.identity.user}'s: show its token, or the admin secret",
+                f"cluster {guest.spec.name} ({guest.id[:8]}) belongs to {owner}: its jobs are ended from "
+                "where its program was started, or by who knows the admin secret (--admin)",
             )
         count = guest.cancel(question.jobs or list(guest.jobs))
         sentence = "" if count else "none of these jobs is pending" if question.jobs else "it has no pending jobs"
@@ -212,15 +232,6 @@ def cpus_of_clusters(snapshot: Snapshot) -> dict[ComputationId, int]:
         for share in node.shares:
             cpus[share.cluster] = cpus.get(share.cluster, 0) + min(share.in_flight, share.cpus)
     return cpus
-
-
-def _pool_node(node: NodeView, done: int) -> PoolNode:
-    problem = node.info.closed
-    if node.holder is not None and node.state == "refused":
-        problem = f"used by {node.holder.user}@{node.holder.host} ({node.holder.program})"
-    return PoolNode(
-        node.node, node.info.name, node.address, node.info.cpus, node.state, node.in_flight, done, node.avail, problem
-    )
 
 
 def _cluster_status(guest: Guest, view: ClusterView | None, cpus: int, *, mine: bool) -> ClusterStatus:

@@ -120,6 +120,8 @@ class PoolNode(msgspec.Struct, frozen=True):
     done: int = 0
     avail: AvailInfo | None = None
     problem: str = ""
+    port: int = 0
+    """Of the node there; 0: there is no link to it now."""
 
 
 class PoolStatus(msgspec.Struct, frozen=True):
