@@ -110,6 +110,8 @@ class NodeLinks:
         self.refusals: dict[str, str] = {}
         """Address → why that machine's node and we cannot work together."""
         self.places = KnownPlaces()
+        self._remembered: dict[Place, ProcessId] = {}
+        """Where the process before this one had nodes that have not come back."""
         self.targets = Targets(loop, self, self.places, self.refusals)
         self.relays = Relays(loop.time, on_found=self._found, on_news=self.known_elsewhere, on_relay=on_relay)
         self._on_event = on_event
@@ -186,7 +188,17 @@ class NodeLinks:
     def remember(self, node: ProcessId, places: Iterable[Place]) -> None:
         """Dial a node that the process before this one had, where it was reached then."""
         self.places.learn(node, places)
+        for place in self.places.of(node):
+            self._remembered[place] = node
         self.targets.look_for(node)
+
+    def _look_who_was_there(self, place: Place, process: ProcessId) -> None:
+        """A node was reached by dialling: another one that the process before this one had there is gone."""
+        was = self._remembered.get(place)
+        if was is not None:
+            self._remembered = {place: node for place, node in self._remembered.items() if node not in (was, process)}
+            if was != process:
+                self._on_event(NodeLost(was, "it was restarted"))
 
     def give_up(self, host: str, port: int, cause: str) -> None:
         """Nothing will answer at that address again: its node is lost, and it is not dialled any more."""
@@ -303,6 +315,8 @@ class NodeLinks:
         process = link.peer.process
         self.refusals.pop(link.peer.address, None)
         target = self.targets.opened(link)
+        if link.dialled:
+            self._look_who_was_there((link.peer.address, link.peer.port) if target is None else target.place, process)
         if link.peer.role is Role.PEER:
             self.relays.opened(link, target.place if target is not None else None)
             return

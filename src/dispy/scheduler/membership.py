@@ -30,6 +30,9 @@ def join(tables: Tables, out: Outbox, event: NodeJoined) -> None:
     if known is not None:
         before = known.info.cpus
         known.info, known.address = event.info, event.address
+        for cluster in tables.clusters.values() if known.is_restored else ():
+            if known.id in cluster.asked:
+                ask_allocation(out, cluster, known)
         resume(tables, out, known)
         if before != known.info.cpus:
             tell_offer(out, known)

@@ -13,7 +13,6 @@ from dispy.scheduler.clusters import ClusterState
 from dispy.scheduler.events import Restored
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState
-from dispy.scheduler.shares import ask_allocation
 from dispy.scheduler.tables import Outbox, Tables
 
 
@@ -45,7 +44,7 @@ def restore(tables: Tables, out: Outbox, event: Restored, now: float) -> None:
             tables.runnable[queue] = None
         for known in tables.nodes.values():
             if known.id not in cluster_record.shares and known.id not in cluster_record.declined:
-                ask_allocation(out, cluster_record, known)
+                cluster_record.asked[known.id] = None  # its owner is asked when the node is here again
     for known in tables.nodes.values():
         tables.refresh(known)
 

@@ -196,7 +196,7 @@ class _Hand:
             return 0
         if queue.is_heavy:
             return 1
-        most = self._before_others(party, following, cluster, queue)
+        most = max(1, self._before_others(party, following, cluster, queue))
         rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
         count = min(portion(share, room, most, 1 if queue.shape.node else rooms), most)
         return count if spare is None else min(count, spare)

@@ -266,6 +266,8 @@ class SharedScheduler:
             if not guest.is_over:
                 self.service.owners[guest.id] = guest
         self.service.handle(event)
+        for share in event.shares:
+            self.service.allocating.note(share.cluster, share.node, share.cpus)
         for node, places in restored.places.items():
             self.service.links.remember(node, places)
         if guests:
