@@ -392,6 +392,7 @@ def test_the_cluster_of_a_client_that_is_gone_is_given_up_when_nothing_is_pendin
         client.link.close("gone")
         [guest] = pool.scheduler.opening.guests.values()
         await until(lambda: guest.client is None)
+        assert not guest.may_rest
         gone_at, guest.gone_at = guest.gone_at, -math.inf
         pool.scheduler.opening.give_up_forsaken()
         assert not guest.is_over
@@ -541,3 +542,44 @@ def test_a_start_that_fails_leaves_nothing_and_says_one_sentence(
     with socket.create_server(("127.0.0.1", free_base_port + 2)):
         assert running.run(replace(settings, use=("*",)), daemon=True) == 1
     assert f"TCP port {free_base_port + 2}" in caplog.text
+
+
+def test_a_cluster_without_jobs_holds_nobody_back_while_its_program_is_away(run: Callable[..., None]) -> None:
+    opened = opening(exclusive=True)
+    cluster = opened.computation.id
+
+    async def before(pool: Pool) -> None:
+        client = await pool.client()
+        client.link.send(opened)
+        await client.hears(ClusterAccepted)
+        client.link.send(*submission(opened, 1, [1]))
+        client.link.send(CancelSubmitted(cluster, [1]))
+        await client.hears(JobsOver)
+        client.link.abort("pulled")
+        guest = pool.scheduler.opening.guests[cluster]
+        await until(lambda: guest.client is None)
+        pool.scheduler.opening.give_up_forsaken()
+        assert not guest.is_resting
+        guest.gone_at -= guests.REST_AFTER
+        pool.scheduler.opening.give_up_forsaken()
+        await until(lambda: guest.is_over)
+        assert not pool.scheduler.service.core.snapshot().clusters
+        assert cluster in pool.scheduler.opening.guests
+
+    async def after(pool: Pool) -> None:
+        client = await pool.client()
+        client.link.send(opened)
+        assert (await client.hears(ClusterAccepted)).stored == 1
+        client.link.send(*submission(opened, 2, [2]))
+        await client.hears(JobsStored)
+        [view] = pool.scheduler.service.core.snapshot().clusters
+        assert (view.waiting, view.exclusive) == (1, True)
+        assert [each.job for each in (await client.hears(JobsOver)).jobs] == [1]
+        client.link.send(CancelSubmitted(cluster, [2]))
+        last = await client.hears(JobsOver, 2)
+        client.link.send(CloseCluster(cluster))
+        client.link.send(AckOver(cluster, last.sequence))
+        await client.hears(ClusterOver)
+        client.link.close("done")
+
+    run(before, after)

@@ -285,7 +285,9 @@ class SharedScheduler:
             stored=kept.stored,
             highest=max(numbers, default=0),
         )
-        guest.is_over = kept.state == "ended"
+        if kept.state == "ended":  # by its client, which says so again, or because that was away
+            guest.is_resting = True
+            guest.ended()
         spec = kept.opened.computation
         guest.held += refs_of(spec.files) + ([] if spec.code is None else [spec.code])
         self._offer_again(guest.held)

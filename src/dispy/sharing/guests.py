@@ -48,6 +48,8 @@ from dispy.wire.sharing import (
     OpenCluster,
 )
 
+REST_AFTER: Final = 60.0
+"""Seconds for which a cluster without jobs keeps its nodes when its client is away."""
 PORTION: Final = 2048
 """Jobs that are cancelled in one turn of the loop: others are heard between two turns."""
 
@@ -119,8 +121,11 @@ class Guest:
         """Nodes that have it open, and how many of their CPUs it uses."""
         self.is_ending = False
         """Its jobs are being ended."""
+        self.is_resting = False
+        """It has no nodes while its client is away and nothing of it is pending."""
         self.is_over = False
         """The service has done everything for it."""
+        self._ended = asyncio.Event()
         self.files: dict[int, list[asyncio.Future[str]]] = {}
         """Jobs (the client's numbers) that send files, and who waits for the client's answers."""
         self.held: list[BlobRef] = []
@@ -180,8 +185,12 @@ class Guest:
     @property
     def is_forsaken(self) -> bool:
         """Whether its client has been gone for so long that it is not waited for."""
-        gone_for = self._pool.service.portal.loop.time() - self.gone_at
-        return self.client is None and gone_for >= self._pool.rules.zombie_interval
+        return self.client is None and self._away_for >= self._pool.rules.zombie_interval
+
+    @property
+    def _away_for(self) -> float:
+        """Seconds since the client went."""
+        return self._pool.service.portal.loop.time() - self.gone_at
 
     # ---- jobs ----
 
@@ -394,10 +403,33 @@ class Guest:
         self._pool.service.close_cluster(self.id, terminate=True)
 
     def ended(self) -> None:
-        """See `ClusterOwner`: all that is left is that the client takes what has ended."""
+        """See `ClusterOwner`: all that is left is that the client takes what has ended, or comes back."""
         self.is_over = True
         self.ready.clear()
-        self._pool.keeper.after(self._finish_if_done)
+        self._ended.set()
+        if not self.is_resting:
+            self._pool.keeper.after(self._finish_if_done)
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether it holds nodes, or others back, for nothing."""
+        is_idle = not (self.jobs or self.incoming.waits or self.is_over or self.is_resting)
+        return is_idle and self.client is None and (self.is_forsaken or self._away_for >= REST_AFTER)
+
+    def rest(self) -> None:
+        """Let go of all nodes until the client is back."""
+        self.is_resting = True
+        self._pool.service.close_cluster(self.id, terminate=False)
+
+    async def wake(self) -> None:
+        """Its client is back: more jobs may come."""
+        if self.is_resting:
+            await self._ended.wait()
+        if self.is_resting:  # another link may have come first
+            self.is_resting = self.is_over = False
+            self._ended.clear()
+            await self._pool.service.adopt_cluster(self)
+            self._pool.service.begin_cluster(self)
 
     @property
     def is_finished(self) -> bool:

@@ -57,6 +57,8 @@ class Opening:
         elif not hmac.compare_digest(guest.opened.token, message.token):
             _decline(client, id, "it belongs to another program: its token is another one")
         else:
+            if not message.recovers:
+                await guest.wake()
             self._attach(client, guest, fresh=False)
             if message.recovers and not guest.incoming.waits:
                 guest.close(terminate=False)
@@ -138,14 +140,11 @@ class Opening:
         self._pool.spawn(self._pool.staging.drop(guest.held))
 
     def give_up_forsaken(self) -> None:
-        """Give up clusters whose clients are gone for too long, unless jobs of them are pending."""
+        """Clusters without jobs whose clients are away let go of nodes, and in the end are given up."""
         for guest in list(self.guests.values()):
-            if not guest.is_forsaken or guest.jobs or guest.incoming.waits:
-                continue
-            if not guest.is_over:
-                if not guest.is_ending:
-                    guest.close(terminate=True)
-            else:
+            if guest.may_rest:
+                guest.rest()
+            elif guest.is_over and guest.is_forsaken:
                 guest.log_loss()
                 self._forget(guest)
 
