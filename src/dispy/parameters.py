@@ -27,6 +27,8 @@ OLD_NAMES: Final[Mapping[str, str]] = {
 """Parameters of earlier versions of the original, and what they are called now."""
 OLD_OPTIONS: Final[Mapping[str, str]] = {"ip_addr": "host", "ext_ip_addr": "ext_host", "scheduler_host": "join"}
 """Options of commands in earlier versions, without the dashes before them."""
+OF_SCHEDULER: Final = frozenset({"ipv4_udp_multicast", "ping_interval", "pulse_interval"})
+"""Parameters of `JobCluster` that are options of a shared scheduler instead."""
 OLD_NODE_PORT: Final = "node_port"
 """It was the port of nodes, which is one above the base port."""
 
@@ -54,6 +56,10 @@ def renamed(
         elif name in OLD_NAMES:
             new = hint = OLD_NAMES[name]
         else:
+            if of == "SharedJobCluster" and name in OF_SCHEDULER:
+                raise SettingsError(
+                    f"{of} has no parameter {name!r}: that is for the scheduler to know (dispyscheduler --{name})"
+                )
             raise SettingsError(f"{of} has no parameter {name!r}{_nearest(name, known)}")
         if values.get(new) is not None and values[new] is not False:
             _check_same_port(named[new], name, new, fits=new == "dispy_port" and values[new] == value)

@@ -247,7 +247,7 @@ def test_a_shared_cluster_takes_what_that_of_the_original_takes() -> None:
         ({"scheduler_host": "here:port"}, "a port is a number from 1 to 65535, not 'port'"),
         ({"scheduler_host": 5}, "scheduler_host must be a string, not 5"),
         ({"nodes": "local"}, "nodes='local' starts a node for one program: that is for JobCluster"),
-        ({"ping_interval": 2}, "SharedJobCluster has no parameter 'ping_interval'"),
+        ({"ping_interval": 2}, "that is for the scheduler to know (dispyscheduler --ping_interval)"),
     ],
 )
 def test_what_a_shared_cluster_cannot_use_is_said(wrong: dict[str, Any], sentence: str) -> None:

@@ -20,11 +20,12 @@ from click.testing import CliRunner, Result
 
 from dispy.cli import main, pool
 from dispy.cli.pool import find_cluster
-from dispy.cli.poolview import cluster_state, headline
+from dispy.cli.poolview import NODE_STATES, cluster_state, headline, node_state
 from dispy.errors import SettingsError
 from dispy.model import AvailInfo, ComputationId, Holder, JobState, ProcessId, Role
 from dispy.recovery.book import ClusterNoted, ClusterOver, ClusterShared, ProgramBegun
 from dispy.recovery.file import RecoveryFile, new_path
+from dispy.scheduler.nodes import NodeState
 from dispy.secrets import find_admin_credentials, find_credentials
 from dispy.wire.link import Link, LinkSettings, Listener
 from dispy.wire.messages import AnyMessage
@@ -62,7 +63,7 @@ def pool_status(*, mine: bool = True) -> PoolStatus:
             PoolNode(
                 ProcessId("b" * 32), "n2", "10.0.0.2", 4, "leased", 2, 9, AvailInfo(75.0, 8 << 30, 0, 100.0), "", 9701
             ),
-            PoolNode(ProcessId("a" * 32), "n1", "10.0.0.1", 0, "busy", 0, problem="held by carl"),
+            PoolNode(ProcessId("a" * 32), "n1", "10.0.0.1", 0, "refused", 0, problem="held by carl"),
         ),
         users=(
             UserStatus("alice@desk", True, 1, 3, 2, 2, 90.0),
@@ -198,8 +199,8 @@ def test_status_shows_nodes_users_and_clusters(scheduler: Scheduler) -> None:
         "lab: dispyscheduler 5.0.0, policy fair, up 2 h 5 min; nodes: 2, CPUs: 4, jobs with nodes: 4, waiting: 6"
     )
     assert [line.split() for line in lines[3:5]] == [
-        ["n1", "10.0.0.1", "0", "0", "0", "busy:", "held", "by", "carl"],
-        ["n2", "10.0.0.2:9701", "4", "2", "9", "25", "%", "8.0", "GiB", "leased"],
+        ["n1", "10.0.0.1", "0", "0", "0", "used", "by", "others:", "held", "by", "carl"],
+        ["n2", "10.0.0.2:9701", "4", "2", "9", "25", "%", "8.0", "GiB", "in", "use"],
     ]
     assert "bob@desk (claimed)" in done.output
     assert "alice@desk (claimed)" not in done.output
@@ -219,6 +220,7 @@ def test_an_empty_scheduler_is_shown_as_one(scheduler: Scheduler) -> None:
     assert "policy fifo, up 5 s; nodes: 0, CPUs: 0" in output
     assert "No node is connected." in output
     assert "No cluster is open." in output
+    assert dispy("jobs").stdout == "No cluster is open.\n"
 
 
 def test_jobs_are_listed_with_the_names_of_their_clusters(scheduler: Scheduler) -> None:
@@ -412,6 +414,16 @@ def test_long_lists_are_cut_on_a_screen(scheduler: Scheduler) -> None:
     assert console.export_text().count("and 1 more") == 3
 
 
+def test_every_state_of_a_node_has_words() -> None:
+    assert {state.name.lower() for state in NodeState} | {"broken", "suspect"} == NODE_STATES.keys()
+
+
 def test_words_of_a_scheduler() -> None:
     assert cluster_state(cluster(MINE, "c", "a")) == "open"
-    assert headline(pool_status()).startswith("lab: ")
+    status = pool_status()
+    away = msgspec.structs.replace(status.nodes[0], state="broken")
+    assert "; nodes: 1 (and 1 away), CPUs: 0, " in headline(
+        msgspec.structs.replace(status, nodes=(away, status.nodes[1]))
+    )
+    assert node_state(away) == "away, may come back"
+    assert node_state(msgspec.structs.replace(away, state="of another version")) == "of another version"

@@ -20,6 +20,18 @@ T = TypeVar("T")
 _RIGHT = frozenset({"CPUs", "In use", "Running", "Waiting", "Done", "Unfetched", "Clusters", "CPU time", "Job", "Try"})
 
 
+NODE_STATES = {
+    "joined": "joining",
+    "free": "free",
+    "asked": "asked for",
+    "leased": "in use",
+    "refused": "used by others",
+    "suspect": "silent",
+    "broken": "away, may come back",
+}
+"""What the states of nodes mean, for people."""
+
+
 def pool_view(status: PoolStatus, *, most: int | None = None) -> RenderableType:
     """Everything: the scheduler in a line, its nodes, users and clusters (of each at most so many)."""
     parts: list[RenderableType] = [Text(headline(status))]
@@ -39,12 +51,14 @@ def pool_view(status: PoolStatus, *, most: int | None = None) -> RenderableType:
 
 def headline(status: PoolStatus) -> str:
     """The scheduler in a line."""
-    cpus = sum(node.cpus for node in status.nodes)
+    there = [node for node in status.nodes if node.state != "broken"]
+    cpus = sum(node.cpus for node in there)
+    away = f" (and {len(status.nodes) - len(there)} away)" if len(there) < len(status.nodes) else ""
     running = sum(cluster.running for cluster in status.clusters)
     waiting = sum(cluster.waiting for cluster in status.clusters)
     return (
         f"{status.name}: dispyscheduler {status.version}, policy {status.policy}, up "
-        f"{lasting(status.now - status.since)}; nodes: {len(status.nodes)}, CPUs: {cpus}, jobs with nodes: {running}, "
+        f"{lasting(status.now - status.since)}; nodes: {len(there)}{away}, CPUs: {cpus}, jobs with nodes: {running}, "
         f"waiting: {waiting}"
     )
 
@@ -60,9 +74,15 @@ def node_table(nodes: Iterable[PoolNode]) -> Table:
             *(str(node.cpus), str(node.running), str(node.done)),
             f"{100 - avail.cpu:.0f} %" if avail else "",
             size(avail.memory) if avail else "",
-            f"{node.state}: {node.problem}" if node.problem else node.state,
+            node_state(node),
         )
     return table
+
+
+def node_state(node: PoolNode) -> str:
+    """What there is to know of its state, in a few words."""
+    state = NODE_STATES.get(node.state, node.state)
+    return f"{state}: {node.problem}" if node.problem else state
 
 
 def user_table(users: Iterable[UserStatus]) -> Table:

@@ -78,7 +78,7 @@ def jobs(cluster: str | None, most: int, as_json: bool, **options: Any) -> None:
 
         show(job_table(told.jobs, names))
     else:
-        click.echo("No jobs." if cluster or any(each.mine for each in pool.clusters) else _none_of_yours(pool))
+        click.echo(_why_none(pool, cluster))
     if told.more:
         click.echo(f"{counted(told.more, 'further job')} not shown: --most shows more", err=True)
 
@@ -165,7 +165,11 @@ def _shown(job: JobStatus, name: str) -> dict[str, object]:
     return {**msgspec.structs.asdict(job), "state": job.state.name, "name": name}
 
 
-def _none_of_yours(pool: PoolStatus) -> str:
+def _why_none(pool: PoolStatus, cluster: str | None) -> str:
+    if not pool.clusters:
+        return "No cluster is open."
+    if cluster or any(each.mine for each in pool.clusters):
+        return "No jobs."
     there = counted(len(pool.clusters), "cluster of others", "clusters of others")
     return (
         f"No cluster here is known to be yours ({there}). What proves it are the recovery files of your programs on "
