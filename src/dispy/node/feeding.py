@@ -268,6 +268,11 @@ class Feeder:
             if not lacking[computation]:
                 computation.starved_since = None
                 del lacking[computation]
+        for computation in running:
+            if computation.workers or computation not in lacking:
+                computation.unserved_since = None
+            elif computation.unserved_since is None:
+                computation.unserved_since = now
         if lacking:
             self._make_room(lacking, running, now, actions)
 
@@ -307,9 +312,8 @@ class Feeder:
         """The next workers that have answered all that they had make room for computations that have none at all."""
         waiting = -sum(worker.state is WorkerState.RETIRING for worker in self.workers.values())
         for computation in running:
-            since = computation.starved_since
-            if since is not None and computation.queue and not computation.workers:
-                waiting += now >= since + NEWCOMER_SECONDS
+            since = computation.unserved_since
+            waiting += since is not None and now >= since + NEWCOMER_SECONDS
         for worker in [each for each in self.workers.values() if each.is_idle][: max(0, waiting)]:
             self.drain(worker, actions)
 

@@ -199,6 +199,8 @@ class Computation:
     fork_after: float | None = None
     """No fork before this time, after a worker that came to nothing."""
     starved_since: float | None = None
+    unserved_since: float | None = None
+    """Since when it has had jobs and no worker at all."""
     refused: bool = False
     """It cannot run here: jobs that had not started go back to the scheduler."""
     reopen: OpenComputation | None = None

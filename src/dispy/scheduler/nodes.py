@@ -173,7 +173,8 @@ class Share:
         slots = self.slots
         if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
             return slots * depth - flight, flight / (depth * cpus)
-        others = sum([share.load for share in node.busy if share is not self])
+        busy = [share for share in node.busy if share is not self]
+        others = sum([(len(each.flight) - each.heavy) / each.cluster.depth + each.heavy_cpus for each in busy])
         free = min(slots, cpus - others - node.claimed.cpus) - self.heavy_cpus
         return ceil(free * depth) - (flight - self.heavy), (others + self.load) / cpus
 
@@ -263,12 +264,13 @@ class NodeRecord:
     @property
     def wanted(self) -> int:
         """CPUs that its jobs would use at once."""
-        return sum([share.wanted for share in self.busy])
+        return sum([len(share.flight) - share.heavy + share.heavy_cpus for share in self.busy])
 
     @property
     def load(self) -> float:
         """CPUs that its jobs keep busy."""
-        return sum([share.load for share in self.busy])
+        # written out, as in `Share.load`: this is asked several times for each event
+        return sum([(len(share.flight) - share.heavy) / share.cluster.depth + share.heavy_cpus for share in self.busy])
 
     @property
     def has_room(self) -> bool:
