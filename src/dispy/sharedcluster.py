@@ -150,7 +150,10 @@ class SharedJobCluster(AnyCluster):
         self._ledger.when_told = functools.partial(self.service.told, self._id)
 
     def _open(self) -> None:
-        self._portal.call(self.service.open_cluster(self._ledger, exclusive=self._exclusive))
+        try:
+            self._portal.call(self.service.open_cluster(self._ledger, exclusive=self._exclusive))
+        except SettingsError as error:  # it is for the user, who need not see through how many hands it went
+            raise SettingsError(str(error)) from None
 
 
 def scheduler_place(given: str | None, base: int) -> tuple[str, int]:

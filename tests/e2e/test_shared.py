@@ -222,7 +222,7 @@ def test_who_is_refused_is_told_so(dispyscheduler: Callable[..., Any], free_base
     dispyscheduler("--cluster_secret", "for the programs", "--node_secret", "for the nodes")
     for secret in ("something else", "for the nodes"):
         with pytest.raises(
-            SettingsError, match=r"the scheduler at .* refuses this program: .*secret of nodes does not do"
+            SettingsError, match=r"the scheduler at .* refuses this program: .*that of nodes does not do"
         ):
             dispy.SharedJobCluster(square, dispy_port=free_base_port, secret=secret)
 

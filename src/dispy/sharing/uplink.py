@@ -127,9 +127,9 @@ class Uplink:
         if not isinstance(error, HandshakeRejected) or error.reason != Refusal.SECRET:
             return str(error)
         return (
-            "it wants its secret for programs (that of its --cluster_secret or --cluster_secret_file, else the secret "
-            f"of whoever started it), and this program has another one ({self.settings.credentials.source}); the "
-            "secret of nodes does not do"
+            f"its secret for programs is another one than that of this program ({self.settings.credentials.source}); "
+            "give the secret of its --cluster_secret or --cluster_secret_file (else that of whoever started it; that "
+            "of nodes does not do) by secret_file= or DISPY_SECRET_FILE"
         )
 
     def _say_if_alone(self) -> None:
