@@ -32,7 +32,8 @@ from dispy.model import (
     Role,
 )
 from dispy.secrets import Credentials, find_admin_credentials, find_credentials
-from dispy.sharing import guests, incoming, running
+from dispy.sharing import guests, incoming, running, staging
+from dispy.sharing import opening as opening_module
 from dispy.sharing.daemon import SharedScheduler
 from dispy.sharing.settings import SharingSettings
 from dispy.wire.blobs import BlobExchange, BlobSources
@@ -50,6 +51,7 @@ from dispy.wire.sharing import (
     ClusterAccepted,
     ClusterDeclined,
     ClusterOver,
+    ClusterSaid,
     Explained,
     ExplainSubmitted,
     JobsOver,
@@ -583,3 +585,39 @@ def test_a_cluster_without_jobs_holds_nobody_back_while_its_program_is_away(run:
         client.link.close("done")
 
     run(before, after)
+
+
+def test_what_cannot_be_kept_for_a_moment_is_fetched_again(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(24, "Too many open files"), OSError(28, "No space left on device")]
+    sync = staging._sync
+
+    def failing(path: Path) -> None:
+        if failures:
+            raise failures.pop()
+        sync(path)
+
+    for module in (opening_module, incoming):
+        monkeypatch.setattr(module, "AGAIN_AFTER", 0.01)
+    monkeypatch.setattr(staging, "_sync", failing)
+
+    async def test(pool: Pool) -> None:
+        client = await pool.client()
+        blob = client.sources.offer_bytes(b"content", hashed=True)
+        spec = ComputationSpec(
+            ComputationId(secrets.token_hex(16)), "f", "program", program="p", files=(FileSpec("p", blob),)
+        )
+        client.link.send(OpenCluster(spec, secrets.token_bytes(32), HOLDER))
+        assert "No space left" in (await client.hears(ClusterSaid)).sentence
+        await client.hears(ClusterAccepted)
+        failures.append(OSError(24, "Too many open files"))
+        arguments = client.sources.offer_bytes(b"arguments")
+        client.link.send(SubmitJobs(spec.id, 1, [JobSpec(1, 0, 0, arguments)]))
+        await client.hears(JobsStored)
+        [record] = pool.scheduler.opening.guests[spec.id].jobs.values()
+        assert record.blob is not None
+        assert pool.scheduler.pool.staging.arguments_file(record.blob).read_bytes() == b"arguments"
+        client.link.close("done")
+
+    run(test)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
 
-from dispy.errors import RemoteProtocolError
+from dispy.errors import RemoteProtocolError, TransferError
 from dispy.logs import logger
 from dispy.model import ComputationId, ProcessId, Role
 from dispy.scheduler.events import ClusterNarrowed, ClusterWidened, NodeAllocated, Steering
@@ -225,12 +225,15 @@ class ClientLinks:
         await service.search.look(named, asks=message.discovers and rules.discovers)
 
     async def _allocated(self, client: Client, guest: Guest, message: AnswerAllocation) -> None:
+        cpus = max(0, message.cpus)
         if message.files:
-            guest.held += await self._pool.staging.fetch(client.exchange, refs_of(message.files))
+            try:
+                guest.held += await self._pool.staging.fetch(client.exchange, refs_of(message.files))
+            except (TransferError, OSError) as error:
+                guest.say(f"a node is not used: its files cannot be fetched from the program: {error}")
+                cpus = 0
         guest.allocated(
-            NodeAllocated(
-                guest.id, message.node, max(0, message.cpus), message.files, message.setup_args, message.oversubscribe
-            )
+            NodeAllocated(guest.id, message.node, cpus, message.files, message.setup_args, message.oversubscribe)
         )
 
     def _work(self, client: Client, coroutine: Coroutine[None, None, None]) -> None:

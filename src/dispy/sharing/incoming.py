@@ -4,6 +4,7 @@ lets all that comes after it wait.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
@@ -15,7 +16,7 @@ from dispy.model import BlobRef, ComputationId, JobOptions, JobSpec
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.books import BatchBook
 from dispy.sharing.pool import Pool
-from dispy.sharing.staging import refs_of
+from dispy.sharing.staging import AGAIN_AFTER, may_pass, refs_of
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import CancelSubmitted, CloseCluster, JobsStored, SubmitJobs
@@ -130,18 +131,35 @@ class Incoming:
         jobs: list[JobSpec] = []
         for spec in message.jobs:
             blob = spec.blob
-            try:
-                if spec.options is not None and spec.options.depends is not None:
-                    await self._pool.staging.fetch(giver.exchange, refs_of(spec.options.depends.files))
-                if blob is not None:
-                    blob = await self._pool.staging.fetch_arguments(giver.exchange, blob)
-            except TransferError as error:
-                if giver.is_gone:
-                    return None
-                # Its node cannot fetch it either, and says so of this job.
-                self._guest.say(f"what job {spec.job} needs cannot be fetched from the program: {error}")
+            while True:
+                try:
+                    blob = await self._fetch(spec, giver)
+                except (TransferError, OSError) as error:
+                    if giver.is_gone:
+                        return None
+                    if may_pass(error):
+                        self._guest.say(
+                            f"the scheduler cannot keep what job {spec.job} needs, and tries again: {error}"
+                        )
+                        await asyncio.sleep(AGAIN_AFTER)
+                        continue
+                    # Its node cannot fetch it either, and says so of this job.
+                    self._guest.say(f"what job {spec.job} needs cannot be fetched from the program: {error}")
+                break
             jobs.append(msgspec.structs.replace(spec, blob=blob))
         return SubmitJobs(message.cluster, message.sequence, jobs)
+
+    async def _fetch(self, spec: JobSpec, giver: Giver) -> BlobRef | None:
+        """Files and arguments of one job; returns where nodes find the arguments, if not in the batch."""
+        staging = self._pool.staging
+        held: list[BlobRef] = []
+        if spec.options is not None and spec.options.depends is not None:
+            held = await staging.fetch(giver.exchange, refs_of(spec.options.depends.files))
+        try:
+            return None if spec.blob is None else await staging.fetch_arguments(giver.exchange, spec.blob)
+        except BaseException:
+            await staging.drop(held)
+            raise
 
     def _obey(self, message: AnyMessage, payload: bytes | memoryview) -> None:
         guest = self._guest

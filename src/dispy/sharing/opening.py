@@ -17,10 +17,10 @@ from dispy.sharing.guests import Attached, Guest
 from dispy.sharing.identity import identity_of
 from dispy.sharing.incoming import Giver
 from dispy.sharing.pool import Pool
-from dispy.sharing.staging import refs_of
+from dispy.sharing.staging import AGAIN_AFTER, may_pass, refs_of
 from dispy.wire.datagrams import clean_name
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import ClusterDeclined, OpenCluster
+from dispy.wire.sharing import ClusterDeclined, ClusterSaid, OpenCluster
 from dispy.words import counted
 
 CLUSTERS_LIMIT: Final = 1024
@@ -49,6 +49,13 @@ class Opening:
 
     async def open(self, client: Opener, message: OpenCluster) -> None:
         """Take up a cluster, or let its client go on with it."""
+        try:
+            await self._open(client, message)
+        except Exception:
+            logger.exception("a cluster could not be taken up")
+            _decline(client, message.computation.id, "that failed in the scheduler; its log says how")
+
+    async def _open(self, client: Opener, message: OpenCluster) -> None:
         id = message.computation.id
         proof = await client.proof
         guest = self.guests.get(id)
@@ -79,7 +86,7 @@ class Opening:
         self._staging[id] = client
         try:
             guest = await self._stage(client, message, proof)
-        except TransferError as error:
+        except (TransferError, OSError) as error:
             if not client.is_gone:
                 _decline(client, id, f"what it needs cannot be fetched from the program: {error}")
             return
@@ -91,8 +98,21 @@ class Opening:
         spec = message.computation
         guest = Guest(self._pool, cleaned(message), identity_of(message.holder, proof), time.time())
         refs = refs_of(spec.files) + ([] if spec.code is None else [spec.code])
-        guest.held += await self._pool.staging.fetch(client.exchange, refs)
-        return guest
+        said = ""
+        while True:
+            try:
+                guest.held += await self._pool.staging.fetch(client.exchange, refs)
+            except (TransferError, OSError) as error:
+                if client.is_gone or not may_pass(error):
+                    raise
+                sentence = f"the scheduler cannot keep what {spec.name} needs, and tries again: {error}"
+                if sentence != said:
+                    said = sentence
+                    logger.warning("%s", sentence)
+                    client.send(ClusterSaid(spec.id, sentence))
+                await asyncio.sleep(AGAIN_AFTER)
+            else:
+                return guest
 
     async def _begin(self, client: Opener, guest: Guest) -> None:
         self._register(guest)

@@ -121,7 +121,7 @@ class Questions:
         staging = self._pool.staging
         try:
             held = await staging.fetch(client.exchange, [question.file.blob])
-        except TransferError as error:
+        except (TransferError, OSError) as error:
             return str(error)
         try:
             return await self._pool.service.conversation.place(question.node, question.cluster, question.file)

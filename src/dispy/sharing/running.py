@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 
 from dispy.commandline import tell_manager
@@ -34,6 +35,8 @@ def run(settings: SharingSettings, *, daemon: bool) -> int:
 
 async def _serve(settings: SharingSettings, *, daemon: bool) -> int:
     manager = os.environ.pop("NOTIFY_SOCKET", "")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every node and every program has a connection
     scheduler = SharedScheduler(settings)
     try:
         await scheduler.start()

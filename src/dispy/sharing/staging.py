@@ -21,6 +21,13 @@ from dispy.wire.blobstore import FileSink
 
 _NAME_SIZE: Final = 32
 _TEMPORARY: Final = ".tmp"
+AGAIN_AFTER: Final = 2.0
+"""Seconds until something is fetched again that could not be kept here."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether this machine, not the client, is why something could not be fetched: that may be over in a moment."""
+    return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
 
 
 class Staging:
