@@ -21,7 +21,7 @@ from dispy.model import (
     ProcessId,
 )
 from dispy.scheduler.jobs import JobRecord
-from dispy.sharing.attachment import FORGOTTEN, Attachment, Doings
+from dispy.sharing.attachment import FORGOTTEN, UNSTORED, Attachment, Doings
 from dispy.sharing.submitting import SubmitLine
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import (
@@ -341,6 +341,27 @@ async def test_a_cluster_is_closed_when_all_its_jobs_have_been_sent() -> None:
     assert batches(process.sent()) == [(1, [1])]
     process.hear(JobsStored(ID, 1))
     assert [type(message) for message in process.sent()] == [SubmitJobs, CloseCluster]
+
+
+@in_loop
+async def test_jobs_that_are_not_stored_do_not_keep_a_cluster_that_is_ended() -> None:
+    process = Process()
+    process.accept()
+    process.submit(1)
+    process.hear(JobsStored(ID, 1))
+    process.submit(2)
+    process.attachment.close(terminate=True)
+    process.attachment.end_unstored()
+    assert process.owner.news() == [(2, "Cancelled", b"", UNSTORED, None)]
+    process.hear(JobsOver(ID, 1, [done(1)]))
+    assert "over" in process.owner.news()
+    stored = Process()
+    stored.accept()
+    stored.submit(1)
+    stored.hear(JobsStored(ID, 1))
+    stored.attachment.close(terminate=True)
+    stored.attachment.end_unstored()
+    assert stored.owner.news() == []
 
 
 @in_loop

@@ -47,6 +47,7 @@ FORGOTTEN: Final = (
     "may have run"
 )
 CANCELLED: Final = "cancelled before it had been sent to the scheduler"
+UNSTORED: Final = "cancelled: the scheduler had not stored it when its cluster was ended"
 
 
 @dataclass(slots=True, frozen=True)
@@ -87,6 +88,8 @@ class Attachment:
         """It has been accepted once."""
         self._declined = ""
         self._is_over = False
+        self._is_stuck = False
+        """It was ended and the scheduler does not store its jobs: its last job is its end."""
         self._close_said: bool | None = None
         """What has been said of its end on this link."""
         self._narrowed = False
@@ -173,6 +176,13 @@ class Attachment:
         """Nobody answers, and its jobs were to be ended: leave them to the scheduler."""
         self._end_here(list(self.jobs.values()), JobState.Abandoned, cause)
         self._finish()
+
+    def end_unstored(self) -> None:
+        """Its jobs were to be ended, and there was time to store them: those that are not stored run nowhere."""
+        unstored = self._line.unstored_jobs()
+        left = [self.jobs[job] for job in unstored if job in self.jobs and self.jobs[job].node is None]
+        self._is_stuck = bool(unstored)
+        self._end_here(left, JobState.Cancelled, UNSTORED)
 
     @property
     def is_untold(self) -> bool:
@@ -348,6 +358,8 @@ class Attachment:
             self.owner.batch_ended()
         except BaseException:
             logger.exception("the end of jobs of %s could not be told; dispy goes on", self.owner.spec.name)
+        if self._is_stuck and not self.jobs:
+            self._finish()
 
     # ---- large bodies ----
 

@@ -154,6 +154,7 @@ class RemoteScheduler(Inquiries):
         if attachment is not None:
             attachment.close(terminate)
             if terminate:
+                self._loop.call_later(GRACE_TIMEOUT, attachment.end_unstored)
                 self._loop.call_later(GRACE_TIMEOUT, self._give_up_if_alone)
 
     def narrow(self, cluster: ComputationId) -> None:
