@@ -297,7 +297,9 @@ class NodeLinks:
 
     def _discovery_refused(self, refused: DiscoveryRefused) -> None:
         if refused.address not in self.refusals:
-            logger.debug("%s (%s) refused the question for nodes: %s", refused.name, refused.address, refused.reason)
+            level = logger.DEBUG if self._after is None else logger.WARNING  # a program says it when it waits
+            said = "%s (%s) refused the question for nodes: %s"
+            logger.log(level, said, refused.name, refused.address, refused.reason)
         self.refusals[refused.address] = refused.reason
 
     def _refused(self, address: str, reason: str) -> None:

@@ -169,8 +169,10 @@ class SharedScheduler:
     def _note(self, event: Event | None, effects: Effects) -> None:
         self.store.note(self.service.core, event, effects)
         if type(event) is NodeJoined:
+            view = self.service.links.view(event.node)
+            unused = "" if view is None or self.pool.rules.allow(view) else ", and is not used: --node names others"
             offers = counted(event.info.cpus, "CPU")
-            logger.info("node %s (%s) with %s is there", event.info.name, event.address, offers)
+            logger.info("node %s (%s) with %s is there%s", event.info.name, event.address, offers, unused)
 
     async def _deliver(self, reached: Reached, offer: FileOffered) -> str:
         return await self.passing.deliver(reached, offer)
