@@ -23,7 +23,10 @@ from typing import Final
 from dispy import secretfiles, settings
 from dispy.errors import SecretError
 
-SECRET_VARIABLES: Final = ("DISPY_SECRET", "DISPY_SECRET_FILE", "DISPY_ADMIN_SECRET", "DISPY_ADMIN_SECRET_FILE")
+SECRET_VARIABLES: Final = (
+    *("DISPY_SECRET", "DISPY_SECRET_FILE", "DISPY_ADMIN_SECRET", "DISPY_ADMIN_SECRET_FILE"),
+    *("DISPY_NODE_SECRET", "DISPY_NODE_SECRET_FILE", "DISPY_CLUSTER_SECRET", "DISPY_CLUSTER_SECRET_FILE"),
+)
 """Variables that child processes which run user code must not inherit."""
 
 _PREFIX: Final = "dispy1_"
