@@ -112,6 +112,8 @@ class ComputationSpec(msgspec.Struct, frozen=True):
     """For programs: the command on the node that runs it; empty: itself, or for `*.py` the node's Python."""
     has_setup: bool = False
     """For functions: their code has a setup function, which may take long."""
+    user: str = ""
+    """Whose it is, for people, as a shared scheduler knows; empty: of whoever holds the node."""
 
 
 class JobDepends(msgspec.Struct, frozen=True, array_like=True):

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dispy.cli import main, pool
-from dispy.cli.pool import find_cluster
+from dispy.cli.pool import find_cluster, owner_of
 from dispy.cli.poolview import NODE_STATES, cluster_state, headline, node_state
 from dispy.errors import SettingsError
 from dispy.model import AvailInfo, ComputationId, Holder, JobState, ProcessId, Role
@@ -48,7 +48,9 @@ TOKEN = b"t" * 32
 
 
 def cluster(number: ComputationId, name: str, user: str, **other: Any) -> ClusterStatus:
-    made = ClusterStatus(number, name, Holder(user, "desk", 7, "p.py"), False, "open", True, 3, 2, 5, 1, 2, 1000.0)
+    made = ClusterStatus(
+        number, name, f"{user}@desk", False, Holder(user, "desk", 7, "p.py"), "open", True, 3, 2, 5, 1, 2, 1000.0
+    )
     return msgspec.structs.replace(made, **other)
 
 
@@ -416,6 +418,13 @@ def test_long_lists_are_cut_on_a_screen(scheduler: Scheduler) -> None:
 
 def test_every_state_of_a_node_has_words() -> None:
     assert {state.name.lower() for state in NodeState} | {"broken", "suspect"} == NODE_STATES.keys()
+
+
+def test_the_owner_of_a_cluster_is_who_is_proved() -> None:
+    poser = cluster(MINE, "c", "root", owner="2002@vm", proved=True)
+    assert owner_of(poser) == "2002@vm (says root@desk)"
+    assert owner_of(cluster(MINE, "c", "anna", proved=True)) == "anna@desk"
+    assert owner_of(cluster(MINE, "c", "anna")) == "anna@desk (claimed)"
 
 
 def test_words_of_a_scheduler() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import math
 import os
+import pwd
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -275,6 +276,11 @@ def test_another_program_gets_nothing_of_a_cluster(run: Callable[..., None]) -> 
         thief.link.send(AskPool(4))
         [shown] = (await thief.hears(PoolTold)).status.clusters
         assert (shown.name, shown.waiting, shown.mine) == ("f", 2, False)
+        me = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+        assert (shown.owner, shown.proved, shown.claim.user) == (me, True, "anna")
+        assert f"belongs to {me} (says anna@lab): " in refused.sentence
+        [guest] = pool.scheduler.opening.guests.values()
+        assert guest.spec.user == f"{me} (says anna@lab)"
         for each in (client, thief):
             each.link.close("done")
 

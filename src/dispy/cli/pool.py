@@ -227,7 +227,7 @@ def find_cluster(status: PoolStatus, wanted: str) -> ComputationId:
     if len(found) == 1:
         return found[0].cluster
     if found:
-        listed = ", ".join(f"{short(each.cluster)} ({each.name}, of {whose(each)})" for each in found)
+        listed = ", ".join(f"{short(each.cluster)} ({each.name}, of {owner_of(each)})" for each in found)
         raise SettingsError(f"{wanted!r} may mean several clusters: {listed}; say more of the number")
     raise SettingsError(f"the scheduler has no cluster {wanted!r}; `dispy status` shows those that it has")
 
@@ -237,9 +237,11 @@ def short(cluster: ComputationId) -> str:
     return cast("str", cluster)[:8]
 
 
-def whose(cluster: ClusterStatus) -> str:
-    """The owner of a cluster, for people."""
-    return person(f"{cluster.owner.user}@{cluster.owner.host}", proved=cluster.proved)
+def owner_of(cluster: ClusterStatus) -> str:
+    """Whose a cluster is, for people."""
+    from dispy.sharing.identity import whose
+
+    return whose(cluster.owner, cluster.claim, proved=cluster.proved)
 
 
 def person(user: str, *, proved: bool) -> str:

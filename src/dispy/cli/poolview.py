@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dispy.cli.pool import person, short, whose
+from dispy.cli.pool import owner_of, person, short
 from dispy.wire.interfaces import shown
 from dispy.wire.sharing import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
 from dispy.words import lasting, size
@@ -101,7 +101,7 @@ def cluster_table(clusters: Iterable[ClusterStatus]) -> Table:
         table.add_row(
             short(each.cluster) + ("*" if each.mine else ""),
             each.name,
-            whose(each),
+            owner_of(each),
             *(str(each.cpus), str(each.running), str(each.waiting), str(each.done), str(each.unfetched)),
             cluster_state(each),
         )

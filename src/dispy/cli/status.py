@@ -16,10 +16,10 @@ from dispy.cli.pool import (
     connected,
     find_cluster,
     own_tokens,
+    owner_of,
     scheduler_options,
     take_status,
     take_target,
-    whose,
 )
 from dispy.clicknumbers import WholeNumber
 from dispy.errors import LinkLost
@@ -137,7 +137,7 @@ async def _jobs(target: Target, wanted: str | None, most: int) -> tuple[PoolStat
         asked = next(each for each in pool.clusters if each.cluster == cluster)
         if not asked.mine:
             raise click.ClickException(
-                f"cluster {asked.name} belongs to {whose(asked)}: its jobs are shown where its program was started, "
+                f"cluster {asked.name} belongs to {owner_of(asked)}: its jobs are shown where its program was started, "
                 "and to admins (--admin)"
             )
     return pool, told

@@ -79,7 +79,8 @@ class Performer:
         spec = action.computation
         hosted = HostedComputation(spec, action.setup_args, self._callers.exchange(action.peer), self._places)
         self._hosted[spec.id] = hosted
-        logger.info("preparing %s for %s", spec.name, self._holder())
+        of = f" of {spec.user}" if spec.user else ""
+        logger.info("preparing %s%s for %s", spec.name, of, self._holder())
         hosted.prepare()
 
     def _restart(self, action: do.RestartComputation) -> None:

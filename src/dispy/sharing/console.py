@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dispy.sharing.daemon import SharedScheduler
+from dispy.sharing.identity import whose
 from dispy.words import counted
 
 _HELP: Final = """\
@@ -84,7 +85,7 @@ def standing(scheduler: SharedScheduler) -> str:
         nodes.add_row(node.name, node.address, str(node.cpus), str(node.running), node.problem or node.state)
     clusters = Table("cluster", "of", "waiting", "running", "done", "state (away: its program is not there)")
     for cluster in status.clusters:
-        owner = f"{cluster.owner.user}@{cluster.owner.host}"
+        owner = whose(cluster.owner, cluster.claim, proved=cluster.proved)
         state = cluster.state if cluster.attached else f"{cluster.state}, away"
         clusters.add_row(cluster.name, owner, str(cluster.waiting), str(cluster.running), str(cluster.done), state)
     screen = Screen()

@@ -23,7 +23,7 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
 from dispy.settings import INLINE_SIZE
 from dispy.sharing.books import BatchBook, End, EndsBook
-from dispy.sharing.identity import Identity
+from dispy.sharing.identity import Identity, whose
 from dispy.sharing.incoming import Incoming
 from dispy.sharing.keeping import KeptCluster
 from dispy.sharing.pool import Pool
@@ -85,10 +85,14 @@ class Guest:
     ) -> None:
         """`stored` batches and jobs up to number `highest` were taken before the scheduler was started anew."""
         rules = pool.rules
+        self.owner = whose(identity.user, opened.holder, proved=identity.proved)
+        """For people."""
         self.opened = msgspec.structs.replace(
             opened,
             computation=msgspec.structs.replace(
-                opened.computation, keep_files=opened.computation.keep_files and not rules.cleanup_nodes
+                opened.computation,
+                keep_files=opened.computation.keep_files and not rules.cleanup_nodes,
+                user=self.owner,
             ),
             open_ended=opened.open_ended and rules.discovers,
             discovers=opened.discovers and rules.discovers,
@@ -447,7 +451,7 @@ class Guest:
             logger.warning(
                 "cluster %s of %s is given up: nobody has taken %d results",
                 self.spec.name,
-                self.identity.user,
+                self.owner,
                 len(self.ends),
             )
 

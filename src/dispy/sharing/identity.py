@@ -34,6 +34,14 @@ class Identity(NamedTuple):
         return cls(key.removesuffix(_CLAIM), not key.endswith(_CLAIM))
 
 
+def whose(user: str, claim: Holder, *, proved: bool) -> str:
+    """Whose a cluster is, for people: who is proved, and what its program says where that is something else."""
+    if not proved:
+        return f"{user} (claimed)"
+    said = f"{clean_name(claim.user)}@{clean_name(claim.host)}"
+    return user if said == user else f"{user} (says {said})"
+
+
 def identity_of(holder: Holder, proof: str) -> Identity:
     """Who a client is that says it is `holder`; `proof` is what is known of that (empty: nothing)."""
     if proof:

@@ -197,9 +197,8 @@ def _why_not(message: OpenCluster) -> str:
 def named(guest: Guest) -> str:
     """A cluster as the log names it."""
     holder = guest.opened.holder
-    says = "" if guest.identity.proved else " (as it says)"
     return (
-        f"cluster {guest.spec.name} ({guest.id[:8]}) of {guest.identity.user}{says}, "
+        f"cluster {guest.spec.name} ({guest.id[:8]}) of {guest.owner}, "
         f"{holder.program}, process {holder.pid} on {holder.host},"
     )
 

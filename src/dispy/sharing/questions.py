@@ -213,11 +213,10 @@ class Questions:
         if guest is None:
             return CancelTold(question.question, 0, "this scheduler has no such cluster")
         if not self._may_steer(client, guest, question.tokens):
-            owner = guest.identity.user if guest.identity.proved else f"{guest.identity.user} (claimed)"
             return CancelTold(
                 question.question,
                 0,
-                f"cluster {guest.spec.name} ({guest.id[:8]}) belongs to {owner}: its jobs are ended from "
+                f"cluster {guest.spec.name} ({guest.id[:8]}) belongs to {guest.owner}: its jobs are ended from "
                 "where its program was started, or by who knows the admin secret (--admin)",
             )
         count = guest.cancel(question.jobs or list(guest.jobs))
@@ -238,8 +237,9 @@ def _cluster_status(guest: Guest, view: ClusterView | None, cpus: int, *, mine: 
     return ClusterStatus(
         cluster=guest.id,
         name=guest.spec.name,
-        owner=guest.opened.holder,
+        owner=guest.identity.user,
         proved=guest.identity.proved,
+        claim=guest.opened.holder,
         state="over" if view is None else view.state,
         attached=guest.client is not None,
         waiting=0 if view is None else view.waiting,

@@ -71,9 +71,12 @@ class ClusterStatus(msgspec.Struct, frozen=True):
 
     cluster: ComputationId
     name: str
-    owner: Holder
-    """Who made it, as they say (user and host are proved only with `proved`)."""
+    owner: str
+    """user@host, or the name in a certificate."""
     proved: bool
+    """Whether that is proved, not only said."""
+    claim: Holder
+    """Who its program says that it is."""
     state: str
     """open, waiting (for its turn to be exclusive), draining or terminating."""
     attached: bool
