@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from dispy.model import Holder
 from dispy.scheduler.fairness import Policy
 from dispy.sharing import cli
 from dispy.sharing.console import Console
@@ -112,9 +113,17 @@ class Scheduler:
 
     def status(self) -> Any:
         node = SimpleNamespace(name="n1", address="10.0.0.1", cpus=4, running=2, problem="", state="leased")
-        owner = SimpleNamespace(user="anna", host="lab")
+        claim = Holder("anna", "lab", 7, "p.py")
         cluster = SimpleNamespace(
-            name="compute", owner=owner, waiting=5, running=2, done=1, state="open", attached=False
+            name="compute",
+            owner="anna@lab",
+            proved=True,
+            claim=claim,
+            state="open",
+            waiting=5,
+            running=2,
+            done=1,
+            attached=False,
         )
         return SimpleNamespace(nodes=[node], clusters=[cluster])
 
@@ -122,9 +131,10 @@ class Scheduler:
 def test_words_at_the_terminal() -> None:
     scheduler, said = Scheduler(), []
     console = Console(scheduler, say=said.append)  # type: ignore[arg-type]
-    for line in ("help", "exit", "QUIT", "how are you?"):
+    for line in ("help", "exit", "QUIT", "exti", ""):
         console.obey(line)
     assert scheduler.did == ["when idle", "by its owner"]
     assert "quit" in said[0]
     assert "2 jobs now" in said[1]
-    assert all(word in said[2] for word in ("n1", "10.0.0.1", "leased", "compute", "anna@lab", "away"))
+    assert said[2].startswith("'exti' is no word")
+    assert all(word in said[3] for word in ("n1", "10.0.0.1", "leased", "compute", "anna@lab", "away"))

@@ -1,4 +1,4 @@
-"""What the owner of a shared scheduler types at its terminal: a word ends it, anything else shows how it stands."""
+"""What the owner of a shared scheduler types at its terminal: to end it, or to see how it stands."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from dispy.words import counted
 _HELP: Final = """\
 quit      end now; what is left is on the disk for the next start
 exit      end when no job is pending
+status    how it stands (Enter as well)
 help      this list
-anything else shows how it stands."""
+Programs are served, and new ones taken in, until it ends. It is ended here or by a signal, not from afar."""
 _BUFFER_SIZE: Final = 4096
 
 
@@ -68,10 +69,12 @@ class Console:
             case ["quit"]:
                 scheduler.end("by its owner")
             case ["exit"]:
-                self._say(f"ending when no job is pending ({counted(scheduler.pending, 'job')} now)")
+                self._say(f"ending when no job is pending ({counted(scheduler.pending, 'job')} now); more may come")
                 scheduler.end_when_idle()
-            case _:
+            case [] | ["status"]:
                 self._say(standing(scheduler))
+            case _:
+                self._say(f"{line.strip()!r} is no word of this scheduler:\n{_HELP}")
 
 
 def standing(scheduler: SharedScheduler) -> str:
@@ -83,15 +86,15 @@ def standing(scheduler: SharedScheduler) -> str:
     nodes = Table("node", "address", "CPUs", "jobs", "state")
     for node in status.nodes:
         nodes.add_row(node.name, node.address, str(node.cpus), str(node.running), node.problem or node.state)
-    clusters = Table("cluster", "of", "waiting", "running", "done", "state (away: its program is not there)")
+    clusters = Table("cluster", "of", "waiting", "running", "done", "state")
     for cluster in status.clusters:
         owner = whose(cluster.owner, cluster.claim, proved=cluster.proved)
-        state = cluster.state if cluster.attached else f"{cluster.state}, away"
+        state = cluster.state if cluster.attached else f"{cluster.state}, program away"
         clusters.add_row(cluster.name, owner, str(cluster.waiting), str(cluster.running), str(cluster.done), state)
     screen = Screen()
     with screen.capture() as shown:
-        screen.print(nodes)
-        screen.print(clusters)
+        screen.print(nodes if status.nodes else "No node is connected.")
+        screen.print(clusters if status.clusters else "No cluster is open.")
     return shown.get().rstrip("\n")
 
 
