@@ -21,7 +21,8 @@ from dispy.model import (
     ProcessId,
 )
 from dispy.scheduler.jobs import JobRecord
-from dispy.sharing.attachment import FORGOTTEN, UNSTORED, Attachment, Doings
+from dispy.sharing.attachment import FORGOTTEN, UNSTORED, Attachment
+from dispy.sharing.doings import Doings
 from dispy.sharing.submitting import SubmitLine
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import (
@@ -121,8 +122,8 @@ class Process:
             self._fetch,
             lambda coroutine: self.tasks.append(asyncio.ensure_future(coroutine)),
             lambda record: self.taken_back.append(record.job),
-            lambda attachment: self.events.append("accepted"),
-            lambda attachment: self.events.append("over"),
+            lambda: self.events.append("accepted"),
+            lambda: self.events.append("over"),
         )
         self.attachment = Attachment(self.owner, opening, doings)  # type: ignore[arg-type]
 

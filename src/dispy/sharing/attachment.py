@@ -7,17 +7,17 @@ its token, and what was not stored, closed, cancelled or acknowledged is said ag
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from dispy.errors import SettingsError, TransferError
 from dispy.logs import logger
-from dispy.model import BlobRef, ComputationId, JobState
+from dispy.model import ComputationId, JobState
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import ClusterOwner
+from dispy.sharing.doings import Doings
+from dispy.sharing.lateness import LateLine, Step
 from dispy.sharing.settling import SafeBatches
 from dispy.sharing.sightings import Sightings
 from dispy.sharing.submitting import Batch, SubmitLine
@@ -50,22 +50,6 @@ CANCELLED: Final = "cancelled before it had been sent to the scheduler"
 UNSTORED: Final = "cancelled: the scheduler had not stored it when its cluster was ended"
 
 
-@dataclass(slots=True, frozen=True)
-class Doings:
-    """What an attachment needs of its process. All of it in the loop's thread."""
-
-    send: Callable[[AnyMessage, Sequence[bytes]], None]
-    """Without a link a message goes nowhere."""
-    fetch: Callable[[BlobRef], Coroutine[Any, Any, bytes]]
-    spawn: Callable[[Coroutine[Any, Any, None]], None]
-    take_back: Callable[[JobRecord], None]
-    """What could have been fetched for a job is not wanted any more."""
-    accepted: Callable[[Attachment], None]
-    """It was accepted for the first time."""
-    over: Callable[[Attachment], None]
-    """It has ended, and its owner knows."""
-
-
 class Attachment:
     """One cluster at the scheduler. In the loop's thread."""
 
@@ -92,7 +76,6 @@ class Attachment:
         """It was ended and the scheduler does not store its jobs: its last job is its end."""
         self._close_said: bool | None = None
         """What has been said of its end on this link."""
-        self._narrowed = False
         self._cancelled: set[int] = set()
         self._lasting: list[AnyMessage] = []
         """What is said on every link."""
@@ -101,9 +84,7 @@ class Attachment:
         self._safe = SafeBatches()
         self._untold: dict[int, tuple[SafeBatches, int]] = {}
         """Jobs whose callbacks have not returned, with the batches in which they ended."""
-        self._waiting: deque[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = deque()
-        """Large bodies on their way, and whatever their jobs said after them; by job."""
-        self._in_line: Counter[int] = Counter()
+        self._late = LateLine(doings.spawn)
 
     # ---- what the program wants ----
 
@@ -141,7 +122,6 @@ class Attachment:
 
     def narrow(self) -> None:
         """Wait for no nodes that are not known yet."""
-        self._narrowed = True
         self.say(NarrowCluster(self.id))
 
     def say(self, message: AnyMessage, *, lasting: bool = False) -> None:
@@ -233,7 +213,7 @@ class Attachment:
         self.accepted = True
         if not self._known:
             self._known = True
-            self._doings.accepted(self)
+            self._doings.accepted()
             if not self.decided.done():
                 self.decided.set_result(None)
         if forgotten:
@@ -278,7 +258,7 @@ class Attachment:
     def end(self) -> None:
         """Everything of it is done."""
         self._end_here(list(self.jobs.values()), JobState.Abandoned, FORGOTTEN)
-        self._doings.over(self)
+        self._doings.over()
         self._finish()
 
     def _finish(self) -> None:
@@ -315,9 +295,9 @@ class Attachment:
             end = at
             if done is not None and done.blob is None:
                 end = at + done.result_size + done.stdout_size + done.stderr_size + done.error_size
-            if (done is not None and done.blob is not None) or over.job in self._in_line:
+            if (done is not None and done.blob is not None) or over.job in self._late:
                 pending += 1
-                self._stand_in_line(over.job, self._take_late(over, bytes(view[at:end]), safe, sequence))
+                self._late.add(over.job, self._take_late(over, bytes(view[at:end]), safe, sequence))
             elif self._end(over, bytes(view[at:end])):
                 pending += 1
                 self._untold[over.job] = (safe, sequence)
@@ -364,31 +344,16 @@ class Attachment:
     # ---- large bodies ----
 
     def _job_said(self, said: JobSaid, payload: bytes | memoryview) -> None:
-        if said.blob is None and said.job not in self._in_line:
+        if said.blob is None and said.job not in self._late:
             self._speak(said, bytes(payload))
         else:
-            self._stand_in_line(said.job, self._speak_late(said, bytes(payload)))
+            self._late.add(said.job, self._speak_late(said, bytes(payload)))
 
     def _speak(self, said: JobSaid, body: bytes) -> None:
         if (record := self.jobs.get(said.job)) is not None:
             self.owner.job_spoke(JobSpoke(record, said.node, body), self.nodes.view(said.node))
 
-    def _stand_in_line(self, job: int, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._in_line[job] += 1
-        self._waiting.append((job, step))
-        if len(self._waiting) == 1:
-            self._doings.spawn(self._walk_line())
-
-    async def _walk_line(self) -> None:
-        while self._waiting:
-            job, step = self._waiting[0]
-            await step()
-            self._waiting.popleft()
-            self._in_line[job] -= 1
-            if not self._in_line[job]:
-                del self._in_line[job]
-
-    def _speak_late(self, said: JobSaid, body: bytes) -> Callable[[], Coroutine[Any, Any, None]]:
+    def _speak_late(self, said: JobSaid, body: bytes) -> Step:
         async def step() -> None:
             data = body
             if said.blob is not None:
@@ -401,9 +366,7 @@ class Attachment:
 
         return step
 
-    def _take_late(
-        self, over: JobOver, body: bytes, safe: SafeBatches, sequence: int
-    ) -> Callable[[], Coroutine[Any, Any, None]]:
+    def _take_late(self, over: JobOver, body: bytes, safe: SafeBatches, sequence: int) -> Step:
         async def step() -> None:
             data, cause = body, ""
             if over.done is not None and over.done.blob is not None and over.job in self.jobs:

@@ -28,7 +28,8 @@ from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import Allocation, ClusterOwner
 from dispy.settings import GRACE_TIMEOUT
 from dispy.sharing.asking import Questions
-from dispy.sharing.attachment import Attachment, Doings
+from dispy.sharing.attachment import Attachment
+from dispy.sharing.doings import Doings
 from dispy.sharing.inquiries import Inquiries
 from dispy.sharing.sightings import view_of
 from dispy.sharing.uplink import SharedSettings, Uplink
@@ -136,7 +137,14 @@ class RemoteScheduler(Inquiries):
             interval=owner.interval,
             exclusive=exclusive,
         )
-        doings = Doings(self._uplink.send, self._uplink.fetch, self._spawn, self.take_back, self._accepted, self._over)
+        doings = Doings(
+            self._uplink.send,
+            self._uplink.fetch,
+            self._spawn,
+            self.take_back,
+            lambda: self._accepted(opening),
+            lambda: self._over(owner),
+        )
         attachment = self.attachments[owner.spec.id] = Attachment(owner, opening, doings)
         self.recorder.cluster_opened(owner.spec)
         if self._uplink.link is not None:
@@ -144,7 +152,7 @@ class RemoteScheduler(Inquiries):
         self._uplink.begin()
         await asyncio.wait([attachment.decided], timeout=self._uplink.patience())
         if attachment.decided.done() and (error := attachment.decided.exception()) is not None:
-            self._over(attachment)
+            self._over(owner)
             raise error
 
     def close_cluster(self, cluster: ComputationId, terminate: bool) -> None:
@@ -237,16 +245,14 @@ class RemoteScheduler(Inquiries):
         if attachment is not None:
             attachment.told(job)
 
-    def _accepted(self, attachment: Attachment) -> None:
-        opening = attachment.opening
-        self.recorder.cluster_shared(
-            ClusterShared(attachment.id, self.settings.host, self.settings.port, opening.token)
-        )
+    def _accepted(self, opening: OpenCluster) -> None:
+        settings = self.settings
+        self.recorder.cluster_shared(ClusterShared(opening.computation.id, settings.host, settings.port, opening.token))
 
-    def _over(self, attachment: Attachment) -> None:
-        if self.attachments.pop(attachment.id, None) is not None:
-            self._offers.withdraw(attachment.owner.spec)
-            self.recorder.cluster_over(attachment.id)
+    def _over(self, owner: ClusterOwner) -> None:
+        if self.attachments.pop(owner.spec.id, None) is not None:
+            self._offers.withdraw(owner.spec)
+            self.recorder.cluster_over(owner.spec.id)
 
     def _give_up_if_alone(self) -> None:
         """Nobody answers, and somebody waits for the end of jobs that were to be ended."""

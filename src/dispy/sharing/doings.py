@@ -1,0 +1,27 @@
+"""What one cluster at a shared scheduler needs of its process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dispy.model import BlobRef
+from dispy.scheduler.jobs import JobRecord
+from dispy.wire.messages import AnyMessage
+
+
+@dataclass(slots=True, frozen=True)
+class Doings:
+    """All of it in the loop's thread."""
+
+    send: Callable[[AnyMessage, Sequence[bytes]], None]
+    """Without a link a message goes nowhere."""
+    fetch: Callable[[BlobRef], Coroutine[Any, Any, bytes]]
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    take_back: Callable[[JobRecord], None]
+    """What could have been fetched for a job is not wanted any more."""
+    accepted: Callable[[], None]
+    """The cluster was accepted for the first time."""
+    over: Callable[[], None]
+    """It has ended, and its owner knows."""
