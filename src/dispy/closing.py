@@ -118,17 +118,23 @@ class ClusterClosing(ClusterBase):
         while not self._ledger.over.wait(pause if until is None else min(pause, max(0.0, until - time.monotonic()))):
             if until is not None and time.monotonic() >= until:
                 return False
-            if self.pending:
-                what = f"jobs of {self.name} are being ended ({self.pending} are left)"
-            else:
-                nodes = [
-                    f"node {each.name} ({each.address}) {each.problem}"
-                    for each in self._portal.call(self.service.standings(self._id))
-                ]
-                what = f"{self.name} is not closed yet: {'; '.join(nodes) or 'its nodes are being told'}"
-            logger.info("%s; waiting for that%s", what, hint)
+            logger.info("%s; waiting for that%s", self._what_is_left(), hint)
             pause = SAY_AGAIN
         return True
+
+    def _what_is_left(self) -> str:
+        """What keeps it from being closed, in words."""
+        silence = self.service.silence
+        if self.pending:
+            what = f"jobs of {self.name} are being ended ({self.pending} are left)"
+            return f"{what}: {silence}" if silence else what
+        if not silence:
+            nodes = [
+                f"node {each.name} ({each.address}) {each.problem}"
+                for each in self._portal.call(self.service.standings(self._id))
+            ]
+            silence = "; ".join(nodes) or "its nodes are being told"
+        return f"{self.name} is not closed yet: {silence}"
 
     def _callbacks_return(self, until: float | None) -> bool:
         """Wait for the callbacks of all that has happened; False when the time was over."""

@@ -257,6 +257,31 @@ def test_a_scheduler_that_comes_late_and_one_that_is_restarted(
     cluster.shutdown()
 
 
+def test_a_cluster_whose_scheduler_is_not_there_is_closed_when_all_its_jobs_have_ended(
+    dispyscheduler: Callable[..., Any],
+    dispynode: Callable[..., Any],
+    free_base_port: int,
+    tmp_path: Path,
+    log: list[str],
+) -> None:
+    file = tmp_path / "recover"
+    never = dispy.SharedJobCluster(square, dispy_port=free_base_port, recover_file=file)
+    assert never.cancel(never.submit(1)) == 0
+    assert never.close(), "nobody has heard of it: at once"
+    dispynode("--cpus", "1", name="one")
+    scheduler = dispyscheduler()
+    cluster = dispy.SharedJobCluster(square, dispy_port=free_base_port, recover_file=file)
+    assert [cluster.submit(number)() for number in range(3)] == [0, 1, 4]
+    scheduler.process.kill()
+    scheduler.wait()
+    assert cluster.close(timeout=60)
+    cluster.shutdown()
+    place = f"the scheduler at 127.0.0.1:{free_base_port + 2} does not answer"
+    assert any(place in line and "it could not be told that square is closed" in line for line in log)
+    assert not any("nodes are being told" in line for line in log)
+    assert not file.exists(), "all of it is in the hands of its program"
+
+
 KILLED = """
 import pathlib, sys, time
 import dispy

@@ -12,6 +12,7 @@ from dispy.recovery.book import (
     MAGIC,
     AllReturned,
     Book,
+    ClusterLeft,
     ClusterNoted,
     JobsHanded,
     JobsOver,
@@ -139,3 +140,10 @@ def test_output_is_bytes_where_only_programs_ran() -> None:
     assert both.is_text(1)
     both.add(JobStored(2, program.id, b"", b""))
     assert not both.is_text(2)
+
+
+def test_of_a_cluster_that_was_left_to_its_scheduler_only_what_the_program_lacked_is_wanted() -> None:
+    killed, left, older = (ComputationId(name) for name in ("killed", "left", "older"))
+    book = Book([BEGUN, JobsReturned([1]), ClusterLeft(left, (1, 5)), ClusterLeft(older)])
+    wanted = {id: [job for job in (1, 4, 5) if book.is_wanted(id, job)] for id in (killed, left, older)}
+    assert wanted == {killed: [4, 5], left: [5], older: [4, 5]}

@@ -373,6 +373,51 @@ async def test_a_cluster_that_was_never_accepted_is_closed_here() -> None:
     assert [end if end == "over" else end[:2] for end in process.owner.news()] == [(1, "Cancelled"), "over"]
 
 
+@pytest.mark.parametrize("terminate", [False, True])
+def test_a_cluster_without_jobs_is_closed_at_once_where_nobody_has_heard_of_it(terminate: bool) -> None:
+    async def run() -> None:
+        process = Process()
+        process.attachment.close(terminate)
+        assert (process.owner.news(), process.events) == (["over"], ["over"])
+        asked = Process()
+        asked.attachment.open()
+        asked.attachment.link_gone()
+        asked.attachment.close(terminate)
+        assert asked.owner.news() == [], "the word that it was taken up may be lost"
+        assert asked.attachment.may_be_left
+        assert not asked.attachment.is_untold
+        asked.attachment.give_up("nobody answers")
+        assert (asked.owner.news(), asked.events) == (["over"], ["over"])
+
+    asyncio.run(run())
+
+
+@in_loop
+async def test_what_has_come_is_over_for_a_scheduler_that_is_back_after_a_cluster_without_jobs_was_closed() -> None:
+    process = Process()
+    process.accept()
+    process.submit(1, 2)
+    process.hear(JobsStored(ID, 1), JobsOver(ID, 1, [done(1)]))
+    process.attachment.link_gone()
+    process.attachment.close(terminate=False)
+    assert not process.attachment.may_be_left, "a job is pending"
+    process.accept(stored=1)
+    process.hear(JobsOver(ID, 1, [done(1), done(2)]))
+    process.attachment.link_gone()
+    assert process.attachment.may_be_left
+    assert process.attachment.is_untold
+    process.owner.news()
+    process.sent()
+    process.attachment.give_up("nobody answers")
+    assert (process.owner.news(), process.events) == (["over"], ["accepted"])
+    assert not process.attachment.is_untold
+    process.accept(stored=1)
+    assert process.sent()[-1] == CloseCluster(ID, terminate=False)
+    process.hear(JobsOver(ID, 1, [done(1), done(2)]), ClusterOver(ID))
+    assert process.sent() == [AckOver(ID, 1)]
+    assert (process.owner.news(), process.events) == ([], ["accepted", "over"])
+
+
 @in_loop
 async def test_a_cluster_is_declined() -> None:
     process = Process()

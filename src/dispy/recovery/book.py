@@ -67,6 +67,8 @@ class ClusterLeft(Entry, frozen=True):
     """Jobs of a cluster were to be ended, and its shared scheduler could not be told."""
 
     id: ComputationId
+    pending: tuple[int, ...] | None = None
+    """Those that had not ended for the program: of all others it had the result. None: it is not known."""
 
 
 class EndKept(Entry, frozen=True):
@@ -293,8 +295,9 @@ class Book:
         """By job; as `results`, of jobs without a result."""
         self.shared: dict[ComputationId, ClusterShared] = {}
         """Clusters at shared schedulers that are not over."""
-        self.left: set[ComputationId] = set()
-        """Those whose jobs are to be ended, which their scheduler does not know yet."""
+        self.left: dict[ComputationId, frozenset[int] | None] = {}
+        """Those whose jobs are to be ended, which their scheduler does not know yet; and the jobs that the program
+        lacks, where that was noted."""
         self.returned: set[int] = set()
         self.over: set[int] = set()
         """Jobs of durable clusters of which the program knew the end."""
@@ -322,8 +325,8 @@ class Book:
                 self._closed.add(id)
             case ClusterShared():
                 self.shared[entry.id] = entry
-            case ClusterLeft(id):
-                self.left.add(id)
+            case ClusterLeft(id, pending):
+                self.left[id] = None if pending is None else frozenset(pending)
             case EndKept(job):
                 if not self.has_result(job):
                     self.ends[job] = entry
@@ -393,6 +396,11 @@ class Book:
     def name_of(self, node: ProcessId) -> str:
         """The name of a node, for people."""
         return self.noted[node].name if node in self.noted else node
+
+    def is_wanted(self, cluster: ComputationId, job: int) -> bool:
+        """Whether what a shared scheduler tells of a job is not in the user's hands."""
+        lacking = self.left.get(cluster)
+        return job not in self.returned and (lacking is None or job in lacking)
 
     def has_result(self, job: int) -> bool:
         """Whether a job needs no further attempt."""

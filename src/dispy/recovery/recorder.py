@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from dispy.errors import RecoveryError, SettingsError
@@ -123,9 +124,9 @@ class Recorder:
         self._shared[shared.id] = shared
         self._append([shared])
 
-    def cluster_left(self, cluster: ComputationId) -> None:
-        """Its jobs were to be ended, and the shared scheduler could not be told."""
-        self._append([ClusterLeft(cluster)])
+    def cluster_left(self, cluster: ComputationId, pending: Iterable[int]) -> None:
+        """Its jobs were to be ended, and the shared scheduler could not be told; `pending`: these had not ended."""
+        self._append([ClusterLeft(cluster, tuple(pending))])
 
     def cluster_over(self, cluster: ComputationId) -> None:
         """All its jobs have ended."""

@@ -26,6 +26,10 @@ class SchedulerAccess(Protocol):
 
     # From any thread.
 
+    @property
+    def silence(self) -> str:
+        """That the scheduler does not answer, as a sentence without its full stop; empty where it does."""
+
     def submit(self, record: JobRecord) -> None:
         """Queue a job; its end is told to the cluster's owner."""
 

@@ -52,6 +52,9 @@ from dispy.wire.sharing import NodeStanding
 class SchedulerService:
     """One scheduler in this process."""
 
+    silence = ""
+    """It always answers."""
+
     def __init__(
         self,
         portal: LoopHost,

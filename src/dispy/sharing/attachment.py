@@ -68,6 +68,8 @@ class Attachment:
         """Done when the scheduler has taken it up, or fails with what speaks against it."""
         self._doings = doings
         self._line = SubmitLine()
+        self._asked = False
+        """The scheduler may have heard of it."""
         self._known = False
         """It has been accepted once."""
         self._declined = ""
@@ -115,7 +117,7 @@ class Attachment:
         if terminate:
             waiting = [record for record in self.jobs.values() if record.state is JobState.Created]
             self._end_here(waiting, JobState.Cancelled, CANCELLED)
-        if self._declined or (terminate and not self._known and not self.accepted and not self.jobs):
+        if self._declined or not (self._asked or self.jobs):
             self.end()
         else:
             self._flush()
@@ -144,6 +146,7 @@ class Attachment:
 
     def open(self) -> None:
         """There is a new link."""
+        self._asked = True
         self._safe = SafeBatches()
         self._send(self.opening)
 
@@ -153,7 +156,10 @@ class Attachment:
         self._close_said = None
 
     def give_up(self, cause: str) -> None:
-        """Nobody answers, and its jobs were to be ended: leave them to the scheduler."""
+        """Nobody answers, and it is being closed: leave what it has there to the scheduler."""
+        if not self._known:
+            self.end()
+            return
         self._end_here(list(self.jobs.values()), JobState.Abandoned, cause)
         self._finish()
 
@@ -163,6 +169,11 @@ class Attachment:
         left = [self.jobs[job] for job in unstored if job in self.jobs and self.jobs[job].node is None]
         self._is_stuck = bool(unstored)
         self._end_here(left, JobState.Cancelled, UNSTORED)
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether it is being closed, and no result of a job that was to finish would be missed."""
+        return bool(self.closing) or (self.closing is not None and not self.jobs)
 
     @property
     def is_untold(self) -> bool:

@@ -221,7 +221,7 @@ class _Scheduler:
             if done is not None and done.blob is None:
                 end = at + done.result_size + done.stdout_size + done.stderr_size + done.error_size
                 body, at = payload[at:end], end
-            if over.job in self._book.returned:
+            if not self._book.is_wanted(message.cluster, over.job):
                 continue
             if done is None:
                 kept.append(EndKept(over.job, over.state, over.cause or ""))

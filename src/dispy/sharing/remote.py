@@ -77,6 +77,11 @@ class RemoteScheduler(Inquiries):
 
     # From any thread.
 
+    @property
+    def silence(self) -> str:
+        """That the scheduler does not answer; empty while there is a link to it."""
+        return self._uplink.silence()
+
     def submit(self, record: JobRecord) -> None:
         """Queue a job; the loop takes what is queued by large portions."""
         self._handover.submit(record)
@@ -163,7 +168,8 @@ class RemoteScheduler(Inquiries):
             attachment.close(terminate)
             if terminate:
                 self._loop.call_later(GRACE_TIMEOUT, attachment.end_unstored)
-                self._loop.call_later(GRACE_TIMEOUT, self._give_up_if_alone)
+            self._give_up_if_alone()
+            self._loop.call_later(GRACE_TIMEOUT, self._give_up_if_alone)
 
     def narrow(self, cluster: ComputationId) -> None:
         """Wait for no further nodes."""
@@ -213,7 +219,7 @@ class RemoteScheduler(Inquiries):
         """End the link. Clusters that are open stay open at the scheduler."""
         self._stopped = True
         for attachment in self.attachments.values():
-            if attachment.closing and attachment.is_untold:
+            if attachment.may_be_left and attachment.is_untold:
                 self._leave(attachment)
         self._uplink.stop(reason)
         for task in list(self._tasks):
@@ -255,23 +261,31 @@ class RemoteScheduler(Inquiries):
             self.recorder.cluster_over(owner.spec.id)
 
     def _give_up_if_alone(self) -> None:
-        """Nobody answers, and somebody waits for the end of jobs that were to be ended."""
+        """Nobody answers, and somebody waits for the end of a cluster that needs nothing more of the scheduler."""
         uplink = self._uplink
         if uplink.link is not None or self._loop.time() < uplink.alone_since + GRACE_TIMEOUT:
             return
         for attachment in list(self.attachments.values()):
-            if attachment.closing:
+            if attachment.may_be_left:
                 self._leave(attachment)
 
     def _leave(self, attachment: Attachment) -> None:
         """Let go of a cluster whose end the scheduler has not been told; it hears of it should the link come back."""
-        why = self._uplink.why_alone()
-        if attachment.is_untold:
-            self.recorder.cluster_left(attachment.id)
+        why = self._uplink.silence() or self._uplink.why_alone()
+        name = attachment.owner.spec.name
+        if attachment.is_untold and attachment.jobs:
+            self.recorder.cluster_left(attachment.id, sorted(attachment.jobs))
             logger.warning(
                 "%s; it could not be told to end the jobs of %s, which may go on there: `dispy cancel %s` ends them, "
                 "`dispy recover` does so too and fetches what has come of them",
-                *(why, attachment.owner.spec.name, attachment.id),
+                *(why, name, attachment.id),
+            )
+        elif attachment.is_untold:
+            self.recorder.cluster_over(attachment.id)
+            logger.warning(
+                "%s; it could not be told that %s is closed, all of whose jobs have ended: it gives the cluster up "
+                "when its program has been away for its --zombie_interval",
+                *(why, name),
             )
         attachment.give_up(f"{why}; it may go on there (`dispy recover` fetches what comes of it)")
 

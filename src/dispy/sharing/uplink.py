@@ -171,6 +171,13 @@ class Uplink:
             raise TransferError("there is no link to the scheduler")
         return await self.exchange.fetch_bytes(ref)
 
+    def silence(self) -> str:
+        """That the scheduler does not answer, for one who need not wait for it; empty while there is a link."""
+        if self.link is not None:
+            return ""
+        trouble = f" ({self._trouble})" if self._trouble else ""
+        return f"the scheduler at {self.settings.where} does not answer{trouble}"
+
     def why_alone(self) -> str:
         """Why nothing is heard of the scheduler, in words."""
         if self.link is not None:
