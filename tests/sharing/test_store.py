@@ -32,8 +32,9 @@ from dispy.scheduler.effects import Effects
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing import store as store_module
 from dispy.sharing.keeping import KeptCluster, Restored
-from dispy.sharing.reopening import opened_of
+from dispy.sharing.reopening import PORTION, opened_of
 from dispy.sharing.store import Store, open_store
+from dispy.sharing.storefile import PAGE_SIZE, SPARE_PAGES, StoreFile
 from dispy.wire import messages
 from dispy.wire.sharing import OpenCluster
 
@@ -124,7 +125,7 @@ async def test_a_new_store_has_a_token_and_nothing_else(opened: Scheduler, tmp_p
     restored = await again(opened, tmp_path)
     assert len(restored.token) == 32
     assert restored.token == opened.core._tables.token
-    assert (restored.clusters, restored.ends, restored.event.jobs, restored.event.nodes) == ([], [], [], [])
+    assert (restored.clusters, restored.ends, restored.event.jobs, restored.event.nodes) == ([], {}, [], [])
     assert oct((tmp_path / "jobs.sqlite").stat().st_mode & 0o777) == "0o600"
 
 
@@ -173,7 +174,7 @@ async def test_a_core_goes_on_with_it(opened: Scheduler, tmp_path: Path) -> None
     scheduler.finish(jobs[0])
     assert scheduler.store.numbers(1) > jobs[-1]
     restored = await again(scheduler, tmp_path)
-    assert [end.job for end in restored.ends] == [jobs[0]]
+    assert restored.ends == {CLUSTER: [jobs[0]]}
     assert [(record.job, record.node) for record in restored.event.jobs] == [
         (jobs[1], NODE),
         (jobs[2], NODE),
@@ -211,7 +212,9 @@ async def test_ends_stay_until_they_are_acknowledged(opened: Scheduler, tmp_path
     assert opened.store.result_file(second).read_bytes() == LARGE
     await opened.store.close()
     store, restored = await open_store(tmp_path)
-    ends = {end.job: end for end in restored.ends}
+    assert (restored.ends, restored.highest) == ({CLUSTER: [first, second]}, {CLUSTER: 3})
+    ends = {end.job: end for end in await store.read_ends([second, first])}
+    assert list(ends) == [second, first]
     assert ends[first].over.done is not None
     assert (ends[first].body, ends[first].over.job, ends[first].over.done.job) == (b"small", 1, 1)
     assert (ends[first].over.state, ends[first].over.node, ends[first].over.address) == (
@@ -219,7 +222,8 @@ async def test_ends_stay_until_they_are_acknowledged(opened: Scheduler, tmp_path
         NODE,
         "10.0.0.1",
     )
-    assert (ends[second].body, ends[second].file) == (b"", store.result_file(second))
+    assert (ends[second].body, ends[second].size) == (b"", len(LARGE))
+    assert store.result_file(second).exists()
     assert [record.job for record in restored.event.jobs] == [third]
     assert restored.event.jobs[0].cancelled
     store.acknowledged(CLUSTER, [first, second])
@@ -227,7 +231,7 @@ async def test_ends_stay_until_they_are_acknowledged(opened: Scheduler, tmp_path
     assert not store.result_file(second).exists()
     await store.close()
     store, restored = await open_store(tmp_path)
-    assert restored.ends == []
+    assert restored.ends == {}
     await store.close()
 
 
@@ -432,3 +436,70 @@ async def test_files_that_no_row_names_are_removed(opened: Scheduler, tmp_path: 
     assert not left.exists()
     assert store.result_file(job).exists()
     await store.close()
+
+
+@in_loop
+async def test_results_are_read_in_portions(opened: Scheduler) -> None:
+    opened.open()
+    opened.join()
+    body = b"r" * 60_000
+    jobs = opened.submit(40)
+    for job in jobs:
+        opened.finish(job, body)
+    await on_disk(opened.store)
+    first = await opened.store.read_ends(jobs)
+    assert PORTION <= sum(len(end.body) for end in first) < PORTION + len(body)
+    rest = jobs[len(first) :]
+    assert [end.job for end in [*first, *await opened.store.read_ends(rest[::-1])]] == jobs[: len(first)] + rest[::-1][
+        : len(first)
+    ]
+
+
+@in_loop
+async def test_results_are_read_while_nothing_can_be_written(
+    opened: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = asyncio.Event()
+    opened.store.on_problem = lambda sentence: full.set()
+    opened.open()
+    opened.join()
+    (job,) = opened.submit(1)
+    opened.finish(job)
+    await on_disk(opened.store)
+    db = opened.store._file.db
+    db.execute("pragma max_page_count = 1")
+    number = opened.store.numbers(1)
+    opened.handle(events.JobsSubmitted([JobRecord(number, CLUSTER, b"a" * 60_000, 1)]))
+    await asyncio.wait_for(full.wait(), 30)
+    assert [end.job for end in await asyncio.wait_for(opened.store.read_ends([job]), 30)] == [job]
+
+
+@in_loop
+async def test_the_file_becomes_smaller(opened: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    shrink = StoreFile.shrink
+
+    def shrunk(file: StoreFile) -> bool:
+        is_more = shrink(file)
+        if not is_more:
+            loop.call_soon_threadsafe(idle.set)
+        return is_more
+
+    monkeypatch.setattr(StoreFile, "shrink", shrunk)
+    monkeypatch.setattr(store_module, "IDLE_AFTER", 0.01)
+    opened.open()
+    first = opened.store.numbers(600)
+    opened.handle(events.JobsSubmitted([JobRecord(first + each, CLUSTER, b"a" * 60_000, each) for each in range(600)]))
+    await on_disk(opened.store)
+    path = tmp_path / "jobs.sqlite"
+    files = [path, Path(f"{path}-wal")]
+    most = 2 * SPARE_PAGES * PAGE_SIZE
+    assert sum(file.stat().st_size for file in files) > 4 * most
+    opened.store.cluster_over(CLUSTER)
+    await on_disk(opened.store)
+    idle.clear()
+    await asyncio.wait_for(idle.wait(), 30)
+    assert sum(file.stat().st_size for file in files) < most
+    restored = await again(opened, tmp_path)
+    assert restored.event.jobs == []

@@ -19,7 +19,7 @@ from dispy.scheduler.fairness import Policy
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.gathering import Gathering
 from dispy.sharing.keeping import KeptCluster, Restored
-from dispy.sharing.reopening import opened_of, reopen
+from dispy.sharing.reopening import opened_of, read_ends, reopen
 from dispy.sharing.storefile import Batch, StoreFile
 from dispy.wire.sharing import OpenCluster
 from simulator.program import SimProgram, Told
@@ -93,7 +93,7 @@ class SimScheduler(SimProgram):
         for record in restored.event.jobs:
             self.own[self._client(record)] = record.job
         self.handle_now(restored.event)
-        for end in restored.ends:
+        for end in [end for jobs in restored.ends.values() for end in read_ends(self.store_file, jobs)]:
             over = end.over
             record = JobRecord(end.job, end.cluster, b"", over.job, state=over.state)
             self._settle(notices.JobEnded(record, over.state, over.node, over.done, end.body, over.cause))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -12,6 +13,8 @@ from dispy.wire.sharing import JobOver
 
 WINDOW: Final = 8 << 20
 """Bytes of ends that a client may have without acknowledging them."""
+WAITING_LIMIT: Final = 4 << 20
+"""Bytes of ends that are kept in memory for a client that may not be told more now; the rest is only on the disk."""
 END_SIZE: Final = 256
 """Bytes that an end counts for without its body."""
 BATCH_ENDS: Final = 1024
@@ -27,7 +30,7 @@ class End(msgspec.Struct, gc=False):
     over: JobOver
     """With the client's number."""
     body: bytes
-    """Empty when it is large and on the disk."""
+    """Empty when it is large: that is in a file."""
     size: int
     """Of what of the body is in the payload: 0 for one that is offered as a blob."""
     large: int = 0
@@ -66,34 +69,107 @@ class BatchBook:
 
 
 class EndsBook:
-    """Ends that the client has not acknowledged, in the order in which they came."""
+    """Ends that the client has not acknowledged, in the order in which they came.
 
-    __slots__ = ("_in_flight", "_sent", "_sequence", "_waiting")
+    An end is told when it is on the disk. What cannot be told soon is forgotten but for its number, and read again.
+    """
 
-    def __init__(self) -> None:
-        self._waiting: deque[End] = deque()
+    __slots__ = (
+        "_fresh",
+        "_in_flight",
+        "_is_attached",
+        "_reading",
+        "_sent",
+        "_sequence",
+        "_unread",
+        "_waiting",
+        "kept",
+    )
+
+    def __init__(self, unread: Iterable[int] = ()) -> None:
+        """`unread` are on the disk (the scheduler's numbers)."""
         self._sent: deque[tuple[int, list[End]]] = deque()
+        self._waiting: deque[End] = deque()
+        self._reading: list[int] = []
+        """These are being read; they come between `_waiting` and `_unread`."""
+        self._unread: deque[int] = deque(unread)
+        self._fresh: deque[End] = deque()
+        """Not known to be on the disk."""
         self._sequence = 0
         self._in_flight = 0
+        self._is_attached = False
+        self.kept = 0
+        """Bytes of the ends that wait in memory and are on the disk."""
 
     def __len__(self) -> int:
-        return len(self._waiting) + sum(len(ends) for _, ends in self._sent)
+        unsent = len(self._waiting) + len(self._reading) + len(self._unread) + len(self._fresh)
+        return unsent + sum(len(ends) for _, ends in self._sent)
+
+    @property
+    def fresh(self) -> int:
+        """Ends that are not known to be on the disk."""
+        return len(self._fresh)
 
     def add(self, end: End) -> None:
         """A job has ended."""
+        self._fresh.append(end)
+
+    def stored(self, count: int) -> None:
+        """So many more ends are on the disk."""
+        for _ in range(count):
+            end = self._fresh.popleft()
+            if self._is_attached and not self._unread and not self._reading and self.kept < WAITING_LIMIT:
+                if end.large:
+                    end.body = b""
+                self._wait(end)
+            else:
+                self._unread.append(end.number)
+
+    def _wait(self, end: End) -> None:
         self._waiting.append(end)
+        self.kept += end.size + END_SIZE
+
+    def detach(self) -> list[End]:
+        """The client is gone: nothing is kept in memory for it.
+
+        Returns:
+            What was sent and not acknowledged.
+        """
+        sent = [end for _, ends in self._sent for end in ends]
+        again = [*(end.number for end in sent), *(end.number for end in self._waiting), *self._reading]
+        self._unread.extendleft(reversed(again))
+        self._sent.clear()
+        self._waiting.clear()
+        self._reading = []
+        self._sequence = self._in_flight = self.kept = 0
+        self._is_attached = False
+        return sent
 
     def attach(self) -> list[End]:
-        """Another link: batches are counted from 1 again, and all that was not acknowledged is sent again.
+        """A link: batches are counted from 1 again, and all that was not acknowledged is sent again.
 
         Returns:
             What was sent over the link before.
         """
-        again = [end for _, ends in self._sent for end in ends]
-        self._waiting.extendleft(reversed(again))
-        self._sent.clear()
-        self._sequence = self._in_flight = 0
-        return again
+        sent = self.detach()
+        self._is_attached = True
+        return sent
+
+    def next_unread(self) -> list[int] | None:
+        """What is to be read from the disk now, to be given to `read` as far as it is convenient; None: nothing."""
+        if not self._is_attached or self._waiting or self._reading or not self._unread or self._in_flight >= WINDOW:
+            return None
+        self._reading = [self._unread.popleft() for _ in range(min(BATCH_ENDS, len(self._unread)))]
+        return self._reading
+
+    def read(self, asked: list[int], ends: Sequence[End]) -> None:
+        """The first of those that `next_unread` has told were read; nothing happens if they are not wanted any more."""
+        if asked is not self._reading:
+            return
+        self._unread.extendleft(reversed(asked[len(ends) :]))
+        self._reading = []
+        for end in ends:
+            self._wait(end)
 
     def next_batch(self) -> tuple[int, list[End]] | None:
         """The next batch that may be sent, with its number; None: none, or as much is on its way as may be."""
@@ -108,6 +184,7 @@ class EndsBook:
             size += end.size
         self._sequence += 1
         self._in_flight += size + END_SIZE * len(batch)
+        self.kept -= size + END_SIZE * len(batch)
         self._sent.append((self._sequence, batch))
         return self._sequence, batch
 
@@ -118,7 +195,3 @@ class EndsBook:
             done += self._sent.popleft()[1]
         self._in_flight -= sum(end.size + END_SIZE for end in done)
         return done
-
-    def unacknowledged(self) -> list[End]:
-        """All of them."""
-        return [*(end for _, ends in self._sent for end in ends), *self._waiting]

@@ -27,7 +27,6 @@ from dispy.scheduler.links import Reached
 from dispy.scheduler.places import Place
 from dispy.scheduler.service import SchedulerService
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SHARED_AHEAD_SECONDS, SUSPECT_TIMEOUT
-from dispy.sharing.books import End
 from dispy.sharing.clients import ClientLinks
 from dispy.sharing.guests import Guest, number_of
 from dispy.sharing.identity import Identity
@@ -258,11 +257,6 @@ class SharedScheduler:
             held = refs_of(share.files)
             guests[share.cluster].held += held
             self._offer_again(held)
-        for end in restored.ends:
-            done = end.over.done
-            size = 0 if done is None else done.result_size + done.stdout_size + done.stderr_size + done.error_size
-            large = size if end.file is not None else 0
-            guests[end.cluster].ends.add(End(end.job, end.over, end.body, 0 if large else size, large))
         for guest in guests.values():
             self.opening.restore(guest)
             if not guest.is_over:
@@ -273,19 +267,20 @@ class SharedScheduler:
         for node, places in restored.places.items():
             self.service.links.remember(node, places)
         if guests:
-            logger.info("going on with %s", _counts(len(guests), len(event.jobs), len(restored.ends)))
+            logger.info(
+                "going on with %s", _counts(len(guests), len(event.jobs), sum(map(len, restored.ends.values())))
+            )
 
     def _guest(self, kept: KeptCluster, restored: Restored) -> Guest:
         id = kept.opened.computation.id
-        numbers = [number_of(job) for job in restored.event.jobs if job.cluster == id]
-        numbers += [end.over.job for end in restored.ends if end.cluster == id]
         guest = Guest(
             self.pool,
             kept.opened,
             Identity.of_key(kept.user),
             kept.opened_at,
             stored=kept.stored,
-            highest=max(numbers, default=0),
+            highest=restored.highest.get(id, 0),
+            unread=restored.ends.get(id, ()),
         )
         if kept.state == "ended":  # by its client, which says so again, or because that was away
             guest.is_resting = True

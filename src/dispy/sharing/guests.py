@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
@@ -82,8 +83,10 @@ class Guest:
         *,
         stored: int = 0,
         highest: int = 0,
+        unread: Iterable[int] = (),
     ) -> None:
-        """`stored` batches and jobs up to number `highest` were taken before the scheduler was started anew."""
+        """`stored` batches and jobs up to number `highest` were taken before the scheduler was started anew, and
+        `unread` jobs (its own numbers) had ended, which the client has not acknowledged."""
         rules = pool.rules
         self.owner = whose(identity.user, opened.holder, proved=identity.proved)
         """For people."""
@@ -113,7 +116,9 @@ class Guest:
         self.jobs: dict[int, JobRecord] = {}
         """Jobs that have not ended, by the client's numbers."""
         self.batches = BatchBook(stored, highest)
-        self.ends = EndsBook()
+        self.ends = EndsBook(unread)
+        self._to_be_stored = 0
+        """Ends that are being written to the disk."""
         self.since: dict[int, float] = {}
         """When a node got a job, by the wall clock; of those that nodes have."""
         self.begun = self.gone_at
@@ -160,10 +165,8 @@ class Guest:
 
     def attach(self, client: Attached, *, fresh: bool) -> None:
         """The client is there (again): tell it how everything stands."""
-        if self.client is not client:
-            self._withdraw_bodies()
+        self._withdraw(self.ends.attach())
         self.client = client
-        self.ends.attach()
         self.send(ClusterAccepted(self.id, self.batches.stored, fresh))
         for node, cpus in self.ready.items():
             view = self._pool.service.links.view(node)
@@ -179,7 +182,7 @@ class Guest:
 
     def detach(self, now: float) -> None:
         """The client is gone, perhaps for a while."""
-        self._withdraw_bodies()
+        self._withdraw(self.ends.detach())
         self.client, self.gone_at = None, now
 
     def say(self, sentence: str) -> None:
@@ -244,13 +247,7 @@ class Guest:
         if done is not None:
             done = msgspec.structs.replace(done, job=number, blob=None)
         over = JobOver(number, ended.state, ended.node, ended.cause, done, "" if view is None else view.address)
-        size = len(ended.body)
-        if size <= INLINE_SIZE:
-            self.ends.add(End(record.job, over, ended.body, size))
-        else:
-            end = End(record.job, over, ended.body, 0, size)
-            self.ends.add(end)
-            self._pool.keeper.after(lambda: setattr(end, "body", b""))
+        self.ends.add(end_of(record.job, over, ended.body, len(ended.body)))
         if self.files:
             for answer in self.files.pop(number, ()):
                 if not answer.done():
@@ -264,7 +261,14 @@ class Guest:
 
     def batch_ended(self) -> None:
         """See `ClusterOwner`."""
-        self._pool.keeper.after(self.send_ends)
+        count = self.ends.fresh - self._to_be_stored
+        self._to_be_stored += count
+        self._pool.keeper.after(lambda: self._ends_stored(count))
+
+    def _ends_stored(self, count: int) -> None:
+        self._to_be_stored -= count
+        self.ends.stored(count)
+        self.send_ends()
 
     def send_ends(self) -> None:
         """Tell the client of ended jobs, as many as may be on their way."""
@@ -277,35 +281,34 @@ class Guest:
                 JobsOver(self.id, sequence, [self._offered(end, client.sources) for end in ends]),
                 [end.body for end in ends if end.size],
             )
+        if (unread := self.ends.next_unread()) is not None:
+            self._pool.spawn(self._read_ends(unread))
+
+    async def _read_ends(self, numbers: list[int]) -> None:
+        kept = await self._pool.keeper.read_ends(numbers)
+        self.ends.read(numbers, [end_of(end.job, end.over, end.body, end.size) for end in kept])
+        self.send_ends()
 
     def _offered(self, end: End, sources: BlobSources) -> JobOver:
         """An end as the client is told it: a large body is fetched."""
         done = end.over.done
-        if end.large and done is not None and done.blob is None:
-            done.blob = sources.offer_bytes(end.body)
-            if not end.body:
-                done.blob = BlobRef(done.blob.name, end.large, False)
-                with contextlib.suppress(OSError):  # then the client asks in vain, and says so
-                    sources.offer_path(self._pool.keeper.result_file(end.number), done.blob)
+        if end.large and done is not None:
+            done.blob = BlobRef(os.urandom(32), end.large, False)
+            with contextlib.suppress(OSError):  # then the client asks in vain, and says so
+                sources.offer_path(self._pool.keeper.result_file(end.number), done.blob)
         return end.over
 
-    def _withdraw_bodies(self) -> None:
-        """What was offered was offered to a client that is gone."""
-        for end in self.ends.unacknowledged():
-            self._withdraw(end)
-
-    def _withdraw(self, end: End) -> None:
-        done = end.over.done
-        if done is not None and done.blob is not None:
-            if self.client is not None:
+    def _withdraw(self, ends: Iterable[End]) -> None:
+        """The client does not fetch these any more."""
+        for end in ends:
+            done = end.over.done
+            if done is not None and done.blob is not None and self.client is not None:
                 self.client.sources.withdraw(done.blob.name)
-            done.blob = None
 
     def acknowledge(self, sequence: int) -> None:
         """The client has all ends up to this batch."""
         done = self.ends.acknowledge(sequence)
-        for end in done:
-            self._withdraw(end)
+        self._withdraw(done)
         if done:
             self._pool.keeper.acknowledged(self.id, [end.number for end in done])
         self.send_ends()
@@ -454,6 +457,11 @@ class Guest:
                 self.owner,
                 len(self.ends),
             )
+
+
+def end_of(job: int, over: JobOver, body: bytes, size: int) -> End:
+    """The end of a job (own number) with a body of this size."""
+    return End(job, over, body, size) if size <= INLINE_SIZE else End(job, over, body, 0, size)
 
 
 def number_of(record: JobRecord) -> int:

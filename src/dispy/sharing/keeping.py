@@ -44,8 +44,9 @@ class KeptEnd:
     over: JobOver
     """With the client's number."""
     body: bytes
-    file: Path | None = None
-    """Where the body is when it is large; then it is not in `body`."""
+    """Empty when it is large: then it is in a file."""
+    size: int
+    """Of the body."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,8 +58,10 @@ class Restored:
     started: float
     """Wall clock of the first start with this directory."""
     clusters: Sequence[KeptCluster]
-    ends: Sequence[KeptEnd]
-    """In the order of their numbers."""
+    ends: Mapping[ComputationId, Sequence[int]]
+    """Jobs (own numbers) that have ended and that the clients of these clusters have not acknowledged."""
+    highest: Mapping[ComputationId, int]
+    """The highest of the client's numbers, of clusters that have jobs."""
     event: events.Restored
     """For the core, when all clusters that have not ended have an owner. `handle` of its jobs: the client's numbers."""
     places: Mapping[ProcessId, Sequence[Place]]
@@ -105,6 +108,9 @@ class Keeper(Protocol):
 
     def result_file(self, job: int) -> Path:
         """Where a large body of this job (own number) is, once it is on the disk."""
+
+    async def read_ends(self, jobs: Sequence[int]) -> list[KeptEnd]:
+        """How these jobs (own numbers) ended, which is on the disk: so many of the first as are worth one message."""
 
     async def close(self) -> None:
         """Write what is still to be written, and stop."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +15,9 @@ from dispy.scheduler.places import Place
 from dispy.sharing.keeping import KeptCluster, KeptEnd, Restored
 from dispy.sharing.storefile import StoreFile
 from dispy.wire.sharing import JobOver
+
+PORTION: Final = 1 << 20
+"""Bytes of bodies that are read at once."""
 
 
 class Past(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,7 +54,7 @@ def opened_of(kept: KeptCluster) -> events.ClusterOpened:
 
 
 def reopen(file: StoreFile) -> Restored:
-    """Read everything."""
+    """Read everything but how jobs ended."""
     meta = file.meta()
     clusters: list[KeptCluster] = []
     again: list[events.RestoredCluster] = []
@@ -67,11 +71,16 @@ def reopen(file: StoreFile) -> Restored:
         for cluster, node, wanted in file.shares()
     ]
     event = events.Restored(again, _jobs(file, ids, processes), nodes, shares)
-    return Restored(meta["token"], meta["started"], clusters, _ends(file, ids), event, places)
+    ends: dict[ComputationId, list[int]] = {}
+    for number, cluster in file.ended_numbers():
+        ends.setdefault(ids[cluster], []).append(number)
+    highest = {ids[cluster]: client for cluster, client in file.highest()}
+    return Restored(meta["token"], meta["started"], clusters, ends, highest, event, places)
 
 
 _Wanted = tuple[int, tuple[FileSpec, ...], bytes, bool, bool]
 _Over = tuple[JobState, ProcessId | None, str | None, JobDone | None, str]
+_decode_over = msgspec.msgpack.Decoder(_Over).decode
 
 
 def _with(kept: KeptCluster, open_ended: bool) -> Any:
@@ -107,14 +116,19 @@ def _remember(record: JobRecord, past: Past) -> None:
     record.astray = {int(attempt): node for attempt, node in past.astray.items()} or None
 
 
-def _ends(file: StoreFile, clusters: dict[int, ComputationId]) -> list[KeptEnd]:
-    decode = msgspec.msgpack.Decoder(_Over).decode
-    ends = []
-    for number, cluster, client, over, body in file.ended():
-        state, node, cause, done, address = decode(over)
+def read_ends(file: StoreFile, jobs: Sequence[int]) -> list[KeptEnd]:
+    """How these jobs (own numbers) ended: so many of the first as have bodies of `PORTION` bytes."""
+    ends: list[KeptEnd] = []
+    in_bodies = 0
+    for number, id, client, over, body in file.ended(jobs):
+        state, node, cause, done, address = _decode_over(over)
+        size = 0
         if done is not None:
             done = msgspec.structs.replace(done, job=client, blob=None)
+            size = done.result_size + done.stdout_size + done.stderr_size + done.error_size
         told = JobOver(client, state, node, cause, done, address)
-        path = file.results / str(number) if body is None else None
-        ends.append(KeptEnd(number, clusters[cluster], told, body or b"", path))
+        ends.append(KeptEnd(number, id, told, body or b"", size if body is None else len(body)))
+        in_bodies += len(body or b"")
+        if in_bodies >= PORTION:
+            break
     return ends

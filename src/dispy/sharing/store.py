@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from dispy.errors import StoreError
 from dispy.failpoints import ARMED, hit
 from dispy.logs import logger
 from dispy.sharing.gathering import Gathering
-from dispy.sharing.keeping import Restored
-from dispy.sharing.reopening import reopen
+from dispy.sharing.keeping import KeptEnd, Restored
+from dispy.sharing.reopening import read_ends, reopen
 from dispy.sharing.storefile import Batch, StoreFile, is_damage
 
 RETRY_AFTER: Final = 2.0
 """Seconds until a batch is written again that could not be written."""
+IDLE_AFTER: Final = 1.0
+"""Seconds without anything to write after which the file is made smaller, a little each time."""
 PASSING: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_BUSY", "SQLITE_READONLY", "SQLITE_NOMEM")
 """Beginnings of the names of errors that may pass."""
 
@@ -49,6 +53,14 @@ def _open(directory: Path) -> tuple[StoreFile, Restored]:
     return file, restored
 
 
+@dataclass(slots=True, frozen=True)
+class Reading:
+    """What the thread is to read, and who waits for it."""
+
+    jobs: Sequence[int]
+    answer: asyncio.Future[list[KeptEnd]]
+
+
 class Store(Gathering):
     """Implements `dispy.sharing.keeping.Keeper`."""
 
@@ -60,7 +72,7 @@ class Store(Gathering):
         self.on_broken: Callable[[str], None] = lambda sentence: None
         self._loop = loop
         self._file = file
-        self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._queue: SimpleQueue[Batch | Reading | None] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="dispy-store", daemon=True)
         self._thread.start()
@@ -76,6 +88,12 @@ class Store(Gathering):
         future: asyncio.Future[None] = self._loop.create_future()
         self.after(lambda: None if future.done() else future.set_result(None))
         return future
+
+    async def read_ends(self, jobs: Sequence[int]) -> list[KeptEnd]:
+        """How these jobs (own numbers) ended, which is on the disk: so many of the first as are worth one message."""
+        answer: asyncio.Future[list[KeptEnd]] = self._loop.create_future()
+        self._queue.put(Reading(jobs, answer))
+        return await answer
 
     async def close(self) -> None:
         """Write what is still to be written, and stop. What cannot be written now is lost."""
@@ -102,38 +120,66 @@ class Store(Gathering):
     # ---- in the thread ----
 
     def _work(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            while not self._stop.is_set():
-                problem = self._try(batch)
-                if problem is None:
-                    break
-                self._stop.wait(RETRY_AFTER)
-            if self._stop.is_set():
-                return
+        waiting: list[Batch | Reading] = []
+        """What could not be done. Meanwhile no other batch comes."""
+        retry_at = 0.0
+        shrinks = True
+        while not self._stop.is_set():
+            timeout = max(0.0, retry_at - time.monotonic()) if waiting else IDLE_AFTER if shrinks else None
+            orders: list[Batch | Reading | None]
+            try:
+                orders = [self._queue.get(timeout=timeout)]
+                shrinks = True
+            except Empty:
+                orders, waiting = [*waiting], []
+                if not orders:
+                    shrinks = self._shrink()
+            failed = [order for order in orders if order is not None and not self._try(order)]
+            if failed:
+                waiting += failed
+                retry_at = time.monotonic() + RETRY_AFTER
 
-    def _try(self, batch: Batch) -> str | None:
-        """Write a batch; returns why that failed, else None."""
-        if ARMED:
-            hit("store.write")
+    def _shrink(self) -> bool:
+        """Give some of what the file does not need back to the disk; returns whether there is more."""
         try:
-            self._file.write(batch)
-        except (sqlite3.Error, OSError) as error:
+            return self._file.shrink()
+        except sqlite3.Error as error:
             if not may_pass(error):
                 self._break(error)
-                return str(error)
-            sentence = (
-                f"the scheduler cannot write to {self._file.path} ({error}): it takes no new jobs until it can, keeps "
-                "what it has, and tries again"
-            )
-            self._tell(self._set_problem, sentence)
-            return sentence
+            return False
+
+    def _try(self, order: Batch | Reading) -> bool:
+        """Do it; false when that failed."""
+        try:
+            if isinstance(order, Batch):
+                self._write(order)
+            else:
+                self._tell(_answer, order.answer, read_ends(self._file, order.jobs))
+        except (sqlite3.Error, OSError) as error:
+            if may_pass(error):
+                if isinstance(order, Batch):
+                    sentence = (
+                        f"the scheduler cannot write to {self._file.path} ({error}): it takes no new jobs until it "
+                        "can, keeps what it has, and tries again"
+                    )
+                    self._tell(self._set_problem, sentence)
+                else:
+                    logger.warning("results cannot be read from %s (%s): tried again", self._file.path, error)
+            else:
+                self._break(error)
+            return False
         except Exception as error:  # a bug of ours: the daemon must not go on as if it were stored
             self._break(error)
-            return str(error)
+            return False
+        return True
+
+    def _write(self, batch: Batch) -> None:
+        if ARMED:
+            hit("store.write")
+        self._file.write(batch)
         if ARMED:
             hit("store.written")
         self._tell(self._done, batch.number)
-        return None
 
     def _break(self, error: Exception) -> None:
         logger.error("the store of the scheduler is broken", exc_info=error)
@@ -160,3 +206,8 @@ def may_pass(error: Exception) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorname", "").startswith(PASSING)
     return isinstance(error, OSError)
+
+
+def _answer(future: asyncio.Future[list[KeptEnd]], ends: list[KeptEnd]) -> None:
+    if not future.done():
+        future.set_result(ends)

@@ -11,7 +11,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,8 +33,14 @@ VERSION: Final = 1
 APPLICATION: Final = 0x64697370
 FILE: Final = "jobs.sqlite"
 RESULTS: Final = "results"
+PAGE_SIZE: Final = 4096
+"""Bytes; SQLite's default."""
 CHECKPOINT_PAGES: Final = 4096
 """Pages (16 MiB) in the journal before they are copied into the file: each copy costs two more syncs."""
+SPARE_PAGES: Final = 1024
+"""Pages (4 MiB) that the file may have beyond what it needs."""
+SHRINK_PAGES: Final = 1024
+"""Pages (4 MiB) that are given back at once."""
 TABLES: Final = """
 create table meta(name text primary key, value blob) without rowid;
 create table clusters(number integer primary key, id text unique, kept blob, stored integer, state text,
@@ -57,6 +63,10 @@ _INSERT_ENDED: Final = """
 insert or replace into ended select value->>0, value->>1, value->>2, substr(?2, value->>3, value->>4),
     case when value->>5 >= 0 then substr(?2, value->>3 + value->>4, value->>5) end
 from json_each(?1)"""
+# The joins keep the order of what was asked for, and nothing is sorted: rows are large.
+_ENDED: Final = """
+select ended.number, clusters.id, client, over, body from json_each(?1) as asked
+cross join ended on ended.number = asked.value cross join clusters on clusters.number = ended.cluster"""
 _DELETE: Final = "delete from {} where number in (select value from json_each(?1))"
 
 _encode = msgspec.msgpack.encode
@@ -139,9 +149,12 @@ class StoreFile:
                 f"{self.path} was written by another version of dispy (its tables have version {version}, this one "
                 f"knows version {VERSION}): start that version, or use another directory (--dest_path_prefix)"
             )
+        if is_new:
+            db.execute("pragma auto_vacuum = incremental")
         db.execute("pragma journal_mode = wal")
         db.execute("pragma synchronous = full")
         db.execute(f"pragma wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        db.execute(f"pragma journal_size_limit = {CHECKPOINT_PAGES * PAGE_SIZE}")
         if is_new:
             with self._transaction():
                 for statement in TABLES.split(";"):
@@ -196,9 +209,18 @@ class StoreFile:
         """Their columns, in the order of their numbers."""
         return self.db.execute("select * from jobs order by number")
 
-    def ended(self) -> Iterable[tuple[int, int, int, bytes, bytes | None]]:
-        """Their columns, in the order of their numbers."""
-        return self.db.execute("select * from ended order by number")
+    def ended_numbers(self) -> Iterable[tuple[int, int]]:
+        """Numbers of jobs that have ended, and of their clusters, in order."""
+        return self.db.execute("select number, cluster from ended order by number")
+
+    def ended(self, jobs: Sequence[int]) -> Iterable[tuple[int, ComputationId, int, bytes, bytes | None]]:
+        """Number, cluster, the client's number, how it ended, and the body unless it is in a file; in this order."""
+        return self.db.execute(_ENDED, (_json(jobs).decode(),))
+
+    def highest(self) -> Iterable[tuple[int, int]]:
+        """Numbers of clusters that have jobs, and the highest of the client's numbers of these."""
+        both = "select cluster, client from jobs union all select cluster, client from ended"
+        return self.db.execute(f"select cluster, max(client) from ({both}) group by cluster")
 
     # ---- writing ----
 
@@ -346,6 +368,23 @@ class StoreFile:
             if self.db.in_transaction:
                 self.db.execute("rollback")
             raise
+
+    def shrink(self) -> bool:
+        """Give some pages that are not needed back to the disk; returns whether there are more.
+
+        Raises:
+            sqlite3.Error: it cannot be written.
+        """
+        spare = _one(self.db, "pragma freelist_count")
+        if spare <= SPARE_PAGES:
+            return False
+        # As a script: it takes a step per page, and `execute` takes only the first.
+        self.db.executescript(f"pragma incremental_vacuum({min(SHRINK_PAGES, spare - SPARE_PAGES)})")
+        left: int = _one(self.db, "pragma freelist_count")
+        if SPARE_PAGES < left < spare:
+            return True
+        self.db.execute("pragma wal_checkpoint(truncate)")
+        return False
 
     def remove_leftovers(self) -> None:
         """Remove files of results that no row names: written, or taken, just before a kill."""
