@@ -333,3 +333,34 @@ def test_nodes_that_clear_up_are_named_with_their_time(scheduler: Any) -> None:
     assert problems(13.5) == [("n1", "has been clearing up for 3 s"), broken]
     scheduler.said(N1, msg.ComputationClosed(MAP))
     assert problems(14.0) == [broken]
+
+
+# ---- many clusters ----
+
+
+def test_clusters_that_wait_for_the_same_are_told_together(scheduler: Any) -> None:
+    scheduler.open(core.REDUCE)
+    scheduler.submit(1, 2)
+    scheduler.submit(3, cluster=core.REDUCE)
+    assert scheduler.core.why_waiting() == "3 jobs of 2 clusters wait: no node has been found."
+    assert scheduler.core.why_cluster_waits(MAP) == "2 jobs wait: no node has been found."
+    assert scheduler.core.why_cluster_waits(core.REDUCE) == "1 job waits: no node has been found."
+
+
+def test_of_very_many_clusters_only_the_first_are_looked_at(scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dispy.scheduler.explain.LOOKED_AT", 0)
+    scheduler.open(core.REDUCE)
+    scheduler.submit(1)
+    scheduler.submit(3, cluster=core.REDUCE)
+    said = "1 job waits: no node has been found. Jobs of further clusters wait, too."
+    assert scheduler.core.why_waiting() == said
+
+
+def test_jobs_before_another_are_counted_by_priority_and_order(scheduler: Any) -> None:
+    scheduler.submit(1, 2, 3)
+    submit(scheduler, 4, JobOptions(priority=1))
+    submit(scheduler, 5, JobOptions(tags=("big",)))
+    scheduler.handle(ev.CancelAsked([2]))
+    assert "behind" not in scheduler.core.explain(4)
+    assert scheduler.core.explain(3).endswith("It waits behind 2 others of its cluster.")
+    assert scheduler.core.explain(5).endswith("It waits behind 3 others of its cluster.")

@@ -16,7 +16,7 @@ from dispy.scheduler import closing, dispatching, events, flow, membership, rest
 from dispy.scheduler.admission import admit
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
-from dispy.scheduler.explain import explain_cluster, explain_job, explain_stranded, standings
+from dispy.scheduler.explain import explain_all_stuck, explain_cluster, explain_job, explain_stuck, standings
 from dispy.scheduler.fairness import Account, Policy, Quotas, Turns
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
@@ -253,20 +253,11 @@ class SchedulerCore:
 
         None when there are no such jobs.
         """
-        sentences = [why for cluster in self._tables.clusters for why in self._why_waits(cluster)]
-        return " ".join(dict.fromkeys(sentences)) or None
+        return explain_all_stuck(self._tables) or None
 
     def why_cluster_waits(self, cluster: ComputationId) -> str | None:
         """The same for one cluster."""
-        return " ".join(self._why_waits(cluster)) or None
-
-    def _why_waits(self, id: ComputationId) -> list[str]:
-        cluster = self._tables.clusters.get(id)
-        if cluster is None:
-            return []
-        if cluster.waiting == cluster.jobs > 0:
-            return [explain_cluster(self._tables, id)]
-        return explain_stranded(self._tables, cluster) if cluster.special else []
+        return explain_stuck(self._tables, cluster) or None
 
     def changes(self, event: events.Event | None, effects: Effects) -> Changes:
         """What must survive this process of an event (None: of a timeout) that was just handled, and its effects."""

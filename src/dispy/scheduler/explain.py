@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler.admission import clusters_before
 from dispy.scheduler.clusters import ClusterRecord
@@ -13,6 +15,9 @@ from dispy.scheduler.prospects import used_by, why_closed, wishes
 from dispy.scheduler.tables import Tables
 from dispy.wire.sharing import NodeStanding
 from dispy.words import counted
+
+LOOKED_AT: Final = 2_000
+"""Clusters times nodes that are looked at to say why jobs wait: 5 ms."""
 
 
 def explain_job(tables: Tables, job: int) -> str:
@@ -31,13 +36,9 @@ def explain_job(tables: Tables, job: int) -> str:
             return f"{where}, and the cluster's owner has not said yet how much it uses of it."
         return f"{where}, which {why_unfit(share, record.shape) or _why_not(share, tables.now)}.{traces_of([share])}"
     why = _why_shape_waits(tables, cluster, record.shape)
-    before = sum(1 for queue in cluster.queues for other in queue if _rank(other) < _rank(record))
+    before = sum(queue.before(record) for queue in cluster.queues)
     line = f" It waits behind {before} other{'s' if before > 1 else ''} of its cluster." if before else ""
     return f"Job {job} waits{_for_what(record.shape)}: {why}.{line}{traces_of(cluster.shares.values())}"
-
-
-def _rank(record: JobRecord) -> tuple[int, int]:
-    return -(0 if record.options is None else record.options.priority), record.job
 
 
 def standings(tables: Tables, id: ComputationId) -> list[NodeStanding]:
@@ -57,22 +58,59 @@ def explain_cluster(tables: Tables, id: ComputationId) -> str:
     cluster = tables.clusters.get(id)
     if cluster is None:
         return ""
-    return " ".join(_explain_queue(tables, cluster, queue) for queue in cluster.queues if queue.waiting)
+    return " ".join(_wait(queue.waiting, _why(tables, cluster, queue)) for queue in cluster.queues if queue.waiting)
 
 
-def explain_stranded(tables: Tables, cluster: ClusterRecord) -> list[str]:
-    """Why jobs of a cluster wait that no known node can run, whatever else of it runs."""
-    stranded = []
+def explain_stuck(tables: Tables, id: ComputationId) -> str:
+    """Why jobs of this cluster wait that will not get their turn: nothing of it runs, or no known node can run them.
+
+    Empty when there are no such jobs.
+    """
+    cluster = tables.clusters.get(id)
+    if cluster is None:
+        return ""
+    return " ".join(_wait(queue.waiting, _why(tables, cluster, queue)) for queue in _stuck(cluster))
+
+
+def explain_all_stuck(tables: Tables) -> str:
+    """The same for all clusters: one sentence for each reason.
+
+    This is asked every second, so that of many clusters that may use many nodes only the first are explained.
+    """
+    reasons: dict[str, tuple[int, int]] = {}
+    looked_at = 0
+    rest = ""
+    for cluster in tables.clusters.values():
+        for queue in _stuck(cluster):
+            if looked_at > LOOKED_AT:
+                rest = " Jobs of further clusters wait, too."
+                break
+            looked_at += 1 + len(cluster.shares)
+            why = _why(tables, cluster, queue)
+            clusters, jobs = reasons.get(why, (0, 0))
+            reasons[why] = clusters + 1, jobs + queue.waiting
+    return " ".join(_wait(jobs, why, clusters) for why, (clusters, jobs) in reasons.items()) + rest
+
+
+def _stuck(cluster: ClusterRecord) -> list[JobQueue]:
+    """Queues whose jobs will not get their turn."""
+    if cluster.waiting == cluster.jobs:
+        return [queue for queue in cluster.queues if queue.waiting]
+    stuck = []
     for queue in cluster.special.values():
-        shares = list(candidates(cluster, queue.shape))
-        if queue.waiting and shares and all(why_unfit(share, queue.shape) for share in shares):
-            stranded.append(_explain_queue(tables, cluster, queue))
-    return stranded
+        shares = list(candidates(cluster, queue.shape)) if queue.waiting else []
+        if shares and all(why_unfit(share, queue.shape) for share in shares):
+            stuck.append(queue)
+    return stuck
 
 
-def _explain_queue(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
-    jobs = "1 job waits" if queue.waiting == 1 else f"{queue.waiting} jobs wait"
-    return f"{jobs}{_for_what(queue.shape)}: {_why_shape_waits(tables, cluster, queue.shape)}."
+def _wait(jobs: int, why: str, clusters: int = 1) -> str:
+    of = f" of {clusters} clusters" if clusters > 1 else ""
+    return f"{counted(jobs, 'job')}{of} {'waits' if jobs == 1 else 'wait'}{why}"
+
+
+def _why(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
+    return f"{_for_what(queue.shape)}: {_why_shape_waits(tables, cluster, queue.shape)}."
 
 
 def _for_what(shape: Shape) -> str:

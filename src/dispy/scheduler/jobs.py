@@ -6,6 +6,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from dispy.model import BlobRef, ComputationId, JobOptions, JobState, ProcessId
@@ -183,6 +184,15 @@ class JobQueue:
         self.waiting -= 1
         if not lane.waiting:
             lane.jobs.clear()
+
+    def before(self, record: JobRecord) -> int:
+        """How many of its jobs are served before a job, which may be of another queue of the cluster."""
+        own = 0 if record.options is None else record.options.priority
+        before = sum(lane.waiting for priority, lane in self._lanes.items() if priority > own)
+        if own in self._lanes:
+            earlier = takewhile(lambda other: other.job < record.job, self._lanes[own].jobs)
+            before += sum(other.state is JobState.Created for other in earlier)
+        return before
 
     def __iter__(self) -> Iterator[JobRecord]:
         """The jobs that wait, lane by lane."""

@@ -29,7 +29,7 @@ KILLED: Final = "it was killed"
 """Why the node on this machine is lost."""
 EMBEDDED_LIVES: Final = 3
 """Starts of a node on this machine that is killed again and again."""
-_COUNT: Final = re.compile(r"\b\d+ jobs? waits?\b| since \d+ s\b")
+_COUNT: Final = re.compile(r"\b\d+ jobs?( of \d+ clusters)? waits?\b| since \d+ s\b")
 """That more or fewer jobs wait, or for longer, is no other reason."""
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at whether anything moves."""

@@ -103,6 +103,7 @@ class SharedScheduler:
             await self.service.search.look_for(owner)
         await self.service.search.look(self.pool.rules.named, asks=self.pool.rules.discovers)
         self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
+        self.spawn(WaitingWatch(self.service.core.why_cluster_waits).watch(self.opening.guests.values))
 
     def _take_directory(self) -> None:
         prefix = self.settings.prefix
@@ -159,7 +160,6 @@ class SharedScheduler:
         self.opening = Opening(self.pool, self.passing.attached)
         self.questions = questions = Questions(self.pool, self.opening.guests, settings.policy.value, self.name)
         self.clients = ClientLinks(self.pool, self.opening, questions, self.passing, lambda: settings.client_port)
-        self._watch = WaitingWatch(core.why_cluster_waits)
         self.store.places_of = self._places_of
         self.store.address_of = lambda node: service.links.nodes[node].address if node in service.links.nodes else ""
         self.store.on_problem = self._store_has_problem
@@ -317,6 +317,10 @@ class SharedScheduler:
         """Jobs that have not ended."""
         return sum(len(guest.jobs) for guest in self.opening.guests.values())
 
+    def load(self) -> int:
+        """Jobs that have not ended, and results that nobody has taken."""
+        return self.pending + sum(len(guest.ends) for guest in self.opening.guests.values())
+
     def status(self) -> PoolStatus:
         """How everything stands."""
         return self.questions.status()
@@ -350,7 +354,6 @@ class SharedScheduler:
 
     def _look(self) -> None:
         self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
-        self._watch.look(list(self.opening.guests.values()))
         self.opening.give_up_forsaken()
         self.clients.drop_those_that_do_not_read()
         if self._waits_for_end and not self.pending:

@@ -11,6 +11,7 @@ import signal
 from dispy.commandline import tell_manager
 from dispy.errors import DispyError, SettingsError
 from dispy.sharing import console
+from dispy.sharing.collecting import Collecting
 from dispy.sharing.daemon import SharedScheduler
 from dispy.sharing.settings import SharingSettings
 from dispy.wire.interfaces import shown
@@ -44,6 +45,8 @@ async def _serve(settings: SharingSettings, *, daemon: bool) -> int:
         await scheduler.close()
         raise
     terminal: console.Console | None = None
+    collecting = Collecting(asyncio.get_running_loop(), scheduler.load)
+    collecting.start()
     try:
         _take_signals(scheduler, daemon=daemon)
         if scheduler.port_notice:
@@ -56,6 +59,7 @@ async def _serve(settings: SharingSettings, *, daemon: bool) -> int:
         reason = await scheduler.ended
     finally:
         tell_manager(manager, "STOPPING=1")
+        collecting.stop()
         if terminal is not None:
             terminal.stop()
         left = scheduler.left()

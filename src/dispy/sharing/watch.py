@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -11,12 +12,12 @@ from dispy.settings import EXPLAIN_AFTER
 from dispy.sharing.guests import Guest
 
 LOOK_INTERVAL: Final = 1.0
-_COUNT: Final = re.compile(r"\b\d+ jobs? waits?\b| since \d+ s\b")
+_COUNT: Final = re.compile(r"\b\d+ jobs?( of \d+ clusters)? waits?\b| since \d+ s\b")
 """That more or fewer jobs wait, or for longer, is no other reason."""
 
 
 class WaitingWatch:
-    """Looks at clusters every second. It sends, and keeps what was said."""
+    """Looks at clusters every second, at one after another: others are heard in between. It keeps what was said."""
 
     def __init__(self, why: Callable[[ComputationId], str | None]) -> None:
         """`why` tells why jobs of a cluster wait that will not get their turn."""
@@ -25,7 +26,13 @@ class WaitingWatch:
         """The reason of each, and for how many seconds it has been so."""
         self._said: dict[ComputationId, str] = {}
 
-    def look(self, guests: Iterable[Guest]) -> None:
+    async def watch(self, guests: Callable[[], Iterable[Guest]]) -> None:
+        """Do that without end."""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            await self.look(list(guests()))
+
+    async def look(self, guests: Iterable[Guest]) -> None:
         """Look at clusters whose clients are there."""
         reasons: dict[ComputationId, tuple[str, float]] = {}
         for guest in guests:
@@ -40,4 +47,5 @@ class WaitingWatch:
             if seconds >= EXPLAIN_AFTER - LOOK_INTERVAL and self._said.get(guest.id) != reason:
                 self._said[guest.id] = reason
                 guest.say(sentence)
+            await asyncio.sleep(0)
         self._reasons = reasons
