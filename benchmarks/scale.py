@@ -4,9 +4,11 @@
     python benchmarks/scale.py --nodes 20 --clients 5 --jobs 10000
     python benchmarks/scale.py --json                       # figures for a program
 
-A link that does nothing else asks the scheduler a small question again and again: the longest wait for an answer
-bounds how long its event loop was busy with other things (or the machine had no CPU for it). The memory of a queued job
-is that of the scheduler with all jobs queued and no node there, less that with none, divided by their number.
+The longest callback is the CPU time of the longest turn of one thing in the scheduler's event loop, with the garbage
+collections in it: others are not heard for so long (0: none took 10 ms). A link that does nothing else asks the
+scheduler a small question again and again: the longest wait for an answer bounds how long its event loop was busy with
+other things (or the machine had no CPU for it). The memory of a queued job is that of the scheduler with all jobs
+queued and no node there, less that with none, divided by their number.
 """
 
 from __future__ import annotations
@@ -54,6 +56,24 @@ for number in range(int(sys.argv[1])):
 sys.stdin.readline()
 cluster.close(terminate=True)
 """
+METERED = """
+import asyncio, sys, time
+from dispy.sharing.cli import main
+run, told = asyncio.Handle._run, open(sys.argv.pop(1), "w", buffering=1)
+def metered(handle):
+    what, began = handle._callback, time.thread_time()
+    try:
+        return run(handle)
+    finally:
+        seconds = time.thread_time() - began
+        if seconds > 0.01:
+            task = getattr(what, "__self__", None)
+            name = task.get_coro() if isinstance(task, asyncio.Task) else what
+            print(f"{seconds:.3f} {name}", file=told)
+asyncio.Handle._run = metered
+sys.exit(main())
+"""
+"""A scheduler that tells what kept its loop for more than 10 ms."""
 QUESTION_INTERVAL = 0.02
 
 
@@ -116,6 +136,8 @@ class Crowd:
             "XDG_CONFIG_HOME": str(folder / "config"),
         }
         self.processes: list[subprocess.Popen[str]] = []
+        self.told = folder / "callbacks"
+        self._read = 0
 
     def start(self, *command: str, stdin: int = subprocess.DEVNULL, stderr: int | None = None) -> subprocess.Popen[str]:
         """A process."""
@@ -135,8 +157,19 @@ class Crowd:
         """The scheduler."""
         folder = str(self.folder / "scheduler")
         return self.start(
-            "-m", "dispy.sharing.cli", "--daemon", "--dest_path_prefix", folder, stderr=subprocess.DEVNULL
+            *("-c", METERED, str(self.told), "--daemon", "--dest_path_prefix", folder), stderr=subprocess.DEVNULL
         )
+
+    def longest_callback(self) -> float:
+        """CPU seconds of the longest callback of the scheduler's loop since it was asked last; 0: none was long."""
+        with self.told.open() as file:
+            file.seek(self._read)
+            lines = file.read().splitlines()
+            self._read = file.tell()
+        seconds, _, what = max((line.partition(" ") for line in lines), default=("0", "", ""))
+        if what:
+            print(f"{seconds} s: {what}", file=sys.stderr)
+        return float(seconds)
 
     def node(self, number: int) -> subprocess.Popen[str]:
         """A node of one CPU that joins."""
@@ -169,6 +202,7 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
     memory = psutil.Process(scheduler.pid).memory_info
     queuer = crowd.start("-c", QUEUER, str(jobs), stdin=subprocess.PIPE)
     empty = memory().rss
+    crowd.longest_callback()  # it has started
     began = time.perf_counter()
     while True:
         told: PoolTold = await watcher.ask(AskPool(1))
@@ -177,10 +211,12 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
         figures["longest_wait_while_queuing"] = await watcher.watch(_for(0.2))
     figures["queuing"] = time.perf_counter() - began
     figures["bytes_per_queued_job"] = (memory().rss - empty) / jobs
+    figures["longest_callback_while_queuing"] = crowd.longest_callback()
     assert queuer.stdin is not None
     queuer.stdin.write("\n")
     queuer.stdin.close()
-    await watcher.watch(lambda: queuer.poll() is not None)
+    figures["longest_wait_while_ending_jobs"] = await watcher.watch(lambda: queuer.poll() is not None)
+    figures["longest_callback_while_ending_jobs"] = crowd.longest_callback()
 
     began = time.perf_counter()
     for number in range(nodes):
@@ -193,6 +229,7 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
         longest = max(longest, await watcher.watch(_for(0.5)))
     figures["joining"] = time.perf_counter() - began
     figures["longest_wait_while_joining"] = longest
+    figures["longest_callback_while_joining"] = crowd.longest_callback()
 
     began = time.perf_counter()
     programs = [crowd.start("-c", PROGRAM, str(jobs // clients)) for _ in range(clients)]
@@ -200,6 +237,7 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
         lambda: all(program.poll() is not None for program in programs)
     )
     figures["running"] = time.perf_counter() - began
+    figures["longest_callback_while_running"] = crowd.longest_callback()
     figures["jobs_per_second"] = jobs // clients * clients / figures["running"]
     figures["failed_programs"] = sum(program.returncode != 0 for program in programs)
     assert watcher.link is not None

@@ -25,6 +25,11 @@ def test_all_objects_are_looked_at_now_and_then_while_jobs_are_few(monkeypatch: 
     monkeypatch.setattr(collecting, "INTERVAL", 0.0)
     asked: list[int] = []
     collected: list[int] = []
+    done = asyncio.Event()
+
+    def note() -> None:
+        collected.append(len(asked))
+        done.set()
 
     def count() -> int:
         asked.append(len(collected))
@@ -33,10 +38,9 @@ def test_all_objects_are_looked_at_now_and_then_while_jobs_are_few(monkeypatch: 
     async def collect() -> None:
         timed = Collecting(asyncio.get_running_loop(), count)
         timed.start()
-        monkeypatch.setattr(gc, "collect", lambda: collected.append(len(asked)))
+        monkeypatch.setattr(gc, "collect", note)
         assert gc.get_threshold()[2] == collecting.NEVER
-        while not collected:
-            await asyncio.sleep(0)  # one turn of the loop
+        await done.wait()
         timed.stop()
 
     asyncio.run(collect())
