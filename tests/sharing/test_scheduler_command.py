@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dispy.model import Holder
+from dispy.certificates import make_ca, make_certificate
+from dispy.model import Holder, Role
 from dispy.scheduler.fairness import Policy
 from dispy.sharing import cli
 from dispy.sharing.console import Console
@@ -96,6 +97,26 @@ def test_options_are_saved_without_secrets_and_read_again(settings_of: Any, tmp_
     assert not sharing.clean
     saved.write_text("[DEFAULT]\ncolour = red\n")
     assert "no option of dispyscheduler" in settings_of("--config", str(saved))[1]
+
+
+def test_a_certificate_of_another_kind_is_refused_with_the_command_for_the_right_one(
+    settings_of: Any, tmp_path: Path
+) -> None:
+    make_ca(tmp_path)
+    made = {role: make_certificate(tmp_path, role, "x") for role in (Role.NODE, Role.CLIENT, Role.SCHEDULER)}
+
+    def options(side: str, role: Role) -> list[str]:
+        files = made[role]
+        certificate = (f"--{side}_certfile", str(files.certfile), f"--{side}_keyfile", str(files.keyfile))
+        return [*certificate, f"--{side}_cafile", str(tmp_path / "ca.pem")]
+
+    for side, role in (("cluster", Role.CLIENT), ("cluster", Role.NODE), ("node", Role.NODE)):
+        code, output = settings_of(*options(side, role))
+        assert code == 2
+        assert f"was made for a {role}" in output
+        assert "`dispy cert scheduler NAME`" in output
+    for role in (Role.CLIENT, Role.SCHEDULER):
+        settings_of(*options("cluster", Role.SCHEDULER), *options("node", role))
 
 
 class Scheduler:

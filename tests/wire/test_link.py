@@ -788,6 +788,23 @@ def test_certificates_of_one_authority_authenticate(authority: Path) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("kind", [Role.CLIENT, Role.ADMIN, Role.SCHEDULER])
+def test_no_certificate_of_a_user_makes_the_scheduler_of_others(authority: Path, kind: Role) -> None:
+    async def test() -> None:
+        here, there = Recorder(), Recorder()
+        alice = settings("a", Role.CLIENT, credentials=certified(authority, Role.CLIENT, "alice"))
+        shared = settings("b", credentials=certified(authority, kind, "bob"))
+        async with listening(there, shared, accept=frozenset({Role.CLIENT})) as listener:
+            if kind is Role.SCHEDULER:
+                await gone(await dial("127.0.0.1", listener.port, settings=alice, handler=here))
+                return
+            with pytest.raises(AuthenticationRejected, match="not for a scheduler; it needs one that `dispy cert"):
+                await dial("127.0.0.1", listener.port, settings=alice, handler=here)
+            assert "this side's certificate is not for one" in await there.heard("refused")
+
+    run(test)
+
+
 def test_certificates_of_another_authority_are_refused(authority: Path, tmp_path: Path) -> None:
     make_ca(tmp_path, "another authority")
 

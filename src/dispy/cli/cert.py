@@ -1,4 +1,4 @@
-"""`dispy cert`: a small certificate authority, and certificates for nodes, clients and admins."""
+"""`dispy cert`: a small certificate authority, and certificates for nodes, clients, schedulers and admins."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import click
 from dispy.cli.options import NORMALIZED
 
 DIRECTORY = "dispy-certificates"
+_SIDES = {"scheduler": (("cluster_", " towards programs"), ("node_", " towards nodes"))}
+"""Processes whose options say towards whom."""
 
 _directory = click.option(
     "-o",
@@ -22,7 +24,7 @@ _directory = click.option(
 
 @click.group(short_help="Make a certificate authority and certificates.", context_settings=NORMALIZED)
 def cert() -> None:
-    """Make a certificate authority, and certificates for nodes, clients and admins.
+    """Make a certificate authority, and certificates for nodes, clients, schedulers and admins.
 
     Copy its ca.pem and a certificate with its key to each machine, and start nodes and clients with --certfile,
     --keyfile and --cafile. Certificates then stand in place of the secret.
@@ -49,11 +51,13 @@ def _make(role: str, summary: str) -> None:
 
         files = make_certificate(directory, role, name)
         click.echo(f"{files.certfile}\n{files.keyfile}")
-        click.echo(
-            f"use them with: --certfile {files.certfile.name} --keyfile {files.keyfile.name} --cafile ca.pem", err=True
-        )
+        for side, whom in _SIDES.get(role, (("", ""),)):
+            words = ("certfile", files.certfile.name), ("keyfile", files.keyfile.name), ("cafile", "ca.pem")
+            use = " ".join(f"--{side}{option} {file}" for option, file in words)
+            click.echo(f"use them{whom} with: {use}", err=True)
 
 
+_make("scheduler", "Make certificate and key for a machine that runs dispyscheduler.")
 _make("node", "Make certificate and key for a machine that runs dispynode.")
 _make("client", "Make certificate and key for a user or program that submits jobs.")
 _make("admin", "Make certificate and key for who steers nodes by `dispy admin`.")

@@ -13,12 +13,14 @@ from typing import Any, Final
 import click
 
 from dispy import settings
+from dispy.certificates import describe_certificate
 from dispy.clicknumbers import Number, WholeNumber
 from dispy.commandline import comma_separated, set_up_logging
 from dispy.configfile import read_config, save_config
 from dispy.errors import SettingsError
 from dispy.logs import logger
 from dispy.masking import mask_secrets
+from dispy.model import Role
 from dispy.node.options import size
 from dispy.parameters import option_of_today
 from dispy.scheduler.fairness import Policy
@@ -345,6 +347,8 @@ def _policy(options: Mapping[str, Any]) -> Policy:
 
 
 def _credentials(options: Mapping[str, Any], side: str) -> Credentials:
+    if certfile := options[f"{side}_certfile"]:
+        _check_kind(certfile, side)
     return find_credentials(
         secret=options[f"{side}_secret"],
         secret_file=options[f"{side}_secret_file"],
@@ -353,6 +357,22 @@ def _credentials(options: Mapping[str, Any], side: str) -> Credentials:
         cafile=options[f"{side}_cafile"],
         insecure=options["insecure"],
     )
+
+
+def _check_kind(certfile: str, side: str) -> None:
+    """Nodes serve whoever may schedule; programs trust only what was made for a scheduler, not a user's certificate.
+
+    Raises:
+        SettingsError: it is for something else.
+    """
+    role = describe_certificate(Path(certfile)).role
+    fitting = {None, Role.SCHEDULER} if side == "cluster" else {None, Role.SCHEDULER, Role.CLIENT, Role.ADMIN}
+    if role not in fitting:
+        whom = "programs" if side == "cluster" else "nodes"
+        raise SettingsError(
+            f"--{side}_certfile {certfile} was made for a {role}; {whom} do not take it for a scheduler's: "
+            "`dispy cert scheduler NAME` makes one"
+        )
 
 
 if __name__ == "__main__":

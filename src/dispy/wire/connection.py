@@ -225,7 +225,7 @@ class Link(asyncio.BufferedProtocol):
             where=approach.where,
             certificate_hash=hashlib.sha256(shown).digest() if shown else approach.certificate_hash,
             verified=verified,
-            certified=certified_roles(tls.getpeercert()) if verified else None,
+            certified=certified_roles(tls.getpeercert(), settings.role) if verified else None,
             accept=approach.accept,
             is_loopback=is_loopback(approach.address),
         )

@@ -234,7 +234,7 @@ class Handshake:
                 self._on_proof(message)
             case Welcome(), _Step.WELCOME:
                 self._on_welcome(message)
-            case Refused(), _Step.CHALLENGE | _Step.WELCOME:
+            case Refused(), _Step.CHALLENGE | _Step.PROOF | _Step.WELCOME:
                 self._step = _Step.FAILED
                 raise HandshakeRejected(message.reason, self._sentence_of(message))
             case _:
@@ -300,7 +300,8 @@ class Handshake:
             self._refuse(Refusal.CERTIFICATE, "shows no certificate that could be verified")
         allowed = self.channel.accept
         if self.channel.certified is not None and claimed.role not in self.channel.certified:
-            self._refuse(Refusal.ROLE, f"has a certificate that is not for a {_printable(claimed.role)}")
+            needs = "; it needs one that `dispy cert scheduler` makes" if claimed.role == Role.SCHEDULER else ""
+            self._refuse(Refusal.ROLE, f"has a certificate that is not for a {_printable(claimed.role)}{needs}")
         if claimed.role not in allowed:
             self._refuse(
                 Refusal.ROLE,

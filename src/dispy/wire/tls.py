@@ -30,6 +30,8 @@ _ALLOWED: Final[Mapping[str, frozenset[Role]]] = {
     "node": frozenset({Role.NODE, Role.PEER}),
     "admin": frozenset({Role.ADMIN, Role.CLIENT, Role.SCHEDULER}),
 }
+_OF_USERS: Final = frozenset({Role.CLIENT, Role.ADMIN})
+"""Roles in which users come to a shared scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ def certified_name(certificate: Mapping[str, object] | None) -> str:
     return next((str(value) for relative in subject for key, value in relative if key == "commonName"), "")
 
 
-def certified_roles(certificate: Mapping[str, object] | None) -> frozenset[Role] | None:
+def certified_roles(certificate: Mapping[str, object] | None, towards: Role) -> frozenset[Role] | None:
     """The roles that a verified certificate (as `SSLObject.getpeercert()` gives it) allows; None: any.
 
-    Certificates that were not made by `dispy cert` for a role say nothing of roles.
+    Certificates that were not made by `dispy cert` for a role say nothing of roles. `towards` is the role of this
+    side: no certificate of a user makes the scheduler to which other users give their jobs.
     """
     subject = (certificate or {}).get("subject", ())
     assert isinstance(subject, tuple)
@@ -92,7 +95,11 @@ def certified_roles(certificate: Mapping[str, object] | None) -> frozenset[Role]
     if ("organizationName", _ORGANIZATION) not in parts:
         return None
     allowed = [_ALLOWED[v] for key, v in parts if key == "organizationalUnitName" and v in _ALLOWED]
-    return frozenset[Role]().union(*allowed) if allowed else None
+    if not allowed:
+        return None
+    roles = frozenset[Role]().union(*allowed)
+    is_of_user = towards in _OF_USERS and _ALLOWED["scheduler"] not in allowed
+    return roles - {Role.SCHEDULER} if is_of_user else roles
 
 
 def _configure(context: ssl.SSLContext, credentials: Credentials) -> None:
