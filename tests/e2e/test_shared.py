@@ -282,6 +282,34 @@ def test_a_cluster_whose_scheduler_is_not_there_is_closed_when_all_its_jobs_have
     assert not file.exists(), "all of it is in the hands of its program"
 
 
+def test_what_is_more_than_a_user_may_have_waits_and_is_lost_only_with_its_cluster(
+    dispyscheduler: Callable[..., Any],
+    dispynode: Callable[..., Any],
+    free_base_port: int,
+    wait_until: Callable[..., Any],
+    tmp_path: Path,
+    log: list[str],
+) -> None:
+    dispynode("--cpus", "2", name="one")
+    dispyscheduler("--max_jobs_per_user", "3")
+    cluster = dispy.SharedJobCluster(square, dispy_port=free_base_port)
+    jobs = [cluster.submit(number) for number in range(60)]
+    assert [job() for job in jobs] == [number * number for number in range(60)]
+    cluster.close()
+    waiting = dispy.SharedJobCluster(wait_for_file, dispy_port=free_base_port)
+    jobs = []
+    for _ in range(8):
+        jobs.append(waiting.submit(str(tmp_path / "gate")))
+        wait_until(lambda: "waits here" not in waiting.explain(jobs[-1]))
+    wait_until(lambda: any("--max_jobs_per_user" in sentence for sentence in log))
+    assert "--max_jobs_per_user" in waiting.explain(jobs[-1])
+    waiting.close(terminate=True)
+    assert jobs[-1]() is None
+    assert jobs[-1].status == jobs[-1].Cancelled
+    waiting.shutdown()
+    cluster.shutdown()
+
+
 KILLED = """
 import pathlib, sys, time
 import dispy

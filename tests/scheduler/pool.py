@@ -61,7 +61,6 @@ class Pool:
         latency: float = 0.0005,
         check: bool = True,
         max_cpus_per_user: int = 0,
-        max_jobs_per_user: int = 0,
     ) -> None:
         """Make a pool of nodes with so many CPUs each; every message takes `latency` seconds."""
         self.core = SchedulerCore(
@@ -69,7 +68,6 @@ class Pool:
             token=b"t" * 32,
             policy=policy,
             max_cpus_per_user=max_cpus_per_user,
-            max_jobs_per_user=max_jobs_per_user,
         )
         self.now = 0.0
         self.latency = latency

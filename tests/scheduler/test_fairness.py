@@ -389,26 +389,6 @@ def test_a_job_that_needs_more_cpus_than_its_user_may_have_ends() -> None:
     assert pool.ended[job].cause == "it asks for 4 CPUs, and user anna may have 3 at once"
 
 
-def test_more_jobs_than_a_user_may_have_are_refused() -> None:
-    pool = Pool([2], max_jobs_per_user=3)
-    anna, other, bert = pool.open("anna"), pool.open("anna"), pool.open("bert")
-    first = pool.submit(anna, 2, 1.0)
-    second = pool.submit(other, 2, 1.0)
-    third = pool.submit(bert, 3, 1.0)
-    assert list(pool.ended) == [second[1]]
-    refused = pool.ended[second[1]]
-    assert refused.state is JobState.Abandoned
-    assert refused.cause == (
-        "user anna has 3 jobs that have not ended, which is the most that this scheduler takes of one user; "
-        "it can be submitted again when some have ended"
-    )
-    pool.run_all()
-    assert all(pool.ended[job].state is JobState.Finished for job in (*first, second[0], *third))
-    (again,) = pool.submit(anna, 1, 0.1)
-    pool.run_all()
-    assert pool.ended[again].state is JobState.Finished
-
-
 # ---- all of it ----
 
 

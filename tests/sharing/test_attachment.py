@@ -366,6 +366,33 @@ async def test_jobs_that_are_not_stored_do_not_keep_a_cluster_that_is_ended() ->
 
 
 @in_loop
+async def test_jobs_that_the_scheduler_had_not_taken_in_are_cancelled_when_it_has_ended_their_cluster() -> None:
+    process = Process()
+    process.accept()
+    process.submit(1)
+    process.submit(2)
+    process.hear(JobsStored(ID, 1))
+    process.attachment.close(terminate=True)
+    process.hear(JobsOver(ID, 1, [done(1)]))
+    process.owner.news()
+    process.hear(ClusterOver(ID))
+    assert process.owner.news() == [(2, "Cancelled", b"", UNSTORED, None), "over"]
+
+
+@in_loop
+async def test_what_waits_for_credit_does_not_keep_a_cluster_that_is_ended() -> None:
+    process = Process()
+    process.attachment._line = SubmitLine(credit=1)
+    process.accept()
+    process.submit(1)
+    process.submit(2)
+    process.submit(3)
+    process.sent()
+    process.attachment.close(terminate=True)
+    assert process.sent() == [CloseCluster(ID, True)]
+
+
+@in_loop
 async def test_a_cluster_that_was_never_accepted_is_closed_here() -> None:
     process = Process()
     process.submit(1)

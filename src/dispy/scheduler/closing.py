@@ -22,7 +22,7 @@ def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
         raise InvalidTransition(f"cluster {id} was opened twice")
     account = tables.accounts.get(event.user)
     if account is None:
-        account = tables.accounts[event.user] = Account(event.user, tables.quotas.cpus)
+        account = tables.accounts[event.user] = Account(event.user, tables.max_cpus_per_user)
     cluster = ClusterRecord(
         event.computation,
         event.reentrant,

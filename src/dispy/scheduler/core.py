@@ -17,7 +17,7 @@ from dispy.scheduler.admission import admit
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.explain import explain_all_stuck, explain_cluster, explain_job, explain_stuck, standings
-from dispy.scheduler.fairness import Account, Policy, Quotas, Turns
+from dispy.scheduler.fairness import Account, Policy, Turns
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import Changes, changes_of
@@ -110,15 +110,14 @@ class SchedulerCore:
         ahead: float = AHEAD_SECONDS,
         policy: Policy = Policy.FIFO,
         max_cpus_per_user: int = 0,
-        max_jobs_per_user: int = 0,
     ) -> None:
         """Make an empty core.
 
         `holder` and `token` name and prove its leases; a node without a link is lost after `grace` seconds; `ahead`
         seconds of work are sent ahead to each CPU. `policy` says whose turn it is; one user may have at most
-        `max_cpus_per_user` CPUs at once and `max_jobs_per_user` jobs that have not ended (0: no bound).
+        `max_cpus_per_user` CPUs at once (0: no bound).
         """
-        self._tables = Tables(holder, token, grace, ahead, policy, Quotas(max_cpus_per_user, max_jobs_per_user))
+        self._tables = Tables(holder, token, grace, ahead, policy, max_cpus_per_user)
         if policy is not Policy.FIFO or max_cpus_per_user:
             self._tables.turns = Turns(policy)
 

@@ -43,16 +43,6 @@ class Policy(StrEnum):
     """Between clusters: the one that was made first."""
 
 
-@dataclass(slots=True)
-class Quotas:
-    """What one user may have at most; 0: no bound."""
-
-    cpus: int = 0
-    """CPUs at once, of all nodes."""
-    jobs: int = 0
-    """Jobs that have not ended."""
-
-
 @dataclass(slots=True, eq=False)
 class Account:
     """One user of the scheduler."""

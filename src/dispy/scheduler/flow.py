@@ -11,7 +11,6 @@ from typing import Final
 
 from dispy.errors import InvalidTransition
 from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobState, ProcessId
-from dispy.scheduler.admission import within_quota
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke
 from dispy.scheduler.jobs import JobQueue, JobRecord
@@ -35,8 +34,6 @@ SENTENCES: Final = {
 
 def submit(tables: Tables, out: Outbox, records: Sequence[JobRecord]) -> None:
     """Queue new jobs; those that can never run end at once."""
-    if tables.quotas.jobs:
-        records = within_quota(tables, out, records)
     jobs, cluster, queue = tables.jobs, None, None
     for record in records:
         if record.job in jobs:

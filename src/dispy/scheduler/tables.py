@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects, JobEnded, JobsEnded, Notice, Send
-from dispy.scheduler.fairness import Account, Policy, Quotas, Turns
+from dispy.scheduler.fairness import Account, Policy, Turns
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import Amount, NodeRecord, Share
 from dispy.wire.messages import AnyMessage
@@ -75,7 +75,8 @@ class Tables:
     grace: float
     ahead: float
     policy: Policy = Policy.FIFO
-    quotas: Quotas = field(default_factory=Quotas)
+    max_cpus_per_user: int = 0
+    """CPUs that one user may have at once; 0: any number."""
     now: float = 0.0
     """The time of the last event, for people."""
     clusters: dict[ComputationId, ClusterRecord] = field(default_factory=dict)

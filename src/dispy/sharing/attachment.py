@@ -117,6 +117,7 @@ class Attachment:
         if terminate:
             waiting = [record for record in self.jobs.values() if record.state is JobState.Created]
             self._end_here(waiting, JobState.Cancelled, CANCELLED)
+            self._line.keep_sent()
         if self._declined or not (self._asked or self.jobs):
             self.end()
         else:
@@ -267,7 +268,11 @@ class Attachment:
             self.end()
 
     def end(self) -> None:
-        """Everything of it is done."""
+        """Everything of it is done; what was to be ended before it was stored has not been taken in."""
+        if self.closing:
+            unstored = self._line.unstored_jobs()
+            left = [record for record in self.jobs.values() if record.job in unstored]
+            self._end_here(left, JobState.Cancelled, UNSTORED)
         self._end_here(list(self.jobs.values()), JobState.Abandoned, FORGOTTEN)
         self._doings.over()
         self._finish()

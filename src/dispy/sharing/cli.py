@@ -220,7 +220,7 @@ _OPTIONS: Final[Sequence[_Decorator]] = (
         type=WholeNumber(0),
         default=0,
         metavar="N",
-        help="Jobs that one user may have pending; further ones are refused (default 0: no limit).",
+        help="Jobs that one user may have pending; further ones wait in their programs (default 0: no limit).",
     ),
     _option(
         "--cooperative",

@@ -28,6 +28,7 @@ from dispy.scheduler.places import Place
 from dispy.scheduler.service import SchedulerService
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SHARED_AHEAD_SECONDS, SUSPECT_TIMEOUT
 from dispy.sharing.clients import ClientLinks
+from dispy.sharing.door import Door
 from dispy.sharing.guests import Guest, number_of
 from dispy.sharing.identity import Identity
 from dispy.sharing.keeping import KeptCluster, Restored
@@ -128,7 +129,6 @@ class SharedScheduler:
             grace=5 * settings.pulse_interval,
             policy=settings.policy,
             max_cpus_per_user=settings.max_cpus_per_user,
-            max_jobs_per_user=settings.max_jobs_per_user,
             ahead=SHARED_AHEAD_SECONDS,
         )
         self.service = service = SchedulerService(
@@ -153,7 +153,7 @@ class SharedScheduler:
             settings.zombie_interval,
         )
         staging = Staging(settings.prefix, service.links.sources, service.offers.held, settings.max_file_size)
-        self.pool = Pool(service, self.store, staging, rules, self.spawn)
+        self.pool = Pool(service, self.store, staging, rules, self.spawn, Door(settings.max_jobs_per_user))
         self.passing = FilePassing(
             staging.passing, lambda id: self.opening.guests.get(id), core.record_of, settings.max_file_size
         )
@@ -356,7 +356,7 @@ class SharedScheduler:
         self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
         self.opening.give_up_forsaken()
         self.clients.drop_those_that_do_not_read()
-        if self._waits_for_end and not self.pending:
+        if self._waits_for_end and not (self.pending or self.pool.door.is_shut):
             self.end("no job is pending any more")
 
     def spawn(self, coroutine: Coroutine[None, None, None]) -> None:

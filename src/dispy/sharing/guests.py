@@ -144,6 +144,8 @@ class Guest:
         self.on_finished: Callable[[], None] = lambda: None
         """Called when the client has everything of it."""
         self.incoming = Incoming(pool, self)
+        self._held_said = False
+        """The client has been told that jobs of it are not taken in yet."""
         self._pool = pool
 
     @property
@@ -166,6 +168,8 @@ class Guest:
     def attach(self, client: Attached, *, fresh: bool) -> None:
         """The client is there (again): tell it how everything stands."""
         self._withdraw(self.ends.attach())
+        if self.client is not client:
+            self.incoming.drop()
         self.client = client
         self.send(ClusterAccepted(self.id, self.batches.stored, fresh))
         for node, cpus in self.ready.items():
@@ -183,11 +187,28 @@ class Guest:
     def detach(self, now: float) -> None:
         """The client is gone, perhaps for a while."""
         self._withdraw(self.ends.detach())
+        self.incoming.drop()
         self.client, self.gone_at = None, now
 
     def say(self, sentence: str) -> None:
         """Tell the user something."""
         self.send(ClusterSaid(self.id, sentence))
+
+    def let_in(self) -> None:
+        """There is room for more jobs of its user (see `Door`)."""
+        self.incoming.go_on()
+
+    def why_held(self) -> str:
+        """Why jobs that its client has sent are not taken in; the end of a sentence."""
+        return self._pool.door.why(self.user, self.identity.user)
+
+    def say_held(self) -> None:
+        """Tell the user once that jobs are not taken in yet."""
+        if not self._held_said:
+            self._held_said = True
+            sentence = f"further jobs of {self.spec.name} wait in the program until others end: {self.why_held()}"
+            logger.info("cluster %s (%s): %s", self.spec.name, self.id[:8], sentence)
+            self.say(sentence)
 
     @property
     def is_forsaken(self) -> bool:
@@ -264,6 +285,9 @@ class Guest:
         count = self.ends.fresh - self._to_be_stored
         self._to_be_stored += count
         self._pool.keeper.after(lambda: self._ends_stored(count))
+        door = self._pool.door
+        if door.is_waited_at(self.user):  # soon: the service still goes through what has ended
+            self._pool.service.portal.loop.call_soon(door.call, self.user)
 
     def _ends_stored(self, count: int) -> None:
         self._to_be_stored -= count

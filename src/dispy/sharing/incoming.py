@@ -1,5 +1,8 @@
-"""What a client wants of its cluster's jobs, in its order: a batch whose arguments or files are still to be fetched
-lets all that comes after it wait.
+"""What a client wants of its cluster's jobs, in its order.
+
+A batch whose arguments or files are still to be fetched lets all that comes after it wait, and so does one for which
+its user has too many jobs (see `Door`). A cluster whose jobs are to be ended takes in no more: its client ends what is
+not stored.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ class Taker(Protocol):
     """The cluster that it is about (see `Guest`)."""
 
     batches: BatchBook
+    user: str
+    exclusive: bool
+    jobs: dict[int, JobRecord]
 
     @property
     def id(self) -> ComputationId:
@@ -51,6 +57,12 @@ class Taker(Protocol):
 
     def say(self, sentence: str) -> None:
         """Tell the user something."""
+
+    def let_in(self) -> None:
+        """Let what waits go on."""
+
+    def say_held(self) -> None:
+        """Tell the user, once, that jobs are not taken in yet."""
 
     def submit(self, sequence: int, jobs: Sequence[JobRecord]) -> None:
         """Queue the jobs of a batch."""
@@ -71,11 +83,29 @@ class Incoming:
         self._line: deque[tuple[AnyMessage, bytes | memoryview, Giver]] = deque()
         self._unstored: deque[tuple[int, int]] = deque()
         """Batches that are not stored, and their sizes."""
+        self._unstored_size = 0
+        self._unwanted: set[int] = set()
+        """Jobs in the line that are to be cancelled."""
+        self._is_staging = False
+        """What its first batch needs is being fetched."""
+        self._is_ending = False
+        """Its jobs are to be ended."""
 
     @property
     def waits(self) -> bool:
         """Whether something is in the line."""
         return bool(self._line)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for the end of other jobs of its user."""
+        return bool(self._line) and not self._is_staging
+
+    def holds(self, job: int) -> bool:
+        """Whether a job waits for the end of others."""
+        if not self.is_held:
+            return False
+        return any(isinstance(message, SubmitJobs) and _has(message.jobs, job) for message, *_ in self._line)
 
     def put(self, message: AnyMessage, payload: bytes | memoryview, giver: Giver) -> None:
         """Take a message.
@@ -83,17 +113,63 @@ class Incoming:
         Raises:
             RemoteProtocolError: it contradicts what came before it, or itself, or is too much.
         """
-        if isinstance(message, SubmitJobs) and not self._is_new(message, payload):
-            return
+        match message:
+            case SubmitJobs():
+                if self._is_ending or not self._is_new(message, payload):
+                    return
+            case CancelSubmitted() if self._line:
+                self._unwanted.update(job for job in message.jobs if job > self._guest.batches.highest)
+                self._guest.cancel(message.jobs)
+                self.go_on()
+                return
+            case CloseCluster(terminate=True):
+                self._is_ending = True
         self._line.append((message, payload, giver))
-        if len(self._line) == 1:
-            if isinstance(message, SubmitJobs) and _refs(message.jobs):
-                self._pool.spawn(self._walk())
-            else:
-                try:
-                    self._obey(message, payload)
-                finally:
-                    self._line.popleft()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Do what can be done now."""
+        line = self._line
+        while line and not self._is_staging:
+            message, payload, giver = line[0]
+            if isinstance(message, SubmitJobs):
+                if self._is_ending:
+                    line.popleft()
+                    continue
+                if not self._is_admitted(message):
+                    self._pool.door.wait(self._guest)
+                    self._guest.say_held()
+                    return
+                if _refs(message.jobs):
+                    self._is_staging = True
+                    self._pool.spawn(self._stage_first(message, payload, giver))
+                    return
+            try:
+                self._obey(message, payload)
+            finally:
+                line.popleft()
+        if not line:
+            self._unwanted.clear()
+
+    def _is_admitted(self, message: SubmitJobs) -> bool:
+        unwanted = self._unwanted
+        return self._pool.door.admits(self._guest) or all(spec.job in unwanted for spec in message.jobs)
+
+    def drop(self) -> None:
+        """Its client has no link: on the next one it says all of it again that was not stored."""
+        kept = self._line[0] if self._is_staging else None
+        rest = list(self._line)[self._is_staging :]
+        first = next((message for message, *_ in rest if isinstance(message, SubmitJobs)), None)
+        if first is not None:
+            self._guest.batches.taken = first.sequence - 1
+            while self._unstored and self._unstored[-1][0] >= first.sequence:
+                self._unstored_size -= self._unstored.pop()[1]
+        self._line.clear()
+        if kept is None:
+            self._unwanted.clear()
+        else:
+            self._line.append(kept)
+        self._pool.door.forget(self._guest)
 
     def _is_new(self, message: SubmitJobs, payload: bytes | memoryview) -> bool:
         batches = self._guest.batches
@@ -107,24 +183,22 @@ class Incoming:
             if spec.options is not None and (reason := why_unusable(spec.options)):
                 raise RemoteProtocolError(f"it submits a job with {reason}")
         while self._unstored and self._unstored[0][0] <= batches.stored:
-            self._unstored.popleft()
+            self._unstored_size -= self._unstored.popleft()[1]
         self._unstored.append((message.sequence, len(payload)))
-        if sum(size for _, size in self._unstored) > UNSTORED_LIMIT:
+        self._unstored_size += len(payload)
+        if self._unstored_size > UNSTORED_LIMIT:
             raise RemoteProtocolError("it sends more jobs than can be stored")
         return True
 
-    async def _walk(self) -> None:
-        while self._line:
-            message, payload, giver = self._line[0]
-            if isinstance(message, SubmitJobs):
-                staged = await self._stage(message, giver)
-                if staged is None:  # it comes again, and all that came after it
-                    self._guest.batches.taken = message.sequence - 1
-                    self._line.clear()
-                    return
-                message = staged
-            self._obey(message, payload)
-            self._line.popleft()
+    async def _stage_first(self, message: SubmitJobs, payload: bytes | memoryview, giver: Giver) -> None:
+        staged = await self._stage(message, giver)
+        self._is_staging = False
+        if staged is None:  # it comes again, and all that came after it
+            self.drop()
+            return
+        self._obey(staged, payload)
+        self._line.popleft()
+        self.go_on()
 
     async def _stage(self, message: SubmitJobs, giver: Giver) -> SubmitJobs | None:
         """Fetch what the jobs of a batch need; None when its client is gone."""
@@ -166,6 +240,8 @@ class Incoming:
         match message:
             case SubmitJobs():
                 guest.submit(message.sequence, self._records(message, payload))
+                if self._unwanted:
+                    guest.cancel(spec.job for spec in message.jobs if spec.job in self._unwanted)
             case CancelSubmitted():
                 guest.cancel(message.jobs)
             case CloseCluster():
@@ -203,3 +279,8 @@ def _refs(jobs: list[JobSpec]) -> list[BlobRef]:
         if spec.options is not None and spec.options.depends is not None:
             refs += refs_of(spec.options.depends.files)
     return refs
+
+
+def _has(jobs: list[JobSpec], job: int) -> bool:
+    """Whether one of these, which ascend, is the job."""
+    return bool(jobs) and jobs[0].job <= job <= jobs[-1].job

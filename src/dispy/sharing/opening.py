@@ -137,6 +137,7 @@ class Opening:
 
     def _register(self, guest: Guest) -> None:
         self.guests[guest.id] = guest
+        self._pool.door.enter(guest)
         guest.on_attached = lambda: self._on_attached(guest)
         guest.on_finished = lambda: self._forget(guest)
 
@@ -151,6 +152,7 @@ class Opening:
     def _forget(self, guest: Guest) -> None:
         if self.guests.pop(guest.id, None) is None:
             return
+        self._pool.door.leave(guest)
         if guest.client is not None:
             guest.client.guests.pop(guest.id, None)
         if guest.is_over:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dispy.model import ProcessId
 from dispy.nodes import NodeAllocate, NodeView, fitting
 from dispy.scheduler.service import SchedulerService
+from dispy.sharing.door import Door
 from dispy.sharing.keeping import Keeper
 from dispy.sharing.staging import Staging
 
@@ -57,11 +58,13 @@ class Pool:
         staging: Staging,
         rules: Rules,
         spawn: Callable[[Coroutine[None, None, None]], None],
+        door: Door,
     ) -> None:
         self.service = service
         self.keeper = keeper
         self.staging = staging
         self.rules = rules
         self.spawn = spawn
+        self.door = door
         self.done: Counter[ProcessId] = Counter()
         """Jobs that ended on each node since the start."""

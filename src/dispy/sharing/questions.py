@@ -110,8 +110,11 @@ class Questions:
 
     async def _explain(self, guest: Guest, job: int) -> str:
         if not job:
-            return self._pool.service.core.explain_cluster(guest.id)
+            held = f" Further jobs wait to be taken in: {guest.why_held()}." if guest.incoming.is_held else ""
+            return f"{self._pool.service.core.explain_cluster(guest.id)}{held}".lstrip()
         record = guest.jobs.get(job)
+        if record is None and guest.incoming.holds(job):
+            return f"Job {job} waits until the scheduler takes it in: {guest.why_held()}."
         if record is None:
             return f"Job {job} has ended, or has not been submitted yet."
         sentence = await self._pool.service.explain(record)

@@ -114,6 +114,10 @@ class SubmitLine:
         self._sequence = self._stored = self._under_way = 0
         self._waiting.extendleft(reversed(list(records)))
 
+    def keep_sent(self) -> None:
+        """What waits here has ended."""
+        self._waiting.clear()
+
     def drain(self) -> None:
         """Nothing of it is to be sent any more."""
         self._waiting.clear()
