@@ -174,6 +174,10 @@ class JobDone(msgspec.Struct, array_like=True, gc=False):
     """Where the body is when it is too large for the batch (then nothing of it is in the payload)."""
 
 
+SHARED_SCHEDULER: Final = "dispyscheduler"
+"""The program of holders that are shared schedulers."""
+
+
 class Holder(msgspec.Struct, frozen=True):
     """Who holds a lease, as far as they say (a claim, shown as such)."""
 
@@ -195,9 +199,11 @@ class Holder(msgspec.Struct, frozen=True):
         """What to know when it is gone, as a sentence; empty when it is not."""
         if not self.gone:
             return ""
-        waits = f"{self.results} result{' waits' if self.results == 1 else 's wait'} for `dispy recover` there"
+        waits = f"{self.results} result{' waits' if self.results == 1 else 's wait'}"
         still = f", {self.running} job{' still runs' if self.running == 1 else 's still run'}" if self.running else ""
-        return f"that program is gone or cut off, {waits}{still}"
+        if self.program == SHARED_SCHEDULER:
+            return f"that scheduler is away or cut off, {waits} there for its next start{still}"
+        return f"that program is gone or cut off, {waits} for `dispy recover` there{still}"
 
 
 class NodeInfo(msgspec.Struct, frozen=True):

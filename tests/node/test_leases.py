@@ -46,6 +46,11 @@ def test_describes_what_waits_for_a_holder_that_is_gone(ready: Node) -> None:
     )
 
 
+def test_a_scheduler_that_is_away_is_not_called_a_program() -> None:
+    holder = Holder("root", "host", 1, "dispyscheduler", gone=True, results=2)
+    assert holder.absence == "that scheduler is away or cut off, 2 results wait there for its next start"
+
+
 def test_free_node_is_leased(node: Node) -> None:
     assert node.lease() == Effects([], [Send(ANNA, msg.LeaseGranted([], []))])
 

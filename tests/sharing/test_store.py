@@ -136,6 +136,8 @@ async def test_what_waits_and_what_nodes_have_comes_back(opened: Scheduler, tmp_
     jobs = opened.submit(4)
     pinned = opened.submit(1, options=JobOptions(node=NODE, priority=3, retries=2))
     opened.store.batch_stored(CLUSTER, 7)
+    await on_disk(opened.store)
+    assert opened.store._file.counts() == (1, 5, 0)
     restored = await again(opened, tmp_path)
     (kept,) = restored.clusters
     assert (kept.stored, kept.state, kept.user, kept.opened.token) == (7, "open", "anna@host", b"t" * 32)

@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 
 from dispy.commandline import place_named
-from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, TransferError
+from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, StoreError, TransferError
 from dispy.logs import logger
-from dispy.model import BlobRef, ProcessId, Role
+from dispy.model import SHARED_SCHEDULER, BlobRef, ProcessId, Role
 from dispy.nodes import NodeAllocate
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
@@ -39,6 +39,7 @@ from dispy.sharing.questions import Questions
 from dispy.sharing.settings import SharingSettings
 from dispy.sharing.staging import Staging, refs_of
 from dispy.sharing.store import open_store
+from dispy.sharing.storefile import FILE, StoreFile
 from dispy.sharing.watch import LOOK_INTERVAL, WaitingWatch
 from dispy.wire.discovery import listen_hosts
 from dispy.wire.link import BROKEN_OFF, LinkSettings, Listener
@@ -113,6 +114,8 @@ class SharedScheduler:
             self._lock = os.open(prefix / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.settings.clean:
+                if (prefix / FILE).exists() and (what := _what_lies_in(prefix)):
+                    logger.warning("--clean: this scheduler forgets %s", what)
                 _wipe(prefix)
         except BlockingIOError:
             raise SettingsError(
@@ -124,7 +127,7 @@ class SharedScheduler:
     def _build(self, restored: Restored, items: list[NodeAllocate]) -> None:
         settings = self.settings
         core = SchedulerCore(
-            holder=msgspec.structs.replace(this_holder(settings.ext_host), program="dispyscheduler"),
+            holder=msgspec.structs.replace(this_holder(settings.ext_host), program=SHARED_SCHEDULER),
             token=restored.token,
             grace=5 * settings.pulse_interval,
             policy=settings.policy,
@@ -380,6 +383,19 @@ def _counts(clusters: int, jobs: int, results: int) -> str:
         f"{counted(clusters, 'cluster')}, {counted(jobs, 'pending job')}, "
         f"{counted(results, 'result that nobody has taken', 'results that nobody has taken')}"
     )
+
+
+def _what_lies_in(prefix: Path) -> str:
+    """What a scheduler would go on with; empty: nothing."""
+    try:
+        file = StoreFile(prefix)
+    except StoreError as error:
+        return f"what cannot be read ({error})"
+    try:
+        counts = file.counts()
+        return _counts(*counts) if any(counts) else ""
+    finally:
+        file.close()
 
 
 def _items(use: tuple[str, ...]) -> list[NodeAllocate]:

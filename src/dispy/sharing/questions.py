@@ -176,6 +176,8 @@ class Questions:
         problem = node.info.closed
         if node.holder is not None and node.state == "refused":
             problem = f"used by {node.holder.user}@{node.holder.host} ({node.holder.program})"
+        elif node.state == "broken":
+            problem = "no link to it; if it does not come back within some seconds, it is lost"
         seen = self._pool.service.links.view(node.node)
         return PoolNode(
             node=node.node,

@@ -52,6 +52,7 @@ create table jobs(number integer primary key, cluster integer, client integer, a
 create table ended(number integer primary key, cluster integer, client integer, over blob, body blob);
 """
 
+_COUNTED: Final = ("clusters", "jobs", "ended")
 _INSERT_JOBS: Final = """
 insert into jobs select value->>0, value->>1, value->>2, substr(?2, value->>3, value->>4),
     case when value->>5 then substr(?2, value->>3 + value->>4, value->>5) end, value->>6, value->>7, value->>8
@@ -186,6 +187,13 @@ class StoreFile:
         return dict(self.db.execute("select name, value from meta"))
 
     # ---- reading ----
+
+    def counts(self) -> tuple[int, int, int]:
+        """Clusters, jobs that have not ended, jobs whose ends were not acknowledged."""
+        clusters, jobs, ended = (
+            _one(self.db, f"select count(*) from {name}") for name in ("clusters", "jobs", "ended")
+        )
+        return clusters, jobs, ended
 
     def clusters(self) -> Iterable[tuple[KeptCluster, bool, str]]:
         """Each with whether it is open-ended, and why no node can come for it."""
