@@ -19,9 +19,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dispy.cli import main, pool
+from dispy.cli.options import Connection
 from dispy.cli.pool import find_cluster, owner_of
 from dispy.cli.poolview import NODE_STATES, cluster_state, headline, node_state
-from dispy.errors import SettingsError
+from dispy.errors import ConnectFailed, SettingsError
 from dispy.model import AvailInfo, ComputationId, Holder, JobState, ProcessId, Role
 from dispy.recovery.book import ClusterNoted, ClusterOver, ClusterShared, ProgramBegun
 from dispy.recovery.file import RecoveryFile, new_path
@@ -346,6 +347,19 @@ def test_where_no_scheduler_is_that_is_said(free_base_port: int, monkeypatch: py
         assert done.exit_code == 1
         assert f"no scheduler answers at 127.0.0.1:{free_base_port + 2}" in done.output
         assert "start dispyscheduler there" in done.output
+
+
+def test_something_that_listens_is_not_nobody() -> None:
+    target = pool.Target("127.0.0.1", 9702, Connection(*[None] * 7, insecure=False), None)
+    wants = "127.0.0.1:9702: the other side closed during the handshake; it probably wants a certificate of its CA"
+    assert str(pool._nobody(target, ConnectFailed(wants, reason="eof"))) == (
+        "what listens at 127.0.0.1:9702 takes no link of this command: the other side closed during the handshake; "
+        "it probably wants a certificate of its CA (--certfile, --keyfile and --cafile)"
+    )
+    nothing = ConnectFailed("nothing listens at 127.0.0.1:9702 (connection refused)", refused=True, reason="refused")
+    assert str(pool._nobody(target, nothing)).startswith(
+        "no scheduler answers at 127.0.0.1:9702: nothing listens there; start dispyscheduler there"
+    )
 
 
 def test_a_scheduler_that_is_silent_is_not_waited_for(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,8 @@ from dispy.wire.sharing import (
 )
 
 M = TypeVar("M")
+ME = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+"""Who runs the tests, as the system proves."""
 HOLDER = Holder("anna", "lab", 1, "program.py")
 
 
@@ -276,11 +278,10 @@ def test_another_program_gets_nothing_of_a_cluster(run: Callable[..., None]) -> 
         thief.link.send(AskPool(4))
         [shown] = (await thief.hears(PoolTold)).status.clusters
         assert (shown.name, shown.waiting, shown.mine) == ("f", 2, False)
-        me = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
-        assert (shown.owner, shown.proved, shown.claim.user) == (me, True, "anna")
-        assert f"belongs to {me} (says anna@lab): " in refused.sentence
+        assert (shown.owner, shown.proved, shown.claim.user) == (ME, True, "anna")
+        assert f"belongs to {ME} (says anna@lab): " in refused.sentence
         [guest] = pool.scheduler.opening.guests.values()
-        assert guest.spec.user == f"{me} (says anna@lab)"
+        assert guest.spec.user == f"{ME} (says anna@lab)"
         for each in (client, thief):
             each.link.close("done")
 
@@ -299,6 +300,9 @@ def test_who_may_cancels(run: Callable[..., None], how: str) -> None:
         assert [each.job for each in (await other.hears(JobsTold)).jobs] == [1, 2]
         other.link.send(CancelFor(2, tokens, opened.computation.id, (2,)))
         assert (await other.hears(CancelTold)).count == 1
+        by = f"`dispy cancel` of {ME}{', an admin' if how == 'admin' else ''}"
+        assert (await client.hears(ClusterSaid)).sentence == f"1 job of f cancelled by {by}"
+        assert (await client.hears(JobsOver)).jobs[0].cause == f"cancelled before it started, by {by}"
         other.link.send(CancelFor(3, tokens, opened.computation.id))
         assert (await other.hears(CancelTold, 2)).count == 1
         await until(lambda: sum(len(each.jobs) for each in client.all_of(JobsOver)) == 2)

@@ -161,9 +161,9 @@ async def connected(target: Target) -> AsyncIterator[PoolLink]:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             link = await dial(target.host, target.port, settings=target.link_settings(), handler=asking)
     except TimeoutError:
-        raise _nobody(target, f"no answer within {ANSWER_TIMEOUT:g} s") from None
+        raise _nobody(target, ConnectFailed(f"no answer within {ANSWER_TIMEOUT:g} s")) from None
     except ConnectFailed as error:
-        raise _nobody(target, str(error)) from error
+        raise _nobody(target, error) from error
     try:
         yield asking
     finally:
@@ -171,7 +171,11 @@ async def connected(target: Target) -> AsyncIterator[PoolLink]:
         await link.wait_closed()
 
 
-def _nobody(target: Target, why: str) -> LinkError:
+def _nobody(target: Target, error: ConnectFailed) -> LinkError:
+    why = "nothing listens there" if error.refused else str(error).removeprefix(f"{target.where}: ")
+    if error.reason in {"eof", "tls"}:  # something is there
+        how = " (--certfile, --keyfile and --cafile)" if "certificate" in why else ""
+        return ConnectFailed(f"what listens at {target.where} takes no link of this command: {why}{how}")
     return ConnectFailed(
         f"no scheduler answers at {target.where}: {why}; start dispyscheduler there, or name its machine by "
         "--scheduler or DISPY_SCHEDULER"

@@ -84,7 +84,7 @@ def _print_json(found: Recovered) -> None:
             "stderr": _text(job.stderr),
             "exception": job.exception,
             "node": job.ip_addr,
-            "submit_time": job.submit_time,
+            "submit_time": job.submit_time or None,
             "start_time": job.start_time,
             "end_time": job.end_time,
         }

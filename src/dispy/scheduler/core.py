@@ -142,7 +142,7 @@ class SchedulerCore:
             case events.JobsSubmitted():
                 flow.submit(tables, out, event.jobs)
             case events.CancelAsked():
-                flow.cancel(tables, out, event.jobs, "cancelled before it started")
+                flow.cancel(tables, out, event.jobs, event.cause)
             case events.ClusterOpened():
                 closing.open_cluster(tables, out, event)
             case events.ClusterWidened():

@@ -65,6 +65,8 @@ class CancelAsked:
     """The user cancels these jobs."""
 
     jobs: Sequence[int]
+    cause: str = "cancelled before it started"
+    """For those that have not started."""
 
 
 @dataclass(slots=True, frozen=True)

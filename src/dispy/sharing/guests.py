@@ -48,6 +48,7 @@ from dispy.wire.sharing import (
     NodeSeen,
     OpenCluster,
 )
+from dispy.words import counted
 
 REST_AFTER: Final = 60.0
 """Seconds for which a cluster without jobs keeps its nodes when its client is away."""
@@ -235,18 +236,26 @@ class Guest:
         self.batches.stored = max(self.batches.stored, sequence)
         self.send(JobsStored(self.id, self.batches.stored))
 
-    def cancel(self, jobs: Iterable[int]) -> int:
-        """End these jobs (the client's numbers), wherever they are; returns how many have not ended."""
+    def cancel(self, jobs: Iterable[int], by: str = "") -> int:
+        """End these jobs (the client's numbers), wherever they are; returns how many have not ended.
+
+        The user is told `by` whom, unless it is the program itself (empty).
+        """
         numbers = [record.job for record in map(self.jobs.get, jobs) if record is not None]
-        self._pool.service.handle(CancelAsked(numbers[:PORTION]))
+        cause = f"cancelled before it started, by {by}" if by else "cancelled before it started"
+        if by and numbers:
+            sentence = f"{counted(len(numbers), 'job')} of {self.spec.name} cancelled by {by}"
+            logger.info("%s (cluster %s of %s)", sentence, self.id[:8], self.owner)
+            self.say(sentence)
+        self._pool.service.handle(CancelAsked(numbers[:PORTION], cause))
         if len(numbers) > PORTION:
-            self._pool.spawn(self._cancel_rest(numbers[PORTION:]))
+            self._pool.spawn(self._cancel_rest(numbers[PORTION:], cause))
         return len(numbers)
 
-    async def _cancel_rest(self, numbers: list[int]) -> None:
+    async def _cancel_rest(self, numbers: list[int], cause: str = "cancelled before it started") -> None:
         for start in range(0, len(numbers), PORTION):
             await asyncio.sleep(0)
-            self._pool.service.handle(CancelAsked(numbers[start : start + PORTION]))
+            self._pool.service.handle(CancelAsked(numbers[start : start + PORTION], cause))
 
     def jobs_started(self, view: NodeView | None, jobs: Iterable[JobRecord]) -> None:
         """See `ClusterOwner`."""

@@ -4,6 +4,7 @@ told, and cancelled, that the asker may steer: by their token, as admin, or wher
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import time
@@ -18,6 +19,7 @@ from dispy.sharing.guests import Guest, number_of
 from dispy.sharing.identity import Identity
 from dispy.sharing.pool import Pool
 from dispy.wire.blobs import BlobExchange
+from dispy.wire.datagrams import clean_name
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import (
     AskJobs,
@@ -55,6 +57,10 @@ class Asker(Protocol):
 
     guests: dict[ComputationId, Guest]
     exchange: BlobExchange
+    name: str
+    """As it says."""
+    proof: asyncio.Future[str]
+    """What proves who it is; empty: nothing."""
 
     @property
     def is_admin(self) -> bool:
@@ -82,7 +88,7 @@ class Questions:
             case AskJobs():
                 client.send(self._jobs(client, question))
             case CancelFor():
-                client.send(self._cancel(client, question))
+                client.send(self._cancel(client, question, await client.proof))
             case _:
                 guest = client.guests.get(getattr(question, "cluster", ComputationId("")))
                 await self._answer_owner(client, guest, question)
@@ -213,7 +219,7 @@ class Questions:
             most = max(0, min(question.most, JOBS_MOST))
         return JobsTold(question.question, told, more - len(told))
 
-    def _cancel(self, client: Asker, question: CancelFor) -> CancelTold:
+    def _cancel(self, client: Asker, question: CancelFor, proof: str) -> CancelTold:
         guest = self._guests.get(question.cluster)
         if guest is None:
             return CancelTold(question.question, 0, "this scheduler has no such cluster")
@@ -224,7 +230,9 @@ class Questions:
                 f"cluster {guest.spec.name} ({guest.id[:8]}) belongs to {guest.owner}: its jobs are ended from "
                 "where its program was started, or by who knows the admin secret (--admin)",
             )
-        count = guest.cancel(question.jobs or list(guest.jobs))
+        who = proof or f"{clean_name(client.name)} (claimed)"
+        by = f"`dispy cancel` of {who}{', an admin' if client.is_admin else ''}"
+        count = guest.cancel(question.jobs or list(guest.jobs), by)
         sentence = "" if count else "none of these jobs is pending" if question.jobs else "it has no pending jobs"
         return CancelTold(question.question, count, sentence)
 
