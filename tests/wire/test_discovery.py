@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -337,6 +338,20 @@ def test_an_interface_without_broadcast_speaks_by_multicast_where_asked_for(monk
     monkeypatch.setattr("dispy.wire.interfaces._select", lambda _names: ([silent], []))
     assert Scope((), False).refresh([]) == []
     assert Scope((), False, Multicast(instead=True)).refresh([]) == [silent]
+
+
+def test_interfaces_that_cannot_be_looked_at_are_those_that_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = ipv6("eth0", "fd77::1", "fd77::/64")
+    monkeypatch.setattr("dispy.wire.interfaces._select", lambda _names: ([local], []))
+    scope, tried = Scope((), False), list[str]()
+    scope.refresh([])
+
+    def fail(_names: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("dispy.wire.interfaces._select", fail)
+    assert scope.refresh(tried) == [local]
+    assert tried == ["the interfaces of this machine cannot be looked at: Too many open files"]
 
 
 def test_addresses_as_people_write_them() -> None:

@@ -19,10 +19,10 @@ from dispy.sharing.opening import Opening
 from dispy.sharing.passing import FilePassing
 from dispy.sharing.pool import Pool
 from dispy.sharing.questions import Questions
-from dispy.sharing.staging import refs_of
+from dispy.sharing.staging import AGAIN_AFTER, refs_of
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.blobsources import BlobSources
-from dispy.wire.interfaces import is_own
+from dispy.wire.interfaces import is_own, shown
 from dispy.wire.link import Link
 from dispy.wire.messages import AnyMessage, FileTaken
 from dispy.wire.sharing import (
@@ -114,9 +114,17 @@ class ClientLinks:
         client.exchange.link_replaced(link)
 
     async def _prove(self, client: Client, link: Link) -> None:
-        proof = link.certified_name
-        if not proof and is_own(client.address):
-            proof = await asyncio.to_thread(prove_by_uid, client.address, link.peer.port, self._port())
+        proof, place = link.certified_name, (client.address, link.peer.port)
+        while not (proof or client.is_gone):
+            try:
+                if is_own(client.address):
+                    proof = await asyncio.to_thread(prove_by_uid, *place, self._port())
+                break
+            except OSError as error:
+                logger.warning(
+                    "whose program is at %s cannot be seen now, and is tried again: %s", shown(*place), error
+                )
+                await asyncio.sleep(AGAIN_AFTER)
         client.proof.set_result(proof)
 
     def link_suspected(self, link: Link) -> None:

@@ -58,9 +58,12 @@ def prove_by_uid(address: str, port: int, own_port: int) -> str:
         address: of the other side.
         port: of the other side.
         own_port: at which the connection was accepted.
+
+    Raises:
+        OSError: they cannot be read now.
     """
     for table in _TABLES:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # another system, or one that hides it
             uid = uid_of(table.read_text(encoding="ascii"), address, port, own_port)
             if uid is not None:
                 return f"{_name_of(uid)}@{socket.gethostname()}"

@@ -114,7 +114,11 @@ class Scope:
 
         For IPv6 that is one address for each interface, and none of loopback: IPv4 reaches everybody there.
         """
-        found, self.missing = _select(self._interfaces)
+        try:
+            found, self.missing = _select(self._interfaces)
+        except OSError as error:  # no descriptor is left, for example
+            found = self.addresses
+            tried.append(f"the interfaces of this machine cannot be looked at: {error.strerror or error}")
         tried.extend(f"{name}: no such interface or address is up" for name in self.missing)
         if self._loopback_only:
             names = dict.fromkeys(each.name for each in found if not each.is_loopback)
