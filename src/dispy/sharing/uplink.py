@@ -115,7 +115,7 @@ class Uplink:
         self._loop.call_later(seconds, dial)
 
     def _not_reached(self, dialler: Dialler, error: LinkError) -> None:
-        self._trouble = str(error)
+        self._trouble = str(error).removeprefix(f"{self.settings.where}: ")
         if not isinstance(error, AuthenticationRejected):
             return
         refusal = f"the scheduler at {self.settings.where} refuses this program: {self._why_refused(error)}"
