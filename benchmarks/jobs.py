@@ -3,6 +3,7 @@ installed, the original dispy from PyPI, all in one run on this machine.
 
     python benchmarks/jobs.py                     # dispy, dispy with durable=True, and ProcessPoolExecutor
     python benchmarks/jobs.py --original DIR      # also the original, in a virtual environment made in DIR
+    python benchmarks/jobs.py --shared            # also one program through dispyscheduler, whose jobs are durable
     python benchmarks/jobs.py --json              # figures for a program
 
 Every figure is given as median (least … most) of the repeats. Absolute figures drift with the machine; the ratios hold.
@@ -27,11 +28,14 @@ def nothing(number):
     return number
 
 
-def of_dispy(jobs: int, trips: int, *, durable: bool = False) -> dict[str, float]:
+def of_dispy(jobs: int, trips: int, *, durable: bool = False, shared: bool = False) -> dict[str, float]:
     import dispy
 
     began = time.perf_counter()
-    cluster = dispy.JobCluster(nothing, nodes=["127.0.0.1"], durable=durable)
+    if shared:
+        cluster = dispy.SharedJobCluster(nothing)
+    else:
+        cluster = dispy.JobCluster(nothing, nodes=["127.0.0.1"], durable=durable)
     cluster.submit(0)()
     start = time.perf_counter() - began
     for job in [cluster.submit(number) for number in range(2000)]:
@@ -134,28 +138,14 @@ def _quantiles(times: list[float]) -> dict[str, float]:
     return {"p50": ordered[len(ordered) // 2], "p99": ordered[int(len(ordered) * 0.99)]}
 
 
-class Node:
-    """A dispynode on loopback with a port and a directory of its own."""
+class Daemon:
+    """A daemon on loopback with a directory of its own, and with the ports of all others."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, module: str, *options: str) -> None:
+        self.command = [sys.executable, "-m", module, "--daemon", *options]
 
-    def __enter__(self) -> Node:
-        os.environ.update(DISPY_INTERFACES="lo", DISPY_SECRET="benchmark", DISPY_PORT=str(_free_base_port()))
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "dispy.node.cli",
-                "-c",
-                str(WORKERS),
-                "--daemon",
-                "--dest_path_prefix",
-                str(self.directory),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __enter__(self) -> Daemon:
+        self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         for line in self.process.stderr:
             if "ready" in line:
@@ -164,17 +154,18 @@ class Node:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait()
+        self.process.communicate()
 
 
 def _free_base_port() -> int:
     import socket
 
     while True:
-        with socket.socket() as one, socket.socket() as two:
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
             one.bind(("127.0.0.1", 0))
             try:
                 two.bind(("127.0.0.1", one.getsockname()[1] + 1))
+                three.bind(("127.0.0.1", one.getsockname()[1] + 2))
             except OSError:
                 continue
             return one.getsockname()[1]
@@ -186,17 +177,27 @@ def main() -> None:
     parser.add_argument("--trips", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--original", type=Path, metavar="DIR")
+    parser.add_argument("--shared", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
     import tempfile
 
     figures: dict[str, list[dict[str, float]]] = {"dispy": [], "dispy, durable": [], "ProcessPoolExecutor": []}
-    with tempfile.TemporaryDirectory() as directory, Node(Path(directory)):
-        for _ in range(options.repeats):
-            figures["dispy"].append(of_dispy(options.jobs, options.trips))
-            figures["dispy, durable"].append(of_dispy(options.jobs, options.trips, durable=True))
-            figures["ProcessPoolExecutor"].append(of_executor(options.jobs // 5, options.trips))
+    os.environ.update(DISPY_INTERFACES="lo", DISPY_SECRET="benchmark", DISPY_PORT=str(_free_base_port()))
+    with tempfile.TemporaryDirectory() as directory:
+        node = Daemon("dispy.node.cli", "-c", str(WORKERS), "--dest_path_prefix", f"{directory}/node")
+        scheduler = Daemon("dispy.sharing.cli", "--node", "127.0.0.1", "--dest_path_prefix", f"{directory}/scheduler")
+        with node:
+            for _ in range(options.repeats):
+                figures["dispy"].append(of_dispy(options.jobs, options.trips))
+                figures["dispy, durable"].append(of_dispy(options.jobs, options.trips, durable=True))
+                figures["ProcessPoolExecutor"].append(of_executor(options.jobs // 5, options.trips))
+            if options.shared:
+                with scheduler:
+                    figures["dispyscheduler"] = [
+                        of_dispy(options.jobs, options.trips, shared=True) for _ in range(options.repeats)
+                    ]
     if options.original is not None:
         figures["original dispy"] = [of_original(options.original, 300, 100) for _ in range(options.repeats)]
     if options.json:
