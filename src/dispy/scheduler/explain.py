@@ -17,7 +17,7 @@ from dispy.wire.sharing import NodeStanding
 from dispy.words import counted
 
 LOOKED_AT: Final = 2_000
-"""Clusters times nodes that are looked at to say why jobs wait: 5 ms."""
+"""Clusters times nodes that are looked at to say why jobs wait; the loop does nothing else meanwhile."""
 
 
 def explain_job(tables: Tables, job: int) -> str:
