@@ -89,6 +89,32 @@ def test_ctrl_c_cancels_and_ends_with_130(
     assert "interrupted" in command.output
 
 
+def test_a_second_signal_does_not_come_before_the_word_that_the_jobs_are_to_end(
+    start_daemon: Callable[..., Any],
+    dispyscheduler: Callable[..., Any],
+    dispynode: Callable[..., Any],
+    free_base_port: int,
+    tmp_path: Path,
+    wait_until: Callable[..., Any],
+) -> None:
+    program = tmp_path / "long.sh"
+    program.write_text('#!/bin/sh\ntrap "" INT\necho $$ > "$1.new"\nmv "$1.new" "$1"\nwhile :; do sleep 0.1; done\n')
+    program.chmod(0o755)
+    mark = tmp_path / "started"
+    dispynode("--cpus", "1")
+    dispyscheduler()
+    command = start_daemon(
+        *(sys.executable, "-m", "dispy.cli", "--scheduler", "127.0.0.1", "-a", str(mark), str(program)),
+        env={"DISPY_PORT": str(free_base_port)},
+    )
+    wait_until(mark.exists, 60)
+    command.process.send_signal(signal.SIGTERM)
+    command.wait_for("the jobs are being cancelled")
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 128 + signal.SIGTERM
+    wait_until(lambda: not Path("/proc", mark.read_text().strip()).exists(), 60)
+
+
 def test_nodes_lists_who_answers(dispynode: Callable[..., Any], free_base_port: int) -> None:
     dispynode("--cpus", "1", name="worker1")
     done = dispy("nodes", "--json", "-p", str(free_base_port))

@@ -157,17 +157,18 @@ def _run(request: Request) -> int:
     jobs: list[DispyJob] = []
     output = make_output(as_json=request.json, jobs=len(request.arguments) or 1)
     finished = False
-    try:
-        with _ended_by_signal():
+    with _ended_by_signal():
+        try:
             arguments = request.arguments or ((),)
             jobs += [cluster.submit(*words, **request.job_options) for words in arguments]
             _follow(cluster, list(zip(arguments, jobs, strict=True)), output)
             finished = True
-    except _Interrupted as interrupted:
-        click.echo("interrupted: the jobs are being cancelled (once more: do not wait for it)", err=True)
-        return 128 + interrupted.signal
-    finally:
-        _close(cluster, terminate=not finished)
+        except _Interrupted as interrupted:
+            cluster.end_jobs()
+            click.echo("interrupted: the jobs are being cancelled (once more: do not wait for it)", err=True)
+            return 128 + interrupted.signal
+        finally:
+            _close(cluster, terminate=not finished)
     if len(jobs) > 1 and not request.json:
         with redirect_stdout(sys.stderr):
             cluster.print_status()
@@ -233,12 +234,18 @@ def _follow(cluster: AnyCluster, jobs: list[tuple[Sequence[str], DispyJob]], out
 
 
 def _close(cluster: AnyCluster, *, terminate: bool) -> None:
+    from dispy.portal import portal
+
     try:
         cluster.close(terminate=terminate)
         cluster.shutdown()
-    except KeyboardInterrupt:
+    except _Interrupted as again:
+        if not cluster.is_closed:
+            # `timeout` sends its signal twice: that the jobs are to end must leave this process first
+            cluster.end_jobs()
+            portal().call(cluster.service.stop(hurried=True))
         # What runs at the end of the interpreter would wait for the jobs once more.
-        os._exit(130)
+        os._exit(128 + again.signal)
 
 
 class _Interrupted(KeyboardInterrupt):
