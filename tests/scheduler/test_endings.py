@@ -115,7 +115,7 @@ def test_jobs_wait_for_a_node_that_the_user_wants_again(scheduler: Any, is_used:
     steer(scheduler, Steering.CLOSE)
     steer(scheduler, Steering.USE)
     assert endings(wish(scheduler, 2, node=N1)) == []
-    assert scheduler.core.waits(2)
+    assert scheduler.core.lacks_nodes(2)
 
 
 def test_a_node_that_the_user_closes_before_its_lease_was_granted_is_released(scheduler: Any) -> None:

@@ -210,7 +210,29 @@ def test_a_pinned_job_whose_node_is_not_fit_or_busy(scheduler: Any) -> None:
     submit(scheduler, 3, JobOptions(node=N1))
     assert scheduler.core.explain(3) == f"Job 3 {where} has all its CPUs busy."
     scheduler.submit(4, node=N2)
-    assert scheduler.core.explain(4).endswith("and the cluster's owner has not said yet how much it uses of it.")
+    assert scheduler.core.explain(4).endswith("and the cluster's program has not said yet how much it uses of it.")
+
+
+def test_which_nodes_refuse_matters_only_where_it_is_for_want_of_nodes_that_a_job_waits(scheduler: Any) -> None:
+    scheduler.submit(1, 2)
+    assert scheduler.core.lacks_nodes(1)
+    scheduler.ready()
+    assert not scheduler.core.lacks_nodes(1), "it runs"
+    scheduler.submit(*range(3, 9))
+    assert "every CPU of 1 node" in scheduler.core.explain(8)
+    assert not scheduler.core.lacks_nodes(8), "a CPU becomes free"
+    submit(scheduler, 9, JobOptions(gpus=1))
+    assert scheduler.core.lacks_nodes(9)
+
+
+def test_nodes_that_are_known_from_before_and_do_not_answer() -> None:
+    restored = Scheduler()
+    opened = ev.RestoredCluster(ev.ClusterOpened(core.spec(MAP), reentrant=False))
+    restored.handle(ev.Restored([opened], [], [ev.RestoredNode(N1, info(N1, 1), "10.0.0.1")], []))
+    restored.submit(1)
+    assert (
+        restored.core.explain(1) == "Job 1 waits: no node is there: n1 (10.0.0.1) was there before and does not answer."
+    )
 
 
 def test_only_what_no_node_can_run_is_told_while_others_run(scheduler: Any) -> None:
@@ -303,7 +325,7 @@ def test_at_the_end_of_a_program_jobs_go_on_waiting_for_what_may_come(scheduler:
     scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
     scheduler.said(N1, msg.LeaseRefused(Holder("bert", "other", 2, "his.py")))
     assert endings(scheduler.handle(ev.ClusterNarrowed(MAP))) == []
-    assert scheduler.core.waits(1)
+    assert scheduler.core.lacks_nodes(1)
 
 
 def test_without_its_only_node_a_cluster_is_forsaken_until_it_may_have_others() -> None:

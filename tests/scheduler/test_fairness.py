@@ -313,11 +313,12 @@ def test_an_exclusive_cluster_waits_for_those_before_it_and_the_others_for_it() 
     late = pool.submit(after, 2, 1.0)
     pool.run(0.2)
     explain = pool.core.explain
-    assert (
-        "it is to run alone (exclusive), and clusters before it have jobs left: cluster of anna of anna has 4 jobs"
-        in (explain(mine[0]))
-    )
-    assert "cluster of bert of bert is to run alone before it (exclusive)" in explain(late[0])
+    whose = f"cluster of anna ({before[:8]}) of anna"
+    assert f"alone (exclusive), and clusters before it have jobs left: {whose} has 4 jobs" in explain(mine[0])
+    assert explain(late[1]) == (
+        f"Job {late[1]} waits: cluster of bert of bert is to run alone before it (exclusive)."
+    ), "behind how many others of its own it waits is no matter"
+    assert not any(pool.core.lacks_nodes(job) for job in (*mine, *late)), "nor which nodes refuse"
     assert [view.state for view in pool.core.snapshot().clusters] == ["open", "open", "waiting", "waiting"]
     pool.run(2.5)
     assert pool.at_work("bert") == 1

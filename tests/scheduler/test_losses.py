@@ -147,7 +147,7 @@ def test_nothing_is_remembered_of_a_lost_node_that_was_asked_about_or_is_not_use
     assert ended_in(scheduler.submit(1)) == [(1, JobState.Abandoned)]
     scheduler.join()
     scheduler.submit(2, cluster=REDUCE, node=N1)
-    assert scheduler.core.waits(2), "the owner is asked anew"
+    assert scheduler.core.lacks_nodes(2), "the owner is asked anew"
 
 
 # ---- three nodes in a row ----

@@ -16,7 +16,14 @@ from dispy.scheduler import closing, dispatching, events, flow, membership, rest
 from dispy.scheduler.admission import admit
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
-from dispy.scheduler.explain import explain_all_stuck, explain_cluster, explain_job, explain_stuck, standings
+from dispy.scheduler.explain import (
+    explain_all_stuck,
+    explain_cluster,
+    explain_job,
+    explain_stuck,
+    lacks_nodes,
+    standings,
+)
 from dispy.scheduler.fairness import Account, Policy, Turns
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
@@ -221,10 +228,9 @@ class SchedulerCore:
         """Jobs that no node has."""
         return sum(cluster.waiting for cluster in self._tables.clusters.values())
 
-    def waits(self, job: int) -> bool:
-        """Whether a job waits for a node."""
-        record = self._tables.jobs.get(job)
-        return record is not None and record.node is None
+    def lacks_nodes(self, job: int) -> bool:
+        """Whether a job waits for want of nodes."""
+        return lacks_nodes(self._tables, job)
 
     def uses(self, cluster: ComputationId, node: ProcessId) -> bool:
         """Whether a cluster has a share of a node, opened or not."""

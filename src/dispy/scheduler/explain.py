@@ -11,7 +11,7 @@ from dispy.scheduler.fairness import Policy
 from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState, traces_of
 from dispy.scheduler.placement import candidates, why_unfit
-from dispy.scheduler.prospects import used_by, why_closed, wishes
+from dispy.scheduler.prospects import joined, used_by, why_closed, wishes
 from dispy.scheduler.tables import Tables
 from dispy.wire.sharing import NodeStanding
 from dispy.words import counted
@@ -33,12 +33,24 @@ def explain_job(tables: Tables, job: int) -> str:
         where = f"Job {job} may only run on node {node.label if node else record.pinned}"
         share = cluster.shares.get(node.id) if node is not None else None
         if share is None:
-            return f"{where}, and the cluster's owner has not said yet how much it uses of it."
+            return f"{where}, and the cluster's program has not said yet how much it uses of it."
         return f"{where}, which {why_unfit(share, record.shape) or _why_not(share, tables.now)}.{traces_of([share])}"
+    if held := _why_held_up(tables, cluster, record.shape):
+        return f"Job {job} waits{_for_what(record.shape)}: {held}."
     why = _why_shape_waits(tables, cluster, record.shape)
     before = sum(queue.before(record) for queue in cluster.queues)
     line = f" It waits behind {before} other{'s' if before > 1 else ''} of its cluster." if before else ""
     return f"Job {job} waits{_for_what(record.shape)}: {why}.{line}{traces_of(cluster.shares.values())}"
+
+
+def lacks_nodes(tables: Tables, job: int) -> bool:
+    """Whether it is for want of nodes that this job waits: then it matters which were looked for and which refused."""
+    record = tables.jobs.get(job)
+    if record is None or record.node is not None:
+        return False
+    cluster, shape = tables.clusters[record.cluster], record.shape
+    could = any(share.is_usable and not why_unfit(share, shape) for share in candidates(cluster, shape))
+    return not could and not _why_held_up(tables, cluster, shape)
 
 
 def standings(tables: Tables, id: ComputationId) -> list[NodeStanding]:
@@ -150,17 +162,24 @@ def _why_held_up(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
             return ""
         return f"{account.label} has jobs on {counted(account.cpus, 'CPU')}, and may have {account.most_cpus} at once"
     if tables.alone is not None:
-        return f"{_whose(tables.clusters[tables.alone])} runs alone until it is over (exclusive)"
+        return f"{_whose(tables, tables.clusters[tables.alone])} runs alone until it is over (exclusive)"
     first = tables.clusters[next(iter(tables.exclusives))]
     if first is not cluster:
-        return f"{_whose(first)} is to run alone before it (exclusive)"
-    before = "; ".join(f"{_whose(each)} has {counted(each.jobs, 'job')}" for each in clusters_before(tables, cluster))
+        return f"{_whose(tables, first)} is to run alone before it (exclusive)"
+    before = "; ".join(
+        f"{_whose(tables, each)} has {counted(each.jobs, 'job')}" for each in clusters_before(tables, cluster)
+    )
     return f"it is to run alone (exclusive), and clusters before it have jobs left: {before}"
 
 
-def _whose(cluster: ClusterRecord) -> str:
-    user = cluster.account.user
-    return f"cluster {cluster.computation.name}{f' of {user}' if user else ''}"
+def _whose(tables: Tables, cluster: ClusterRecord) -> str:
+    name, user = cluster.computation.name, cluster.account.user
+    is_one_of_many = any(
+        each is not cluster and each.computation.name == name and each.account.user == user
+        for each in tables.clusters.values()
+    )
+    number = f" ({cluster.id[:8]})" if is_one_of_many else ""
+    return f"cluster {name}{number}{f' of {user}' if user else ''}"
 
 
 def _whose_turn(tables: Tables, cluster: ClusterRecord) -> str:
@@ -173,7 +192,9 @@ def _whose_turn(tables: Tables, cluster: ClusterRecord) -> str:
     if turns.policy is not Policy.FAIR:
         queue = first.line.first()
         return (
-            "" if queue is None or first is own else f"; {_whose(tables.clusters[queue.cluster])} is served before it"
+            ""
+            if queue is None or first is own
+            else f"; {_whose(tables, tables.clusters[queue.cluster])} is served before it"
         )
     account = own.account
     if first is own:
@@ -204,8 +225,15 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
     if not cluster.shares:
         if not tables.nodes:
             return f"{tables.lost}; waiting for it or another" if tables.lost else "no node has been found"
+        away = [node.label for node in tables.nodes.values() if node.broken_until is not None]
+        if len(away) == len(tables.nodes):
+            one = len(away) == 1
+            return (
+                f"no node is there: {joined(away)} {'was' if one else 'were'} there before and "
+                f"{'does' if one else 'do'} not answer"
+            )
         if cluster.asked:
-            return "nodes have been found and the cluster's owner has not said yet which it uses"
+            return "nodes have been found, and the cluster's program has not said yet which of them it uses"
         closed = [f"node {node.label} {why_closed(node.info)}" for node in tables.nodes.values() if not node.info.cpus]
         if len(closed) == len(tables.nodes):
             return "; ".join(closed)

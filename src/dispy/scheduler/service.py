@@ -247,7 +247,7 @@ class SchedulerService:
         """One sentence (or a few) that says why a job is where it is."""
         self.flush_now()
         sentence = self.core.explain(record.job, self.portal.loop.time())
-        return f"{sentence} {self.search.account()}".rstrip() if self.core.waits(record.job) else sentence
+        return f"{sentence} {self.search.account()}".rstrip() if self.core.lacks_nodes(record.job) else sentence
 
     async def standings(self, cluster: ComputationId) -> list[NodeStanding]:
         """Every node that a cluster wants to use, and what keeps it from being given work."""
