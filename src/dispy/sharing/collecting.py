@@ -20,7 +20,7 @@ NEVER: Final = 1_000_000_000
 INTERVAL: Final = 60.0
 """Seconds between two collections of all objects."""
 MOST: Final = 20_000
-"""Jobs and results with which all objects are still looked at: about 25 ms. With more, cycles wait for quieter times."""
+"""Jobs and results with which all objects are still looked at, in about 25 ms. With more, cycles wait for quiet times."""
 
 
 class Collecting:
