@@ -20,7 +20,7 @@ NEVER: Final = 1_000_000_000
 INTERVAL: Final = 60.0
 """Seconds between two collections of all objects."""
 MOST: Final = 20_000
-"""Jobs and results with which all objects are still looked at, in about 25 ms. With more, cycles wait for quiet times."""
+"""With more jobs and results not all objects are looked at (this takes about 25 ms): cycles wait for quiet times."""
 
 
 class Collecting:
