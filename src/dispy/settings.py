@@ -40,6 +40,8 @@ AHEAD_SECONDS: Final = 0.010
 """Work sent ahead to a worker, in seconds of measured job duration."""
 SHARED_AHEAD_SECONDS: Final = 0.030
 """The same of a shared scheduler, whose disk stands between a result and the job after it."""
+SMALL_POOL: Final = 16
+"""CPUs that each cluster of a shared scheduler opens at once; in larger pools it opens others when it needs them."""
 INLINE_SIZE: Final = 64 << 10
 """Arguments and result bodies above this many bytes travel as blobs."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _DECIMAL = ("B", "kB", "MB", "GB", "TB")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _MIB = 1 << 20
@@ -16,6 +18,13 @@ def counted(number: int, word: str, many: str = "") -> str:
         many: several of them, where that is not the word with an s.
     """
     return f"{number} {word}" if number == 1 else f"{number or 'no'} {many or word + 's'}"
+
+
+def listed(parts: Iterable[str], most: int = 5) -> str:
+    """Parts of a sentence, and how many more there are: `a; b; c; d; e; and 15 others`."""
+    every = list(parts)
+    more = len(every) - most
+    return "; ".join([*every[:most], f"and {counted(more, 'other')}"] if more > 0 else every)
 
 
 def size(count: float, like: float | None = None) -> str:

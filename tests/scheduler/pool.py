@@ -61,6 +61,7 @@ class Pool:
         latency: float = 0.0005,
         check: bool = True,
         max_cpus_per_user: int = 0,
+        park_above: int = 0,
     ) -> None:
         """Make a pool of nodes with so many CPUs each; every message takes `latency` seconds."""
         self.core = SchedulerCore(
@@ -68,6 +69,7 @@ class Pool:
             token=b"t" * 32,
             policy=policy,
             max_cpus_per_user=max_cpus_per_user,
+            park_above=park_above,
         )
         self.now = 0.0
         self.latency = latency

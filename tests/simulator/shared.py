@@ -52,6 +52,7 @@ class SimScheduler(SimProgram):
         self.is_shared = True
         self.policy = world.sharing.choice(list(Policy))
         self.quota = world.sharing.choice([0, 0, 3])
+        self.park_above = world.sharing.choice([0, 1, 2, 4])
         self.opens: dict[ComputationId, KeptCluster] = {}
         """What clients have asked for, and their batches, of which each is sent until it is stored."""
         self.batches: dict[ComputationId, list[list[JobRecord]]] = {}
@@ -67,7 +68,11 @@ class SimScheduler(SimProgram):
         restored = reopen(self.store_file)
         self.store = Gathering(self.store_file.meta()["next"], self._begin_writing)
         self.core = SchedulerCore(
-            holder=self.holder, token=restored.token, policy=self.policy, max_cpus_per_user=self.quota
+            holder=self.holder,
+            token=restored.token,
+            policy=self.policy,
+            max_cpus_per_user=self.quota,
+            park_above=self.park_above,
         )
         return restored
 

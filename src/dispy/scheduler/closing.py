@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from dispy.errors import InvalidTransition
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
 from dispy.scheduler.effects import ClusterEnded
@@ -38,7 +40,11 @@ def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
     if cluster.is_exclusive:
         tables.exclusives[id] = None
     cluster.is_held = bool(tables.exclusives)
-    for node in tables.nodes.values():
+    nodes = list(tables.nodes.values())
+    if tables.park_above:
+        # those of whom the answer comes first are opened at once: that shall not be the same ones for every cluster
+        nodes.sort(key=lambda node: (node.opened, crc32(f"{id}{node.id}".encode())))
+    for node in nodes:
         ask_allocation(out, cluster, node)
 
 
@@ -86,7 +92,7 @@ def _let_go_of_useless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> N
     if not waiting:
         return
     for share in tuple(cluster.shares.values()):
-        decided = share.state in (ShareState.READY, ShareState.REFUSED)
+        decided = share.state in (ShareState.PARKED, ShareState.READY, ShareState.REFUSED)
         if decided and not any(may_run(share, shape) for shape in waiting) and not _may_return_to(share):
             cluster.declined[share.node.id] = None
             share.cpus = 0

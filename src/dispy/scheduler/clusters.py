@@ -57,6 +57,10 @@ class ClusterRecord:
     special: dict[Shape, JobQueue] = field(default_factory=dict)
     """Jobs with wishes; a queue of which the last job has gone is forgotten."""
     shares: dict[ProcessId, Share] = field(default_factory=dict)
+    parked: dict[ProcessId, Share] = field(default_factory=dict)
+    """Those of them that are not opened as long as it has no use for them."""
+    is_growing: bool = False
+    """Whether some are being opened: plain jobs that wait let no further ones be before that has come to something."""
     asked: dict[ProcessId, None] = field(default_factory=dict)
     """Nodes of which its owner has not yet said how much it wants."""
     declined: dict[ProcessId, None] = field(default_factory=dict)

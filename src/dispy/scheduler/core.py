@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
-from dispy.scheduler import closing, dispatching, events, flow, membership, restoring, shares, steering, turns
+from dispy.scheduler import closing, dispatching, events, flow, membership, parking, restoring, shares, steering, turns
 from dispy.scheduler.admission import admit
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
@@ -41,7 +41,7 @@ class ShareView:
 
     cluster: ComputationId
     state: str
-    """wanted, opening, ready, refused or closing."""
+    """wanted, parked, opening, ready, refused or closing."""
     cpus: int
     in_flight: int
     reason: str
@@ -117,15 +117,17 @@ class SchedulerCore:
         ahead: float = AHEAD_SECONDS,
         policy: Policy = Policy.FIFO,
         max_cpus_per_user: int = 0,
+        park_above: int = 0,
     ) -> None:
         """Make an empty core.
 
         `holder` and `token` name and prove its leases; a node without a link is lost after `grace` seconds; `ahead`
         seconds of work are sent ahead to each CPU. `policy` says whose turn it is; one user may have at most
-        `max_cpus_per_user` CPUs at once (0: no bound).
+        `max_cpus_per_user` CPUs at once (0: no bound). A cluster opens `park_above` CPUs, or twice its part of all, and
+        more when its jobs need them (0: all nodes at once).
         """
-        self._tables = Tables(holder, token, grace, ahead, policy, max_cpus_per_user)
-        if policy is not Policy.FIFO or max_cpus_per_user:
+        self._tables = Tables(holder, token, grace, ahead, policy, max_cpus_per_user, park_above)
+        if policy is not Policy.FIFO or max_cpus_per_user or park_above:
             self._tables.turns = Turns(policy)
 
     @property
@@ -180,7 +182,7 @@ class SchedulerCore:
         """When `handle_timeout` is to be called at the latest; None: no need."""
         tables = self._tables
         deadline = min(tables.deadlines.values(), default=None)
-        if tables.turns is None or (look := turns.next_look(tables.turns)) is None:
+        if tables.turns is None or (look := turns.next_look(tables, tables.turns)) is None:
             return deadline
         return look if deadline is None else min(look, deadline)
 
@@ -297,6 +299,8 @@ class SchedulerCore:
             admit(tables)
         if tables.turns is not None:
             turns.dispatch(tables, tables.turns, out)
+            if tables.wanting:
+                parking.open_needed(tables, out)
         elif tables.runnable or tables.restless or tables.blocked:
             dispatching.dispatch(tables, out)
         return out.close()

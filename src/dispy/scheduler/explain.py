@@ -14,7 +14,7 @@ from dispy.scheduler.placement import candidates, why_unfit
 from dispy.scheduler.prospects import joined, used_by, why_closed, wishes
 from dispy.scheduler.tables import Tables
 from dispy.wire.sharing import NodeStanding
-from dispy.words import counted
+from dispy.words import counted, listed
 
 LOOKED_AT: Final = 2_000
 """Clusters times nodes that are looked at to say why jobs wait; the loop does nothing else meanwhile."""
@@ -139,9 +139,10 @@ def _why_shape_waits(tables: Tables, cluster: ClusterRecord, shape: Shape) -> st
         return _why_waiting(tables, cluster)
     sentences = [f"node {share.node.label} {reason}" for share, reason in unfit.items()]
     if len(unfit) == len(shares):
-        return f"no node that is known can run it ({'; '.join(sentences)})"
+        return f"no node that is known can run it ({listed(sentences)})"
+    parked = [share for share in shares if share.state is ShareState.PARKED and share not in unfit]
     for share in shares:
-        if share in unfit:
+        if share in unfit or share in parked:
             continue
         node = share.node
         if not share.is_usable:
@@ -150,7 +151,7 @@ def _why_shape_waits(tables: Tables, cluster: ClusterRecord, shape: Shape) -> st
             sentences.append(f"node {node.label} is being kept free, for this job or one before it")
         else:
             sentences.append(f"on node {node.label} not enough is free")
-    return "; ".join(sentences)
+    return "; ".join([listed(sentences), *_parked(parked)])
 
 
 def _why_held_up(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
@@ -236,14 +237,17 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
             return "nodes have been found, and the cluster's program has not said yet which of them it uses"
         closed = [f"node {node.label} {why_closed(node.info)}" for node in tables.nodes.values() if not node.info.cpus]
         if len(closed) == len(tables.nodes):
-            return "; ".join(closed)
+            return listed(closed)
         return f"{_nodes(len(tables.nodes))} found, and the cluster uses none of them"
     ready = [share for share in cluster.shares.values() if share.is_usable]
-    others = "; ".join(
+    unusable = [share for share in cluster.shares.values() if not share.is_usable]
+    sentences = [
         f"node {share.node.label} {_why_not(share, tables.now)}"
-        for share in cluster.shares.values()
-        if not share.is_usable
-    )
+        for share in unusable
+        if share.state is not ShareState.PARKED
+    ]
+    parked = _parked([share for share in unusable if share.state is ShareState.PARKED])
+    others = "; ".join([*([listed(sentences)] if sentences else ()), *parked])
     if not ready:
         return others
     slots = sum(share.slots for share in ready)
@@ -268,6 +272,13 @@ def _why_not(share: Share, now: float) -> str:
     if node.is_suspect:
         return "has been silent for a while"
     match share.state:
+        case ShareState.PARKED if share.is_paused:
+            return "is deallocated for this cluster (allocate_node uses it again)"
+        case ShareState.PARKED:
+            others = sum(1 for other in share.cluster.shares.values() if other.is_usable)
+            return (
+                f"is not opened for this cluster yet: {counted(others, 'other node does', 'other nodes do')} its work"
+            )
         case ShareState.WANTED | ShareState.OPENING:
             if share.step:
                 seconds = int(now - share.step_at)
@@ -283,6 +294,15 @@ def _why_not(share: Share, now: float) -> str:
             return "is deallocated for this cluster (allocate_node uses it again)"
         case _:
             return "has all its CPUs busy"
+
+
+def _parked(shares: list[Share]) -> list[str]:
+    """One sentence for all nodes that are not opened yet, if there are any."""
+    if not shares:
+        return []
+    return [
+        f"{counted(len(shares), 'node is', 'nodes are')} not opened for this cluster yet, and opened when it is of use"
+    ]
 
 
 def _why_not_leased(node: NodeRecord) -> str:

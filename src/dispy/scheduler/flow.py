@@ -18,7 +18,7 @@ from dispy.scheduler.nodes import NodeRecord, Share, ShareState, traces_of
 from dispy.scheduler.placement import why_none_fits
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import CancelJobs, JobsDone
-from dispy.words import counted
+from dispy.words import counted, listed
 
 RETRIED: Final = frozenset({Ending.RAISED, Ending.DIED, Ending.LIMITED, Ending.UNSENDABLE})
 """Endings after which a job is tried again that has retries left."""
@@ -78,7 +78,7 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str
     if cluster.forsaken and not cluster.shares and not cluster.asked:
         return cluster.forsaken
     if cluster.is_hopeless:
-        refusals = "; ".join(f"{share.node.label}: {share.reason}" for share in cluster.shares.values())
+        refusals = listed(f"{share.node.label}: {share.reason}" for share in cluster.shares.values())
         return f"every node refused it for good: {refusals}{traces_of(cluster.shares.values())}"
     if not queue.shape.node:
         return why_none_fits(cluster, queue)

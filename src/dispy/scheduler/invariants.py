@@ -11,7 +11,7 @@ from dispy.scheduler.fairness import Account, Turns
 from dispy.scheduler.flow import why_hopeless
 from dispy.scheduler.jobs import JobQueue
 from dispy.scheduler.nodes import Amount, NodeRecord, NodeState, Share, ShareState
-from dispy.scheduler.placement import place
+from dispy.scheduler.placement import may_run, place
 from dispy.scheduler.policy import whom_to_recall
 from dispy.scheduler.tables import Tables
 
@@ -114,6 +114,7 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
     for share in cluster.shares.values():
         _check_share(tables, cluster, share)
     _check_hopes(tables, cluster)
+    _check_parked(tables, cluster)
     _check_rooms(tables, cluster)
     for queue in cluster.special.values():
         if not queue.waiting:
@@ -149,6 +150,39 @@ def _check_hopes(tables: Tables, cluster: ClusterRecord) -> None:
         _require(all(share.state in over for share in cluster.shares.values()), f"{cluster.id} is over and not closed")
     for known in (cluster.asked, cluster.declined):
         _require(known.keys() <= tables.nodes.keys(), f"cluster {cluster.id} remembers a node that is lost")
+
+
+def _check_parked(tables: Tables, cluster: ClusterRecord) -> None:
+    """Nothing waits that a node could run which is not opened; in small pools all are opened."""
+    shares = [share for share in cluster.shares.values() if share.state is ShareState.PARKED]
+    _require(cluster.parked.keys() == {share.node.id for share in shares}, f"{cluster.id} does not know what is parked")
+    _require(not shares or tables.park_above > 0, f"nodes of {cluster.id} are parked though all are to be opened")
+    opening = [share for share in cluster.shares.values() if share.state is ShareState.OPENING]
+    _require(bool(opening) or not cluster.is_growing, f"cluster {cluster.id} waits for nodes that nobody opens")
+    reach = sum(share.slots for share in cluster.shares.values() if share.is_in_use)
+    for share in shares:
+        node = share.node
+        _require(not share.flight and share.cpus > 0, f"node {node.id} is parked for {cluster.id} and at work")
+        _require(not share.is_needed, f"node {node.id} is parked for {cluster.id}, whose user asked for it")
+        _require(node.holder is None, f"node {node.id} is parked for {cluster.id} and somebody else's")
+        _require(node.is_idle == (node in tables.idle), f"whether node {node.id} is idle is not known")
+        if not node.can_hear or not cluster.wants_nodes:
+            continue
+        _require(reach > tables.park_above, f"node {node.id} is parked for {cluster.id} in a small pool")
+        if opening or share.is_paused or not node.is_idle:
+            continue
+        waits = cluster.plain.waiting > 0 and not _is_held_up(cluster, cluster.plain)
+        _require(not waits, f"a job of {cluster.id} waits although node {node.id} is idle and could be opened")
+    for queue in cluster.special.values():
+        if not queue.waiting or _is_held_up(cluster, queue) or not cluster.wants_nodes:
+            continue
+        can = [share for share in shares if share.node.can_hear and share.slots and not share.is_paused]
+        fits = [share for share in can if may_run(share, queue.shape)]
+        tried = [share for share in cluster.shares.values() if share.is_usable or share in opening]
+        _require(
+            not fits or any(may_run(share, queue.shape) for share in tried),
+            f"jobs with wishes of {cluster.id} wait, and no node that fits is opened",
+        )
 
 
 def _is_held_up(cluster: ClusterRecord, queue: JobQueue) -> bool:

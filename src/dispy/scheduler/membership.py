@@ -14,12 +14,18 @@ from dispy.scheduler.flow import end_hopeless, end_queue
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.leases import ask_lease, release_if_unused
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
-from dispy.scheduler.shares import ask_allocation, computation_closed, held_by, open_share, settle_node, tell_offer
+from dispy.scheduler.shares import (
+    ask_allocation,
+    computation_closed,
+    held_by,
+    open_or_park,
+    open_share,
+    settle_node,
+    tell_offer,
+)
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import CancelJobs, CloseComputation, LeaseGranted
 
-IN_USE: Final = (ShareState.WANTED, ShareState.OPENING, ShareState.READY, ShareState.RENEWING)
-"""What a cluster that has a node in such a state expects of it."""
 POISONOUS: Final = 3
 """A job is not given to another node when so many were lost in a row while they ran it."""
 
@@ -51,6 +57,8 @@ def describe(tables: Tables, out: Outbox, node: NodeRecord, info: NodeInfo) -> N
     if info.cpus > before:
         for cluster in tables.clusters.values():
             ask_allocation(out, cluster, node)
+    for share in node.shares.values():
+        tables.reconsider(share.cluster)
     tables.refresh(node)
     if info.cpus != before:
         tell_offer(out, node)
@@ -86,7 +94,7 @@ def lease_granted(tables: Tables, out: Outbox, node: NodeRecord, message: LeaseG
     if cancelled:
         out.send(node, CancelJobs(cancelled))
     _forsake(tables, node, held)
-    _match_computations(out, node, set(message.computations))
+    _match_computations(tables, out, node, set(message.computations))
     tables.refresh(node)
     settle_node(tables, out, node)
 
@@ -114,12 +122,14 @@ def _never_received(tables: Tables, out: Outbox, share: Share, missing: list[Job
     tables.requeue(out, back)
 
 
-def _match_computations(out: Outbox, node: NodeRecord, there: set[ComputationId]) -> None:
+def _match_computations(tables: Tables, out: Outbox, node: NodeRecord, there: set[ComputationId]) -> None:
     for share in tuple(node.shares.values()):
         id = share.cluster.id
         if share.state is ShareState.CLOSING:
             out.send(node, CloseComputation(id, share.is_terminated))
-        elif share.state in (ShareState.WANTED, ShareState.OPENING) or (
+        elif share.state in (ShareState.WANTED, ShareState.PARKED) and id not in there:
+            open_or_park(tables, out, share)
+        elif share.state in (ShareState.WANTED, ShareState.PARKED, ShareState.OPENING) or (
             share.state is ShareState.READY and id not in there
         ):
             # asked again even if it is opening there: the answer may have been lost with the link
@@ -138,8 +148,12 @@ def lease_refused(tables: Tables, out: Outbox, node: NodeRecord, holder: Holder)
     for share in tuple(node.shares.values()):
         if share.state is ShareState.CLOSING:
             computation_closed(tables, out, node, share.cluster.id)
+        elif share.state is ShareState.PARKED:
+            share.state = ShareState.WANTED
+            del share.cluster.parked[node.id]
         elif share.state in (ShareState.OPENING, ShareState.READY):
             share.state = ShareState.WANTED
+            tables.reconsider(share.cluster)
             out.notice(NodeClosed(share.cluster.id, node.id, f"the node is {held_by(holder)}"))
     settle_node(tables, out, node)
     out.notice(NodeRefused(None, node.id, held_by(holder), holder=holder))
@@ -177,10 +191,11 @@ def lose_node(tables: Tables, out: Outbox, node: NodeRecord, cause: str) -> None
     tables.end_recall(node)
     tables.deadlines.pop(node.id, None)
     tables.lost = f"node {node.label} was lost ({cause})"
-    if any(share.state in IN_USE and share.cluster.id not in tables.closing for share in node.shares.values()):
+    if any(share.is_in_use and share.cluster.id not in tables.closing for share in node.shares.values()):
         out.notice(NodeVanished(node.id, tables.lost, is_last=len(tables.nodes) == 1, cause=cause))
     _lose_flights(tables, out, node, tables.lost, died=True)
     del tables.nodes[node.id]
+    tables.idle.pop(node, None)
     clusters = list(tables.clusters.values())
     for share in tuple(node.shares.values()):
         tables.remove_share(share)

@@ -39,6 +39,8 @@ class ShareState(Enum):
 
     WANTED = auto()
     """Waits for the lease."""
+    PARKED = auto()
+    """Not opened on a node that is ours: the cluster has had no use for it yet."""
     OPENING = auto()
     READY = auto()
     REFUSED = auto()
@@ -47,6 +49,12 @@ class ShareState(Enum):
     """Gone from the node; the bodies of its last results are still being fetched."""
     RENEWING = auto()
     """Closed to be opened again, once its owner has said how much of the node it wants now."""
+
+
+IN_USE: Final = frozenset(
+    (ShareState.WANTED, ShareState.PARKED, ShareState.OPENING, ShareState.READY, ShareState.RENEWING)
+)
+"""A cluster that has a node in such a state means to run jobs there."""
 
 
 @dataclass(slots=True)
@@ -99,6 +107,8 @@ class Share:
     """Whether it refused for good."""
     is_paused: bool = False
     """The user wants no further jobs here."""
+    is_needed: bool = False
+    """It is never parked: the user asked for it."""
     is_renewed: bool = False
     """It is to be opened again when it has been closed."""
     is_terminated: bool = False
@@ -133,6 +143,11 @@ class Share:
     def wanted(self) -> int:
         """CPUs that its jobs would use at once."""
         return len(self.flight) - self.heavy + self.heavy_cpus
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether the cluster can have jobs there, now or later."""
+        return self.state in IN_USE
 
     @property
     def is_usable(self) -> bool:
@@ -276,6 +291,22 @@ class NodeRecord:
     def has_room(self) -> bool:
         """Whether it takes more jobs, as far as that does not depend on the cluster."""
         return self.is_usable and self.load + self.claimed.cpus < self.capacity - NEARLY
+
+    @property
+    def idle_cpus(self) -> int:
+        """CPUs that no job has or will have in its turn, and that are not kept free for one."""
+        return max(0, self.capacity - self.wanted - self.claimed.cpus) if self.is_usable else 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody uses one of its CPUs."""
+        return self.idle_cpus > 0
+
+    @property
+    def opened(self) -> int:
+        """Computations that are set up there, or about to be."""
+        states = (ShareState.OPENING, ShareState.READY)
+        return sum([share.state in states for share in self.shares.values()])
 
     @property
     def in_flight(self) -> int:

@@ -14,7 +14,7 @@ from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, Shape
 from dispy.scheduler.nodes import NEARLY, NodeRecord, Share, ShareState
 from dispy.scheduler.prospects import why_lacking
-from dispy.words import counted
+from dispy.words import counted, listed
 
 
 def candidates(cluster: ClusterRecord, shape: Shape) -> Iterable[Share]:
@@ -70,7 +70,7 @@ def why_none_fits(cluster: ClusterRecord, queue: JobQueue) -> str:
             reasons.append(f"{share.node.label} {reason}")
         else:
             return ""
-    return f"no node can run it: {'; '.join(reasons)}" if reasons else ""
+    return f"no node can run it: {listed(reasons)}" if reasons else ""
 
 
 def place(cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:

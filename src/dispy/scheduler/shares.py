@@ -55,6 +55,7 @@ def _use(tables: Tables, out: Outbox, cluster: ClusterRecord, node: NodeRecord, 
     if share is None:
         share = Share(cluster, node, event.cpus, event.files, event.setup_args, event.oversubscribe)
         cluster.shares[node.id] = node.shares[cluster.id] = share
+    tables.reconsider(cluster)
     changed = (share.cpus, share.oversubscribe) != (event.cpus, event.oversubscribe)
     share.cpus, share.files, share.setup_args = event.cpus, event.files, event.setup_args
     share.oversubscribe = event.oversubscribe
@@ -89,15 +90,26 @@ def want(tables: Tables, out: Outbox, share: Share) -> None:
     if share.state is not ShareState.WANTED:
         return
     if node.can_hear:
-        open_share(out, share)
+        open_or_park(tables, out, share)
     elif node.holder is not None:
         out.notice(NodeRefused(share.cluster.id, node.id, held_by(node.holder), holder=node.holder))
     else:
         ask_lease(tables, out, node)
 
 
+def open_or_park(tables: Tables, out: Outbox, share: Share) -> None:
+    """The node is ours and the computation not open there: `parking` says when it is to be."""
+    if not tables.park_above or share.is_needed:
+        open_share(out, share)
+    else:
+        share.state = ShareState.PARKED
+        share.cluster.parked[share.node.id] = share
+        tables.reconsider(share.cluster)
+
+
 def open_share(out: Outbox, share: Share) -> None:
     """Have the node open the computation."""
+    share.cluster.parked.pop(share.node.id, None)
     share.state, share.step = ShareState.OPENING, ""
     out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit, share.oversubscribe))
 
@@ -124,6 +136,7 @@ def computation_ready(tables: Tables, out: Outbox, node: NodeRecord, id: Computa
         tables.counters.ignored += 1
         return
     share.state = ShareState.READY
+    tables.reconsider(share.cluster)
     out.notice(NodeOpened(id, node.id))
     tables.refresh(node)
 
@@ -136,6 +149,7 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
         return
     share.state, share.reason, share.final = ShareState.REFUSED, message.reason, message.final
     share.trace = message.trace
+    tables.reconsider(share.cluster)
     if not message.final:
         tables.deadlines[share.cluster.id, node.id] = now + RETRY_INTERVAL
     out.notice(NodeRefused(message.computation, node.id, message.reason, message.trace))
@@ -193,7 +207,7 @@ def close_share(tables: Tables, out: Outbox, share: Share, cause: str, *, termin
     """Close a computation on a node, whose jobs finish first or, with `terminate`, are ended."""
     if share.state is ShareState.RENEWING:
         out.notice(NodeClosed(share.cluster.id, share.node.id, cause))
-    if share.state in (ShareState.WANTED, ShareState.REFUSED, ShareState.RENEWING):
+    if share.state in (ShareState.WANTED, ShareState.PARKED, ShareState.REFUSED, ShareState.RENEWING):
         if not share.flight:
             _drop_share(tables, out, share)
         return
@@ -204,6 +218,7 @@ def close_share(tables: Tables, out: Outbox, share: Share, cause: str, *, termin
     if share.state is not ShareState.CLOSING:
         share.step_at = tables.now
     share.state, share.reason, share.is_terminated = ShareState.CLOSING, cause, terminate
+    tables.reconsider(share.cluster)
     tables.refresh(share.node)
     if share.node.can_hear:
         out.send(share.node, CloseComputation(share.cluster.id, terminate))

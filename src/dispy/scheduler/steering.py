@@ -44,6 +44,7 @@ def steer(tables: Tables, out: Outbox, event: NodeSteered) -> None:
             _renew(tables, out, share, event.terminate)
         case _:
             assert_never(event.how)
+    tables.reconsider(cluster)
     tables.refresh(node)
 
 
@@ -78,8 +79,10 @@ def _steer_unused(tables: Tables, out: Outbox, cluster: ClusterRecord, node: Nod
 def _use(tables: Tables, out: Outbox, share: Share) -> None:
     cluster, node = share.cluster, share.node
     cluster.declined.pop(node.id, None)
-    share.is_paused = False
-    if share.state is ShareState.REFUSED:
+    share.is_paused, share.is_needed = False, True
+    if share.state is ShareState.PARKED:
+        _open_parked(tables, out, share)
+    elif share.state is ShareState.REFUSED:
         tables.deadlines.pop((cluster.id, node.id), None)
         if not share.cpus:  # it was closed while jobs still ran there: its owner says anew how much it wants
             share.cpus = node.info.cpus
@@ -91,9 +94,19 @@ def _use(tables: Tables, out: Outbox, share: Share) -> None:
         share.cpus, share.is_renewed = node.info.cpus, True
 
 
+def _open_parked(tables: Tables, out: Outbox, share: Share) -> None:
+    del share.cluster.parked[share.node.id]
+    share.state = ShareState.WANTED
+    want(tables, out, share)
+
+
 def _renew(tables: Tables, out: Outbox, share: Share, terminate: bool) -> None:
     if not share.cpus or share.state is ShareState.RENEWING:
         return
+    share.is_needed = True
+    if share.state is ShareState.PARKED:  # there is nothing of it there that could be cleaned up
+        share.cluster.parked.pop(share.node.id)
+        share.state = ShareState.WANTED
     if share.state in (ShareState.WANTED, ShareState.REFUSED) and not share.flight:
         tables.deadlines.pop((share.cluster.id, share.node.id), None)
         share.state = ShareState.RENEWING

@@ -77,6 +77,8 @@ class Tables:
     policy: Policy = Policy.FIFO
     max_cpus_per_user: int = 0
     """CPUs that one user may have at once; 0: any number."""
+    park_above: int = 0
+    """CPUs that each cluster opens in any case, before others wait for its jobs; 0: it opens all."""
     now: float = 0.0
     """The time of the last event, for people."""
     clusters: dict[ComputationId, ClusterRecord] = field(default_factory=dict)
@@ -89,6 +91,10 @@ class Tables:
     """Queues of heavy jobs for which nothing was free; they are looked at in every dispatch pass."""
     claims: dict[NodeRecord, None] = field(default_factory=dict)
     """Nodes that are kept free for jobs of these."""
+    wanting: dict[ComputationId, None] = field(default_factory=dict)
+    """Clusters with parked shares of which they may need some now."""
+    idle: dict[NodeRecord, None] = field(default_factory=dict)
+    """Where shares are parked: nodes with a CPU that nobody uses."""
     restless: dict[ComputationId, None] = field(default_factory=dict)
     """Clusters with both idle CPUs and jobs that wait for one elsewhere."""
     deadlines: dict[ProcessId | tuple[ComputationId, ProcessId], float] = field(default_factory=dict)
@@ -148,6 +154,13 @@ class Tables:
         if cluster.idlers and cluster.excesses:
             self.restless[cluster.id] = None
 
+    def reconsider(self, cluster: ClusterRecord) -> None:
+        """What a cluster has opened has changed, or what it could open."""
+        if cluster.parked:
+            self.wanting[cluster.id] = None
+        else:
+            cluster.is_growing = False
+
     def release_claims(self) -> None:
         """Nothing is kept free for anybody: the next dispatch pass says anew what is."""
         for node in self.claims:
@@ -163,6 +176,8 @@ class Tables:
         cluster, node = share.cluster, share.node
         cluster.rooms.forget(share)
         node.busy.pop(share, None)
+        self.reconsider(cluster)
+        cluster.parked.pop(node.id, None)
         cluster.idlers.pop(node.id, None)
         cluster.excesses.pop(node.id, None)
         self.deadlines.pop((cluster.id, node.id), None)

@@ -48,9 +48,13 @@ def dispatch(tables: Tables, turns: Turns, out: Outbox) -> None:
     hand.finish(out)
 
 
-def next_look(turns: Turns) -> float | None:
+def next_look(tables: Tables, turns: Turns) -> float | None:
     """When running jobs are to be looked at although nothing happened; None: nobody waits for them."""
-    return turns.next_look_at if turns.cpus and len(turns.line) else None
+    if not turns.cpus:
+        return None
+    if len(turns.line) or (tables.idle and any(each.parked and each.excesses for each in tables.clusters.values())):
+        return turns.next_look_at
+    return None
 
 
 class _Hand:
@@ -124,6 +128,10 @@ class _Hand:
         for node in {**tables.fresh, **{share.node: None for share in self._touched}, **tables.claims}:
             note(tables, node)
         tables.fresh.clear()
+        for _, queue in self._skipped:
+            cluster = tables.clusters[queue.cluster]
+            if cluster.parked and (not queue.is_plain or (tables.idle and not cluster.is_growing)):
+                tables.wanting[cluster.id] = None
         if tables.restless:
             recall(tables, out)
 
@@ -236,6 +244,11 @@ def note(tables: Tables, node: NodeRecord) -> None:
             room, load = share.standing()
             if room > 0:
                 share.cluster.rooms.offer(share, load)
+    if tables.park_above:
+        if node.is_idle and node.id in tables.nodes:
+            tables.idle[node] = None
+        else:
+            tables.idle.pop(node, None)
     is_open = node.is_usable and node.wanted < node.capacity
     for share in node.shares.values() if is_open or node.is_open else busy:
         if share.cluster.shares.get(node.id) is share:
@@ -247,6 +260,9 @@ def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
     """Charge for jobs that run longer than was charged for them, and call back what waits behind such jobs."""
     now = tables.now
     turns.next_look_at = now + LOOK_INTERVAL
+    for cluster in tables.clusters.values():
+        if cluster.parked and cluster.waiting:
+            tables.wanting[cluster.id] = None
     running: dict[ClusterRecord, tuple[float, int]] = {}
     for node in tables.nodes.values():
         for share in node.busy:
@@ -267,12 +283,12 @@ def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
             cluster.estimate = together / count
         if cluster.mean is not None and cluster.estimate > OVERLONG * cluster.mean:
             cluster.depth = cluster.depth_for(cluster.estimate)
-            _recall_overlong(cluster, turns, out)
+            _recall_overlong(tables, cluster, turns, out)
 
 
-def _recall_overlong(cluster: ClusterRecord, turns: Turns, out: Outbox) -> None:
+def _recall_overlong(tables: Tables, cluster: ClusterRecord, turns: Turns, out: Outbox) -> None:
     """What waits at nodes behind jobs that take much longer than was thought goes where a CPU is free first."""
-    if turns.line.first() is None:
+    if turns.line.first() is None and not (cluster.parked and tables.idle):
         return
     for share in cluster.excesses.values():
         node, excess = share.node, share.excess

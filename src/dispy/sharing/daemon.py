@@ -26,7 +26,7 @@ from dispy.scheduler.identity import ServiceSettings, this_holder
 from dispy.scheduler.links import Reached
 from dispy.scheduler.places import Place
 from dispy.scheduler.service import SchedulerService
-from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SHARED_AHEAD_SECONDS, SUSPECT_TIMEOUT
+from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SHARED_AHEAD_SECONDS, SMALL_POOL, SUSPECT_TIMEOUT
 from dispy.sharing.clients import ClientLinks
 from dispy.sharing.door import Door
 from dispy.sharing.guests import Guest, number_of
@@ -133,6 +133,7 @@ class SharedScheduler:
             policy=settings.policy,
             max_cpus_per_user=settings.max_cpus_per_user,
             ahead=SHARED_AHEAD_SECONDS,
+            park_above=SMALL_POOL,
         )
         self.service = service = SchedulerService(
             LoopHere(),

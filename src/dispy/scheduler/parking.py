@@ -1,0 +1,123 @@
+"""When a computation is opened on a node that its cluster wants and has not needed so far: large pools, many clusters.
+
+Where fifty clusters share two hundred nodes, each of them set up on each node would be ten thousand processes. So a
+cluster opens some nodes at once, others when it has jobs for them; the shares of all others are parked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+from typing import Final
+
+from dispy.model import ProcessId
+from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.jobs import JobQueue
+from dispy.scheduler.nodes import Share, ShareState
+from dispy.scheduler.placement import candidates, cpus_on, why_unfit
+from dispy.scheduler.shares import open_share
+from dispy.scheduler.tables import Outbox, Tables
+
+LEEWAY: Final = 2
+"""A cluster opens so many times the CPUs that it would have if each had equally many."""
+
+
+def open_needed(tables: Tables, out: Outbox) -> None:
+    """Open the nodes that clusters need now and have not opened."""
+    for id in tables.wanting:
+        cluster = tables.clusters.get(id)
+        if cluster is not None:
+            cluster.is_growing = False
+            if cluster.parked and cluster.wants_nodes:
+                opener = _Opener(tables, out, cluster)
+                opener.open_needed()
+                cluster.is_growing = opener.is_opening
+    tables.wanting.clear()
+
+
+class _Opener:
+    """What one cluster has opened, and opens now."""
+
+    __slots__ = ("_cluster", "_opening", "_out", "_reach", "_ready", "_tables")
+
+    def __init__(self, tables: Tables, out: Outbox, cluster: ClusterRecord) -> None:
+        self._tables = tables
+        self._out = out
+        self._cluster = cluster
+        self._reach = self._ready = self._opening = 0
+        """CPUs that the cluster may use; that it can use now; that it will be able to use soon."""
+        for share in cluster.shares.values():
+            if share.is_in_use:
+                slots = share.slots
+                self._reach += slots
+                if share.state is ShareState.OPENING:
+                    self._opening += slots
+                elif share.state is ShareState.READY and not share.is_paused:
+                    self._ready += slots
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether any node is being set up."""
+        return self._opening > 0
+
+    def open_needed(self) -> None:
+        """Open what it is to have in any case, then what its jobs need."""
+        tables, cluster = self._tables, self._cluster
+        eager = max(tables.park_above, self._part(len(tables.clusters)))
+        if self._reach <= eager:
+            self._open(cluster.parked.values(), self._reach + 1)
+        elif (missing := eager - self._ready - self._opening) > 0:
+            self._open(self._openable(), missing)
+        if cluster.is_held or cluster.account.spare == 0:
+            return
+        for queue in cluster.special.values():
+            if queue.waiting:
+                self._open_for(queue)
+        waiting = cluster.plain.waiting
+        if waiting:
+            # twice as much each time, and no more than there are jobs: short ones may be over before it is open
+            most = min(waiting, max(tables.park_above, self._ready)) - self._opening
+            self._open((share for share in self._openable() if share.node.is_idle), most)
+            rivals = sum(1 for each in tables.clusters.values() if each.jobs)
+            most = min(most, self._part(rivals) - self._ready) - self._opening
+            self._open(self._openable(), most)
+
+    def _part(self, rivals: int) -> int:
+        return ceil(LEEWAY * self._reach / max(1, rivals))
+
+    def _openable(self) -> Iterable[Share]:
+        return [share for share in self._cluster.parked.values() if share.slots and not share.is_paused]
+
+    def _open_for(self, queue: JobQueue) -> None:
+        """Open what jobs with wishes need: the node that they name, one that fits where none does, idle ones."""
+        shape = queue.shape
+        if shape.node:
+            share = self._cluster.parked.get(ProcessId(shape.node))
+            self._open([] if share is None or share.is_paused else [share], 1)
+            return
+        fitting = [share for share in self._openable() if not why_unfit(share, shape)]
+        if not fitting:
+            return
+        states = {
+            share.state
+            for share in candidates(self._cluster, shape)
+            if (share.is_usable or share.state is ShareState.OPENING) and not why_unfit(share, shape)
+        }
+        if not states:
+            self._open(fitting, 1)
+        elif ShareState.OPENING not in states:
+            idle = (share for share in fitting if share.node.idle_cpus >= cpus_on(share, shape))
+            self._open(idle, min(queue.waiting, max(1, self._ready)))
+
+    def _open(self, shares: Iterable[Share], cpus: int) -> None:
+        """Open so many CPUs of these, first where the fewest computations are open."""
+        if cpus <= 0:
+            return
+        able = [share for share in shares if share.node.can_hear]
+        for share in sorted(able, key=lambda share: (share.node.opened, share.node.order)):
+            if cpus <= 0:
+                break
+            open_share(self._out, share)
+            slots = share.slots
+            cpus -= slots
+            self._opening += slots
