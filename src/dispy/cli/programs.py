@@ -157,7 +157,7 @@ def _run(request: Request) -> int:
     jobs: list[DispyJob] = []
     output = make_output(as_json=request.json, jobs=len(request.arguments) or 1)
     finished = False
-    with _ended_by_signal():
+    with _ended_by_signal(), _left_when_interrupted_again(cluster):
         try:
             arguments = request.arguments or ((),)
             jobs += [cluster.submit(*words, **request.job_options) for words in arguments]
@@ -234,11 +234,17 @@ def _follow(cluster: AnyCluster, jobs: list[tuple[Sequence[str], DispyJob]], out
 
 
 def _close(cluster: AnyCluster, *, terminate: bool) -> None:
+    cluster.close(terminate=terminate)
+    cluster.shutdown()
+
+
+@contextmanager
+def _left_when_interrupted_again(cluster: AnyCluster) -> Iterator[None]:
+    """End this process at the second signal, wherever the first one is being obeyed."""
     from dispy.portal import portal
 
     try:
-        cluster.close(terminate=terminate)
-        cluster.shutdown()
+        yield
     except _Interrupted as again:
         if not cluster.is_closed:
             # `timeout` sends its signal twice: that the jobs are to end must leave this process first
