@@ -219,7 +219,7 @@ def test_which_nodes_refuse_matters_only_where_it_is_for_want_of_nodes_that_a_jo
     scheduler.ready()
     assert not scheduler.core.lacks_nodes(1), "it runs"
     scheduler.submit(*range(3, 9))
-    assert "every CPU of 1 node" in scheduler.core.explain(8)
+    assert "CPU of 1 node is busy" in scheduler.core.explain(8)
     assert not scheduler.core.lacks_nodes(8), "a CPU becomes free"
     submit(scheduler, 9, JobOptions(gpus=1))
     assert scheduler.core.lacks_nodes(9)

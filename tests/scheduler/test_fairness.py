@@ -360,6 +360,42 @@ def test_an_exclusive_cluster_that_is_closed_while_it_waits_holds_nobody_up() ->
     assert pool.jobs[after[0]].ended_at > 0
 
 
+# ---- what is said ----
+
+
+def waits(pool: Pool, cluster: ComputationId) -> str:
+    return pool.core.explain_cluster(cluster)
+
+
+def test_whose_turn_it_is_is_said() -> None:
+    pool = Pool([2])
+    first, second = pool.open("anna"), pool.open("anna")
+    pool.submit(first, 40, 1.0)
+    pool.submit(second, 3, 1.0)
+    pool.run(0.1)
+    assert "all 2 CPUs of 1 node are busy" in waits(pool, first)
+    assert "next CPU" not in waits(pool, first), "it is the next"
+    assert ", which has submitted jobs before it (" in waits(pool, second)
+    other = pool.open("bert")
+    pool.submit(other, 40, 1.0)
+    assert "; the next CPU is for user bert, who " in waits(pool, second)
+    pool.run_all()
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"), [(Policy.FAIR_CLUSTER, "was served longer ago"), (Policy.EARLY_CLUSTER, "was made first")]
+)
+def test_whose_turn_it_is_by_cluster(policy: Policy, why: str) -> None:
+    pool = Pool([1], policy)
+    clusters = [pool.open("anna"), pool.open("anna")]
+    for cluster in clusters:
+        pool.submit(cluster, 20, 1.0)
+    pool.run(0.1)
+    said = [waits(pool, cluster) for cluster in clusters]
+    assert sum(f", which {why} (" in each for each in said) == 1
+    pool.run_all()
+
+
 # ---- quotas ----
 
 

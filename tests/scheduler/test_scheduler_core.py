@@ -795,7 +795,7 @@ def test_explains_every_place_of_a_job(scheduler: Scheduler) -> None:
     scheduler.submit(1, 2)
     assert explain(1) == "Job 1 waits: no node has been found."
     scheduler.join()
-    assert "has not said yet which it uses" in explain(1)
+    assert "has not said yet which of them it uses" in explain(1)
     scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
     assert explain(1) == "Job 1 waits: node n1 (10.0.0.1) has not answered yet whether it is free."
     scheduler.said(N1, msg.LeaseGranted([], []))
@@ -803,7 +803,7 @@ def test_explains_every_place_of_a_job(scheduler: Scheduler) -> None:
     assert scheduler.core.why_waiting() is not None
     scheduler.said(N1, msg.ComputationReady(MAP))
     assert explain(1) == "Job 1 was handed to node n1 (10.0.0.1) (attempt 1) and runs there or is about to."
-    assert explain(2) == "Job 2 waits: every CPU of 1 node (1 in all) has work up to the measured depth."
+    assert explain(2) == "Job 2 waits: the CPU of 1 node is busy."
     assert scheduler.core.why_waiting() is None
     scheduler.handle(ev.NodeSuspected(N1))
     assert explain(1).endswith("which has been silent for a while.")

@@ -121,6 +121,10 @@ def _wait(jobs: int, why: str, clusters: int = 1) -> str:
     return f"{counted(jobs, 'job')}{of} {'waits' if jobs == 1 else 'wait'}{why}"
 
 
+def _waits(jobs: int) -> str:
+    return f"{counted(jobs, 'job')} {'waits' if jobs == 1 else 'wait'}"
+
+
 def _why(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
     return f"{_for_what(queue.shape)}: {_why_shape_waits(tables, cluster, queue.shape)}."
 
@@ -167,7 +171,7 @@ def _why_held_up(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
     first = tables.clusters[next(iter(tables.exclusives))]
     if first is not cluster:
         return f"{_whose(tables, first)} is to run alone before it (exclusive)"
-    before = "; ".join(
+    before = listed(
         f"{_whose(tables, each)} has {counted(each.jobs, 'job')}" for each in clusters_before(tables, cluster)
     )
     return f"it is to run alone (exclusive), and clusters before it have jobs left: {before}"
@@ -187,22 +191,24 @@ def _whose_turn(tables: Tables, cluster: ClusterRecord) -> str:
     """Who comes next where turns are taken; the end of a sentence, or empty."""
     turns = tables.turns
     first = None if turns is None else turns.line.first()
-    if turns is None or first is None:
+    queue = None if first is None else first.line.first()
+    if turns is None or first is None or queue is None or queue.cluster == cluster.id:
         return ""
+    other = tables.clusters[queue.cluster]
     own = turns.party_of(cluster)
-    if turns.policy is not Policy.FAIR:
-        queue = first.line.first()
-        return (
-            ""
-            if queue is None or first is own
-            else f"; {_whose(tables, tables.clusters[queue.cluster])} is served before it"
-        )
-    account = own.account
-    if first is own:
-        return f"; the next CPU that becomes free is for {account.label}"
-    more = account.due - first.account.due
-    had = f"{account.label} has had {more:.3g} slot-seconds more" if more > 0 else f"{account.label} was served later"
-    return f"; it waits for its share: the next CPU is for {first.account.label}, as {had}"
+    if turns.policy is Policy.FAIR and first is not own:
+        less = own.account.due - first.account.due
+        had = f"has had {less:.3g} CPU seconds less than {own.account.label}" if less > 0 else "was served longer ago"
+        return f"; the next CPU is for {first.account.label}, who {had}"
+    match turns.policy:
+        case Policy.FAIR_CLUSTER:
+            why = "was served longer ago"
+        case Policy.EARLY_CLUSTER:
+            why = "was made first"
+        case Policy.FAIR | Policy.FIFO:
+            least = min(each.rank for each in cluster.queues if each.waiting)
+            why = "has jobs of higher priority" if queue.rank[0] < least[0] else "has submitted jobs before it"
+    return f"; the next CPU is for {_whose(tables, other)}, which {why} ({_waits(other.waiting)})"
 
 
 def _in_flight(tables: Tables, record: JobRecord) -> str:
@@ -251,9 +257,10 @@ def _why_waiting(tables: Tables, cluster: ClusterRecord) -> str:
     if not ready:
         return others
     slots = sum(share.slots for share in ready)
-    text = f"every CPU of {_nodes(len(ready))} ({slots} in all) has work up to the measured depth"
+    cpus = "the CPU" if slots == 1 else f"all {slots} CPUs"
+    text = f"{cpus} of {_nodes(len(ready))} {'is' if slots == 1 else 'are'} busy"
     if any(share.node.claimed.cpus for share in ready):
-        text += " or is kept free for a job that needs several"
+        text += ", or kept free for a job that needs several"
     text += _whose_turn(tables, cluster)
     return f"{text} ({others})" if others else text
 

@@ -12,7 +12,7 @@ from dispy.settings import EXPLAIN_AFTER
 from dispy.sharing.guests import Guest
 
 LOOK_INTERVAL: Final = 1.0
-_COUNT: Final = re.compile(r"\b\d+ jobs?( of \d+ clusters)? waits?\b| since \d+ s\b")
+_COUNT: Final = re.compile(r"\b\d+ jobs?( of \d+ clusters)? waits?\b| since \d+ s\b|[\d.e+-]+ CPU seconds\b")
 """That more or fewer jobs wait, or for longer, is no other reason."""
 
 
