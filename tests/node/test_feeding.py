@@ -388,6 +388,21 @@ def test_a_computation_without_a_worker_gets_the_next_cpu_on_which_a_job_ends(re
     assert ready.handle(ev.WorkerDied(2, 0, "retired", expected=True)).actions == [do.ForkWorker(REDUCE, 3)]
 
 
+def test_computations_that_both_lack_a_worker_take_turns() -> None:
+    """On one CPU: a worker that was forked for one of them runs a job before it makes room for the other."""
+    node = Node(1)
+    node.lease()
+    node.open()
+    node.open(REDUCE)
+    node.run(1, 2)
+    node.run(3, key=REDUCE)
+    node.wait(2 * NEWCOMER_SECONDS)
+    assert node.forked(1) == [fed(1, 1)]
+    assert node.handle(ev.WorkerAnswered(1, [Answer(1)])).actions == [do.RetireWorker(MAP, 1)]
+    node.wait(2 * NEWCOMER_SECONDS)
+    assert node.handle(ev.WorkerDied(1, 0, "retired", expected=True)).actions == [do.ForkWorker(REDUCE, 2)]
+
+
 def test_a_cpu_does_not_change_hands_at_once(ready: Node) -> None:
     """Else computations of short jobs would cost a process for each job."""
     ready.open(REDUCE)

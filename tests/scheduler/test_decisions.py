@@ -380,16 +380,21 @@ def test_a_terminating_cluster_asks_for_no_node(busy: Any) -> None:
 
 
 def test_whose_attempt_it_is(busy: Any) -> None:
-    runs, waits = busy.core.runs, busy.core.waits
+    runs = busy.core.runs
     assert runs(N1, 1, 1)
     assert not runs(N2, 1, 1)
     assert not runs(N1, 1, 2)
     assert not runs(N1, 99, 1)
-    assert waits(2)
-    assert not waits(1)
-    assert not waits(99)
     assert busy.core.uses(MAP, N1)
     assert not busy.core.uses(MAP, N2)
+
+
+def test_whether_a_job_waits_for_want_of_nodes(busy: Any) -> None:
+    assert not busy.core.lacks_nodes(1), "it runs"
+    assert not busy.core.lacks_nodes(2), "it is the next on N1"
+    assert not busy.core.lacks_nodes(99)
+    busy.handle(ev.NodeLost(N1, "it was killed"))
+    assert busy.core.lacks_nodes(2)
     assert not busy.core.uses(REDUCE, N1)
 
 

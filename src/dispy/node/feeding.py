@@ -261,7 +261,7 @@ class Feeder:
             starting = sum(worker.state is WorkerState.STARTING for worker in self.workers.values())
             free = min(free, self.capacity - self.kept - len(self._light()) - starting)
         while free > 0 and lacking:
-            computation = min(lacking, key=_worker_count)
+            computation = min(lacking, key=lambda each: (len(each.workers), _unserved_since(each, now)))
             self._fork_one(computation, actions)
             free -= 1
             lacking[computation] -= 1
@@ -314,7 +314,9 @@ class Feeder:
         for computation in running:
             since = computation.unserved_since
             waiting += since is not None and now >= since + NEWCOMER_SECONDS
-        for worker in [each for each in self.workers.values() if each.is_idle][: max(0, waiting)]:
+        # one that has just been forked for somebody else who waited has its turn first
+        idle = [each for each in self.workers.values() if each.is_idle and each.sequence]
+        for worker in idle[: max(0, waiting)]:
             self.drain(worker, actions)
 
     def _take_from_stalled(self, computation: Computation, now: float, actions: list[Action]) -> None:
@@ -338,6 +340,10 @@ def requeue(computation: Computation, jobs: list[HeldJob]) -> None:
 
 def _starting(computation: Computation) -> int:
     return sum(worker.state is WorkerState.STARTING for worker in computation.workers.values())
+
+
+def _unserved_since(computation: Computation, now: float) -> float:
+    return now if computation.unserved_since is None else computation.unserved_since
 
 
 def _worker_count(computation: Computation) -> int:
