@@ -289,6 +289,16 @@ def test_a_holder_that_was_sent_away_does_not_keep_the_node(ready: Node) -> None
     assert ready.core.lease is None
 
 
+def test_the_successor_of_a_holder_that_was_sent_away_gets_a_lease_of_its_own(ready: Node) -> None:
+    """He waits for the end of the other's link; what ends with that order is not for him to take up."""
+    ready.lease(BERT, b"A", HOLDER)
+    effects = ready.handle(ev.EndAsked("closing time"))
+    assert effects.actions[0] == do.HangUp(ANNA, "closing time")
+    assert not any(isinstance(send.message, msg.LeaseGranted) for send in effects.sends)
+    granted = ready.handle(ev.ComputationCleaned(MAP)).sends
+    assert Send(BERT, msg.LeaseGranted([], [])) in granted
+
+
 def test_results_go_to_the_disk_at_once_when_their_claimer_is_gone(ready: Node) -> None:
     ready.run(1)
     ready.handle(ev.LinkLost(ANNA, goodbye=False))

@@ -251,9 +251,9 @@ class NodeCore(Leases):
         lease = self.lease
         if lease is None or lease.ended:
             return
+        lease.ended = True  # before the link ends: another process with its token would take it up
         if lease.peer is not None:
             self._hang_up(lease.peer, event.reason, now, effects)
-        lease.ended = True
         for computation in lease.computations.values():
             self.computations.close(lease, computation, terminate=True, now=now, effects=effects)
 
