@@ -256,7 +256,7 @@ def test_numbers_in_the_documents_are_those_of_the_code() -> None:
         f"| stdout and stderr kept of a job | {model.OUTPUT_LIMIT >> 20} MiB each",
         f"| arguments or result inside a batch | {settings.INLINE_SIZE >> 10} KiB;",
         f"| results of a program that is gone wait on the node for | {settings.ZOMBIE_INTERVAL:g} after",
-        f"| CPUs that a cluster of a shared scheduler opens at once | {settings.SMALL_POOL}, ",
+        f"| CPUs that a cluster of a shared scheduler opens at once | all of a pool of up to {settings.SMALL_POOL}, ",
         f"| an embedded node is started when nothing was heard for | {settings.EMBEDDED_AFTER:g} |",
     ):
         assert row in limits, row

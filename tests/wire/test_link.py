@@ -25,6 +25,7 @@ from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, NodeE
 from dispy.model import ComputationId, JobSpec, ProcessId, Role
 from dispy.secrets import Credentials, credentials_from_key, find_credentials
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link, dial
+from dispy.wire.listener import UNAUTHENTICATED_PER_ADDRESS
 from dispy.wire.messages import AckResults, AnyMessage, Chunk, RunJobs
 
 SECRET = credentials_from_key(b"s" * 32)
@@ -294,7 +295,9 @@ async def _garbage(port: int, seed: int) -> None:
             await writer.wait_closed()
 
 
-def test_strangers_get_few_connections() -> None:
+def test_strangers_get_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dispy.wire.listener.UNAUTHENTICATED_OWN", UNAUTHENTICATED_PER_ADDRESS)
+
     async def test() -> None:
         there = Recorder()
         async with listening(there) as listener:

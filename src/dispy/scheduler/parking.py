@@ -20,6 +20,8 @@ from dispy.scheduler.tables import Outbox, Tables
 
 LEEWAY: Final = 2
 """A cluster opens so many times the CPUs that it would have if each had equally many."""
+LEAST: Final = 4
+"""CPUs that it opens in any case, and at once when its jobs wait."""
 
 
 def open_needed(tables: Tables, out: Outbox) -> None:
@@ -63,8 +65,9 @@ class _Opener:
     def open_needed(self) -> None:
         """Open what it is to have in any case, then what its jobs need."""
         tables, cluster = self._tables, self._cluster
-        eager = max(tables.park_above, self._part(len(tables.clusters)))
-        if self._reach <= eager:
+        least = min(LEAST, tables.park_above)
+        eager = max(least, self._part(len(tables.clusters)))
+        if self._reach <= max(tables.park_above, eager):
             self._open(cluster.parked.values(), self._reach + 1)
         elif (missing := eager - self._ready - self._opening) > 0:
             self._open(self._openable(), missing)
@@ -76,7 +79,7 @@ class _Opener:
         waiting = cluster.plain.waiting
         if waiting:
             # twice as much each time, and no more than there are jobs: short ones may be over before it is open
-            most = min(waiting, max(tables.park_above, self._ready)) - self._opening
+            most = min(waiting, max(least, self._ready)) - self._opening
             self._open((share for share in self._openable() if share.node.is_idle), most)
             rivals = sum(1 for each in tables.clusters.values() if each.jobs)
             most = min(most, self._part(rivals) - self._ready) - self._opening

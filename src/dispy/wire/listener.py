@@ -24,6 +24,8 @@ from dispy.wire.tls import ListenerTls, listener_tls
 
 UNAUTHENTICATED_LIMIT: Final = 64
 UNAUTHENTICATED_PER_ADDRESS: Final = 8
+UNAUTHENTICATED_OWN: Final = 48
+"""The same from this machine: there may be hundreds of nodes and programs that all dial again at once."""
 _BACKLOG: Final = 128
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE: Final = 0.1
@@ -129,7 +131,7 @@ class Listener:
         credentials = self._settings.credentials
         if self._strangers.total() >= UNAUTHENTICATED_LIMIT:
             reason, sentence = "busy", "too many connections that have not proved themselves are open"
-        elif self._strangers[host] >= UNAUTHENTICATED_PER_ADDRESS:
+        elif self._strangers[host] >= (UNAUTHENTICATED_OWN if is_loopback(host) else UNAUTHENTICATED_PER_ADDRESS):
             reason, sentence = "busy", "too many connections from there have not proved themselves"
         elif credentials.empty and not credentials.insecure and not is_loopback(host):
             reason, sentence = "empty", "this side has an empty secret, which is good on its own machine only"
