@@ -5,15 +5,13 @@ Only where the standard input is a terminal in whose foreground the node runs, a
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 from collections.abc import Callable
 from typing import Final
 
 from dispy.model import NodeOrder
 from dispy.node.service import NodeService
 from dispy.node.steering import status_rows
+from dispy.terminal import Terminal
 from dispy.words import counted
 
 _HELP: Final = """\
@@ -28,48 +26,17 @@ release   let go of a program that is gone, without waiting for it
 help      this list
 anything else shows how the node is."""
 _ORDERS: Final = {order.value: order for order in NodeOrder}
-_BUFFER_SIZE: Final = 4096
 
 
-def is_wanted() -> bool:
-    """Whether somebody can type: reading in the background would stop the process."""
-    try:
-        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        return False
+class Console(Terminal):
+    """What the words mean to a node."""
 
-
-class Console:
-    """Reads lines from a terminal and obeys them. `start`, then `stop`."""
+    greeting = "Type help for the words that steer this node, or Enter to see how it is."
 
     def __init__(self, service: NodeService, fd: int = 0, say: Callable[[str], None] | None = None) -> None:
+        super().__init__(fd, say)
         self._service = service
-        self._fd = fd
-        self._say = say or _print
-        self._rest = b""
         self._asked_for_cpus = False
-
-    def start(self) -> None:
-        """Begin to read."""
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._on_readable)
-        self._say("Type help for the words that steer this node, or Enter to see how it is.")
-
-    def stop(self) -> None:
-        """Read no more."""
-        self._loop.remove_reader(self._fd)
-
-    def _on_readable(self) -> None:
-        try:
-            data = os.read(self._fd, _BUFFER_SIZE)
-        except OSError:  # the terminal is gone; SIGHUP says what that means
-            data = b""
-        if not data:
-            self.stop()
-            return
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self.obey(line.decode("utf-8", "replace"))
 
     def obey(self, line: str) -> None:
         """Do what a line says."""
@@ -123,8 +90,3 @@ def _show(service: NodeService, say: Callable[[str], None]) -> None:
         screen.print(service.settings.name, markup=False, highlight=False)
         screen.print(table)
     say(shown.get().rstrip("\n"))
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

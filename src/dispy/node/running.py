@@ -12,6 +12,7 @@ from dispy.errors import DispyError, SettingsError
 from dispy.node import console
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
+from dispy.terminal import is_wanted
 from dispy.wire.interfaces import shown
 from dispy.words import counted
 
@@ -45,7 +46,7 @@ async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
         logger.warning("%s", service.callers.port_notice)
     logger.info("%s", _ready_line(service))
     tell_manager(manager, "READY=1")
-    if daemon or not console.is_wanted():
+    if daemon or not is_wanted():
         return await until_ended(service, manager)
     terminal = console.Console(service)
     terminal.start()

@@ -14,6 +14,7 @@ from dispy.sharing import console
 from dispy.sharing.collecting import Collecting
 from dispy.sharing.daemon import SharedScheduler
 from dispy.sharing.settings import SharingSettings
+from dispy.terminal import is_wanted
 from dispy.wire.interfaces import shown
 
 logger = logging.getLogger("dispy.scheduler")
@@ -53,7 +54,7 @@ async def _serve(settings: SharingSettings, *, daemon: bool) -> int:
             logger.warning("%s", scheduler.port_notice)
         logger.info("%s", _ready_line(scheduler))
         tell_manager(manager, "READY=1")
-        if not daemon and console.is_wanted():
+        if not daemon and is_wanted():
             terminal = console.Console(scheduler)
             terminal.start()
         reason = await scheduler.ended
