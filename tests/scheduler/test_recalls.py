@@ -122,3 +122,12 @@ def test_a_recall_for_a_cluster_that_has_ended_meanwhile_is_forgotten(scheduler:
         scheduler.said(node, msg.ComputationClosed(MAP))
     assert [cluster.cluster for cluster in scheduler.core.snapshot().clusters] == [REDUCE]
     assert scheduler.said(N1, msg.JobsRecalled([])) == Effects()
+
+
+@pytest.mark.parametrize("gone", [ev.LinkBroken(N1), ev.NodeLost(N1, "it burns")], ids=["no link", "lost"])
+def test_when_a_node_that_was_asked_is_gone_another_is_asked_at_once(scheduler: Any, gone: ev.Event) -> None:
+    """Whether the node had jobs of the cluster or not: else the idle CPU would wait for another event."""
+    scheduler.ready(N2)
+    scheduler.submit(*range(2, 10))
+    assert recalls(scheduler.ready(N3, 2)) == [(N1, 2)]
+    assert (N2, 2) in recalls(scheduler.handle(gone))

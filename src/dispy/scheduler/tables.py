@@ -235,4 +235,6 @@ class Tables:
             cluster = self.clusters.get(node.recall[0])
             if cluster is not None:
                 cluster.recalling -= node.recall[1]
+                if cluster.idlers and cluster.excesses:
+                    self.restless[cluster.id] = None  # what did not come back may be had from another node
             node.recall = None
