@@ -9,9 +9,10 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from dispy.errors import SettingsError
 from dispy.model import Role
@@ -31,16 +32,14 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BACKDATED: Final = datetime.timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateFiles:
+class CertificateFiles(Struct, frozen=True):
     """A certificate and its private key, both PEM."""
 
     certfile: Path
     keyfile: Path
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateInfo:
+class CertificateInfo(Struct, frozen=True):
     """What a certificate says."""
 
     name: str

@@ -7,11 +7,11 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+from msgspec import Struct
 
 from dispy import config, parameters
 from dispy.closing import ClusterClosing
@@ -38,8 +38,7 @@ from dispy.words import counted
 SETUP_PLACES = ("node", "worker", "auto")
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Given:
+class Given(Struct, frozen=True, kw_only=True):
     """What both kinds of cluster are made with, as the user gave it, under the names of today."""
 
     computation: Callable[..., Any] | str

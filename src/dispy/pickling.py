@@ -10,8 +10,9 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from dispy import namespace
 from dispy.codenames import CACHED, MAIN, is_code, is_defined_as, names_of
@@ -26,8 +27,7 @@ _MAIN_BYTES: Final = MAIN.encode()
 _LARGE: Final = 32 << 10
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Struct):
     """What the nodes know of the client's `__main__`."""
 
     shipped: dict[str, object] = field(default_factory=dict)

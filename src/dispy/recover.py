@@ -9,9 +9,10 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
 
 from dispy.errors import RecoveryError, SettingsError
 from dispy.job import DispyJob
@@ -32,8 +33,7 @@ from dispy.sharing.reclaiming import Reclaimed, reclaim
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Recovered:
+class Recovered(Struct):
     """What came of one recovery."""
 
     path: Path | None = None

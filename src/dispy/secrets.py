@@ -16,9 +16,10 @@ import re
 import secrets
 import ssl
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from dispy import secretfiles, settings
 from dispy.errors import SecretError
@@ -37,16 +38,15 @@ _SCRYPT_COST: Final = 1 << 14
 _EXTRACT_SALT: Final = b"dispy master key, protocol 1"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Struct, frozen=True):
     """By what this process proves who it is."""
 
-    key: bytes | None = field(repr=False)
+    key: bytes | None
     """32-byte master key from the secret; None when certificates alone authenticate."""
     key_id: bytes
     """8 bytes that name the secret (or the certificate authority) in discovery without telling it."""
-    source: str = field(compare=False)
-    """For people: where the secret comes from."""
+    source: str
+    """For people: where the secret comes from. It makes no difference between two of these."""
     certfile: str | None = None
     keyfile: str | None = None
     cafile: str | None = None
@@ -56,8 +56,22 @@ class Credentials:
     """The secret was given as an empty text: loopback only unless `insecure`."""
     certificate_digest: bytes = b""
     """SHA-256 over the certificates of the authority (or the shared certificate); public knowledge."""
-    not_kept: str = field(default="", compare=False)
-    """Why the secret is in this process alone, where no file could keep it; else empty."""
+    not_kept: str = ""
+    """Why the secret is in this process alone, where no file could keep it; else empty. No difference, either."""
+
+    def __repr__(self) -> str:
+        """Nothing of the secret: this may stand in a log."""
+        return f"Credentials(key_id={self.key_id!r}, source={self.source!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Credentials) and self._compared() == other._compared()
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[object, ...]:
+        files = self.certfile, self.keyfile, self.cafile
+        return self.key, self.key_id, *files, self.insecure, self.empty, self.certificate_digest
 
     def derive(self, purpose: str) -> bytes:
         """A 32-byte key for one purpose.
@@ -68,17 +82,19 @@ class Credentials:
         return _expand(self.key if self.key is not None else _extract(self.certificate_digest), purpose)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSecret:
+class FoundSecret(Struct, frozen=True):
     """A secret and where it was found."""
 
-    text: str = field(repr=False)
+    text: str
     source: str
     not_kept: str = ""
 
+    def __repr__(self) -> str:
+        """Not the secret itself: this may stand in a log."""
+        return f"FoundSecret(source={self.source!r})"
 
-@dataclass(frozen=True, slots=True)
-class StoredSecret:
+
+class StoredSecret(Struct, frozen=True):
     """Where a secret was written, and what (if anything) goes before that file."""
 
     path: Path

@@ -15,10 +15,11 @@ import stat
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
 
 from dispy import namespace, pickling
 from dispy.codenames import MAIN
@@ -53,8 +54,7 @@ _SYSTEM_FOLDERS: Final = ("/bin/", "/sbin/", "/usr/", "/lib/", "/lib64/", "/nix/
 """Programs from there are expected on the nodes, built for their machines; others are sent."""
 
 
-@dataclass(slots=True)
-class Shipment:
+class Shipment(Struct):
     """What a cluster's nodes need before they can run its jobs."""
 
     kind: str

@@ -15,9 +15,10 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import ShippingError
 
@@ -25,8 +26,7 @@ _NOT_SENT: Final = frozenset({"dispy", "cloudpickle", "__main__", "__mp_main__"}
 _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", ".git", ".hg", ".svn"})
 
 
-@dataclass(frozen=True, slots=True)
-class LocalFile:
+class LocalFile(Struct, frozen=True):
     """A file of the client that a computation needs."""
 
     path: Path

@@ -9,11 +9,11 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from test_service import Scheduler, function, run, running, seen, settings
 
 from dispy.model import BlobRef, HeldAttempt, JobDone

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -77,7 +77,7 @@ def relay_settings(base_port: int, **other: Any) -> RelaySettings:
         hosts=("lo",),
         interfaces=("lo",),
     )
-    return dataclasses.replace(settings, **other)
+    return msgspec.structs.replace(settings, **other)
 
 
 @contextlib.asynccontextmanager
@@ -154,7 +154,7 @@ def test_many_schedulers_cause_few_questions(free_base_port: int, monkeypatch: p
         schedulers = [Scheduler() for _ in range(4)]
         async with relay(free_base_port), node(free_base_port) as answerer:
             for number, scheduler in enumerate(schedulers):
-                settings = dataclasses.replace(scheduler_settings(), process=ProcessId(f"{number:032x}"))
+                settings = msgspec.structs.replace(scheduler_settings(), process=ProcessId(f"{number:032x}"))
                 await dial("127.0.0.1", free_base_port, settings=settings, handler=scheduler)
             await schedulers[0].until(lambda: bool(schedulers[0].nodes))
             assert answerer.counters["questions"] == 1

@@ -13,11 +13,11 @@ import pwd
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from dispy.errors import AuthenticationRejected, SettingsError
 from dispy.model import (

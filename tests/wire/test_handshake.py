@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import msgspec
@@ -210,7 +209,7 @@ def test_a_refused_proof_is_told_with_what_may_be_the_cause() -> None:
 
 
 def test_knowing_the_key_id_is_not_knowing_the_secret() -> None:
-    impostor = dataclasses.replace(OTHER_SECRET, key_id=SECRET.key_id)
+    impostor = msgspec.structs.replace(OTHER_SECRET, key_id=SECRET.key_id)
     result = run(side(dialled=True, credentials=impostor), side(dialled=False))
     assert {name: error.reason for name, error in result.errors.items()} == {
         "dialler": "proof",
@@ -243,7 +242,7 @@ def test_a_man_in_the_middle_has_another_certificate() -> None:
     """He passes everything on unchanged, but each side sees (or has) a certificate that the other does not."""
     dialler = side(dialled=True)
     listener = side(dialled=False)
-    dialler.channel = dataclasses.replace(dialler.channel, certificate_hash=b"m" * 32)
+    dialler.channel = msgspec.structs.replace(dialler.channel, certificate_hash=b"m" * 32)
     result = run(dialler, listener)
     assert result.errors["listener"].reason == "proof"
     assert dialler.peer is None
@@ -359,7 +358,7 @@ def test_an_admin_proves_the_admin_secret_and_nothing_else() -> None:
 
 
 def test_knowing_the_key_id_of_admins_is_not_knowing_their_secret() -> None:
-    impostor = dataclasses.replace(SECRET, key_id=ADMIN.key_id)
+    impostor = msgspec.structs.replace(SECRET, key_id=ADMIN.key_id)
     result = run(side(dialled=True, credentials=impostor, role=Role.ADMIN), side(dialled=False, admin=ADMIN))
     assert {error.reason for error in result.errors.values()} == {"proof"}
 

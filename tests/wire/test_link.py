@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import datetime
 import logging
 import os
@@ -14,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -110,7 +110,7 @@ def node(credentials: Credentials = SECRET) -> LinkSettings:
 
 
 def impatient(one: LinkSettings, grace: float = 1.2) -> LinkSettings:
-    return dataclasses.replace(one, heartbeat_interval=0.1, suspect_timeout=0.4, grace_timeout=grace)
+    return msgspec.structs.replace(one, heartbeat_interval=0.1, suspect_timeout=0.4, grace_timeout=grace)
 
 
 def run(test: Callable[[], Awaitable[None]], timeout: float = 30.0) -> None:
@@ -244,7 +244,7 @@ def test_only_accepted_roles_and_the_own_group_get_in() -> None:
         async with listening(there, accept=frozenset({Role.NODE})) as listener:
             with pytest.raises(AuthenticationRejected, match="does not talk to a scheduler"):
                 await dial("127.0.0.1", listener.port, settings=settings(), handler=Recorder())
-            lab = dataclasses.replace(settings(role=Role.NODE), group="lab")
+            lab = msgspec.structs.replace(settings(role=Role.NODE), group="lab")
             with pytest.raises(AuthenticationRejected, match="another group"):
                 await dial("127.0.0.1", listener.port, settings=lab, handler=Recorder())
             await there.heard("refused", 2)
@@ -342,7 +342,7 @@ def test_closing_the_listener_drops_strangers_and_keeps_links() -> None:
 
 
 def test_an_empty_secret_stays_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = dataclasses.replace(find_credentials(secret=""), insecure=False)
+    empty = msgspec.structs.replace(find_credentials(secret=""), insecure=False)
 
     async def test() -> None:
         there = Recorder()
@@ -353,7 +353,7 @@ def test_an_empty_secret_stays_on_its_machine(monkeypatch: pytest.MonkeyPatch) -
             with pytest.raises(AuthenticationRejected, match="empty secret is good for links on one machine"):
                 await dial("127.0.0.1", listener.port, settings=settings(credentials=empty), handler=Recorder())
             monkeypatch.setattr("dispy.wire.listener.is_loopback", lambda address: False)
-            insecure = settings(credentials=dataclasses.replace(empty, insecure=True))
+            insecure = settings(credentials=msgspec.structs.replace(empty, insecure=True))
             with pytest.raises(ConnectFailed):
                 await dial("127.0.0.1", listener.port, settings=insecure, handler=Recorder())
             assert listener.refused == {"empty": 1}
@@ -870,7 +870,7 @@ def test_one_shared_certificate_is_its_own_authority(tmp_path: Path) -> None:
 def test_a_bad_certificate_file_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "bad.pem"
     bad.write_text("nothing")
-    credentials = dataclasses.replace(SECRET, certfile=str(bad))
+    credentials = msgspec.structs.replace(SECRET, certfile=str(bad))
 
     async def test() -> None:
         with pytest.raises(AuthenticationRejected, match=r"bad\.pem cannot be used as certificate"):

@@ -6,17 +6,17 @@ import os
 import pwd
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from dispy.errors import NodeError, SettingsError
 
 _TIMEOUT: Final = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Struct, frozen=True):
     """A user of this machine."""
 
     name: str

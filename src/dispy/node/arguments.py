@@ -6,7 +6,8 @@ Part of the node's core: tables and effects, no descriptors touched.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dispy.model import BlobRef
 from dispy.node import events as ev
@@ -14,8 +15,7 @@ from dispy.node.effects import Effects, FetchArguments, ForgetArguments
 from dispy.node.serving import HeldJob, Lease
 
 
-@dataclass(slots=True)
-class _Shared:
+class _Shared(Struct):
     """One blob, for as long as a job needs it."""
 
     descriptor: int | None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from dispy.node.channel import STDERR_AT, STDOUT_AT
 from dispy.node.deaths import cause_of_death
@@ -16,8 +17,7 @@ from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED, SHUTDOWN_ASKED
 from dispy.node.workerrecord import WorkerRecord
 
 
-@dataclass(slots=True)
-class Findings:
+class Findings(Struct):
     """How a worker died, and what its fork server must know of that."""
 
     death: WorkerDeath

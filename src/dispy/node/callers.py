@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import AuthenticationRejected, LinkError, PortInUse, SettingsError
 from dispy.model import ProcessId, Role
@@ -38,8 +39,7 @@ CLOSE_TIMEOUT: Final = 2.0
 """Seconds that the last words of a link may take to leave."""
 
 
-@dataclass(slots=True)
-class _Caller:
+class _Caller(Struct):
     """A scheduler process as the service knows it."""
 
     link: Link | None

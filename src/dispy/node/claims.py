@@ -6,7 +6,7 @@ its jobs run to their end (or are ended) and its results go to the claimer; noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from dispy.model import HeldAttempt, ProcessId
 from dispy.node.computations import ComputationDesk
@@ -17,8 +17,7 @@ from dispy.node.serving import Lease, lease_name
 from dispy.wire import messages as msg
 
 
-@dataclass(slots=True)
-class Claim:
+class Claim(Struct):
     """Somebody wants the results of a lease whose token he has."""
 
     name: bytes

@@ -8,7 +8,6 @@ Who holds the node is in `dispy.node.leases`, what becomes of computations in `d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
 
 import msgspec
@@ -26,16 +25,8 @@ from dispy.wire import messages as msg
 from dispy.words import counted
 
 
-@dataclass(slots=True, eq=False)
 class NodeCore(Leases):
     """All that a node knows and decides."""
-
-    serve: int | None = None
-    """Leases after which the node ends; None: never."""
-    served: int = 0
-    """Leases that are over."""
-    ended: bool = False
-    """Exit has been decided; nothing follows."""
 
     def handle(self, event: ev.Event, now: float) -> Effects:
         """Take one event in and return all that it causes."""

@@ -6,8 +6,9 @@ Part of the node's core, which does what is due.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.node.computations import ComputationDesk
 from dispy.node.effects import Effects, Exit, HangUp
@@ -21,8 +22,7 @@ FAREWELL_TIMEOUT: Final = 5.0
 _JOBS_DONE: Final = "it was told to end and its jobs are done"
 
 
-@dataclass(slots=True)
-class Departure:
+class Departure(Struct):
     """A node that was told to end."""
 
     at_once: bool

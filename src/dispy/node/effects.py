@@ -7,7 +7,8 @@ later.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec, ProcessId
 from dispy.wire.messages import AnyMessage, JobsDone
@@ -16,8 +17,7 @@ Arguments = bytes | memoryview | int
 """Arguments of a job: the bytes, or the descriptor of a memfd that holds them."""
 
 
-@dataclass(slots=True, frozen=True)
-class Send:
+class Send(Struct, frozen=True):
     """Send a message to a scheduler; `payload` are the raw parts behind its header."""
 
     peer: ProcessId
@@ -25,8 +25,7 @@ class Send:
     payload: Sequence[bytes | memoryview] = ()
 
 
-@dataclass(slots=True, frozen=True)
-class PrepareComputation:
+class PrepareComputation(Struct, frozen=True):
     """Fetch code and files from the peer, start the fork server, run setup.
 
     Answered by ComputationPrepared or ComputationFailed.
@@ -37,15 +36,13 @@ class PrepareComputation:
     setup_args: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class RestartComputation:
+class RestartComputation(Struct, frozen=True):
     """Start its fork server again, with setup. Answered like PrepareComputation."""
 
     computation: ComputationId
 
 
-@dataclass(slots=True, frozen=True)
-class CleanComputation:
+class CleanComputation(Struct, frozen=True):
     """Give up preparing, run cleanup if asked, end its processes, remove its files.
 
     Answered by ComputationCleaned.
@@ -55,16 +52,14 @@ class CleanComputation:
     run_cleanup: bool
 
 
-@dataclass(slots=True, frozen=True)
-class ForkWorker:
+class ForkWorker(Struct, frozen=True):
     """Answered by WorkerForked or WorkerDied."""
 
     computation: ComputationId
     worker: int
 
 
-@dataclass(slots=True, frozen=True)
-class JobExtra:
+class JobExtra(Struct, frozen=True):
     """What a job gets beyond its arguments."""
 
     cpus: int = 1
@@ -73,8 +68,7 @@ class JobExtra:
     """Which of the node's, counted from 0."""
 
 
-@dataclass(slots=True, frozen=True)
-class FeedWorker:
+class FeedWorker(Struct, frozen=True):
     """Hand jobs to a worker: (sequence, arguments) each, sequences without gaps."""
 
     computation: ComputationId
@@ -84,8 +78,7 @@ class FeedWorker:
     """What the job (then there is one) gets beyond its arguments."""
 
 
-@dataclass(slots=True, frozen=True)
-class RecallFromWorker:
+class RecallFromWorker(Struct, frozen=True):
     """Take back what the worker has not started of the sequences below `before`.
 
     Answered by WorkerRecalled.
@@ -96,8 +89,7 @@ class RecallFromWorker:
     before: int
 
 
-@dataclass(slots=True, frozen=True)
-class CancelInWorker:
+class CancelInWorker(Struct, frozen=True):
     """Interrupt this job if the worker runs it (or begins it)."""
 
     computation: ComputationId
@@ -105,8 +97,7 @@ class CancelInWorker:
     sequence: int
 
 
-@dataclass(slots=True, frozen=True)
-class SignalWorker:
+class SignalWorker(Struct, frozen=True):
     """Send this signal to the worker's group if it still runs this job."""
 
     computation: ComputationId
@@ -115,39 +106,34 @@ class SignalWorker:
     signal: int
 
 
-@dataclass(slots=True, frozen=True)
-class RetireWorker:
+class RetireWorker(Struct, frozen=True):
     """Let an idle worker end. Answered by WorkerDied."""
 
     computation: ComputationId
     worker: int
 
 
-@dataclass(slots=True, frozen=True)
-class FetchArguments:
+class FetchArguments(Struct, frozen=True):
     """Fetch arguments into a memfd. Answered by ArgumentsFetched or ArgumentsFailed."""
 
     peer: ProcessId
     blob: BlobRef
 
 
-@dataclass(slots=True, frozen=True)
-class ForgetArguments:
+class ForgetArguments(Struct, frozen=True):
     """No job needs these arguments any more: close the memfd, or stop fetching."""
 
     name: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class AnswerParcel:
+class AnswerParcel(Struct, frozen=True):
     """Tell the job that sent a file whether it has arrived."""
 
     parcel: int
     taken: bool
 
 
-@dataclass(slots=True, frozen=True)
-class ReadTail:
+class ReadTail(Struct, frozen=True):
     """Read what the job has printed last, if the worker still runs it. Answered by TailRead."""
 
     peer: ProcessId
@@ -157,8 +143,7 @@ class ReadTail:
     job: int
 
 
-@dataclass(slots=True, frozen=True)
-class LendFiles:
+class LendFiles(Struct, frozen=True):
     """Put the files that an attempt brings into the computation's directory. Answered by FilesLent."""
 
     computation: ComputationId
@@ -167,8 +152,7 @@ class LendFiles:
     files: tuple[FileSpec, ...]
 
 
-@dataclass(slots=True, frozen=True)
-class ReturnFiles:
+class ReturnFiles(Struct, frozen=True):
     """An attempt needs its files no more: remove those that no other needs, or stop fetching."""
 
     computation: ComputationId
@@ -176,23 +160,20 @@ class ReturnFiles:
     attempt: int
 
 
-@dataclass(slots=True, frozen=True)
-class StoreFile:
+class StoreFile(Struct, frozen=True):
     """Fetch a file into a computation's directory. Answered by FileStored."""
 
     computation: ComputationId
     file: FileSpec
 
 
-@dataclass(slots=True, frozen=True)
-class WithdrawResults:
+class WithdrawResults(Struct, frozen=True):
     """Nobody will fetch these bodies any more."""
 
     names: list[bytes]
 
 
-@dataclass(slots=True, frozen=True)
-class SpoolBatch:
+class SpoolBatch(Struct, frozen=True):
     """Write this batch to the disk, below the name of its lease. Answered by BatchesSpooled or SpoolFailed."""
 
     lease: bytes
@@ -200,41 +181,35 @@ class SpoolBatch:
     bodies: Sequence[bytes | memoryview]
 
 
-@dataclass(slots=True, frozen=True)
-class UnspoolBatches:
+class UnspoolBatches(Struct, frozen=True):
     """Nobody needs these batches any more: remove them from the disk."""
 
     lease: bytes
     sequences: list[int]
 
 
-@dataclass(slots=True, frozen=True)
-class TrustSpool:
+class TrustSpool(Struct, frozen=True):
     """Nothing waits for a disk that could not be written: take work again."""
 
 
-@dataclass(slots=True, frozen=True)
-class NoteLease:
+class NoteLease(Struct, frozen=True):
     """The lease with this name has begun; asked only of a node whose address nobody else can know."""
 
     lease: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class HangUp:
+class HangUp(Struct, frozen=True):
     """End the link to this scheduler with a goodbye."""
 
     peer: ProcessId
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class Announce:
+class Announce(Struct, frozen=True):
     """Nobody holds this node: tell the network."""
 
 
-@dataclass(slots=True, frozen=True)
-class Exit:
+class Exit(Struct, frozen=True):
     """End the program: kill what runs, remove files, say goodbye. It is the last action."""
 
     reason: str
@@ -268,8 +243,7 @@ Action = (
 )
 
 
-@dataclass(slots=True)
-class Effects:
+class Effects(Struct):
     """Everything that one event causes."""
 
     actions: list[Action] = field(default_factory=list)

@@ -6,8 +6,9 @@ Events that carry jobs carry lists of them; the replies of a worker go in as the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from dispy.model import AvailInfo, BlobRef, ComputationId, FileSpec, ProcessId
 from dispy.wire.messages import AnyMessage, JobsDone
@@ -27,15 +28,13 @@ class Reply(Protocol):
     body: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class LinkOpened:
+class LinkOpened(Struct, frozen=True):
     """An authenticated link to a scheduler is up (it replaces an earlier one of the same process)."""
 
     peer: ProcessId
 
 
-@dataclass(slots=True, frozen=True)
-class LinkLost:
+class LinkLost(Struct, frozen=True):
     """The link to a scheduler ended."""
 
     peer: ProcessId
@@ -43,8 +42,7 @@ class LinkLost:
     """The other side said that it will not come back."""
 
 
-@dataclass(slots=True, frozen=True)
-class SchedulerSaid:
+class SchedulerSaid(Struct, frozen=True):
     """A message from a scheduler with the raw bytes behind it."""
 
     peer: ProcessId
@@ -52,23 +50,20 @@ class SchedulerSaid:
     payload: bytes | memoryview = b""
 
 
-@dataclass(slots=True, frozen=True)
-class ComputationAdvanced:
+class ComputationAdvanced(Struct, frozen=True):
     """A step of its preparation begins that may take long."""
 
     computation: ComputationId
     step: str
 
 
-@dataclass(slots=True, frozen=True)
-class ComputationPrepared:
+class ComputationPrepared(Struct, frozen=True):
     """Files and code are here and setup has run (also after a restart of its fork server)."""
 
     computation: ComputationId
 
 
-@dataclass(slots=True, frozen=True)
-class ComputationFailed:
+class ComputationFailed(Struct, frozen=True):
     """It cannot be prepared: Python differs, disk full, load or setup failed."""
 
     computation: ComputationId
@@ -77,8 +72,7 @@ class ComputationFailed:
     final: bool = True
 
 
-@dataclass(slots=True, frozen=True)
-class ComputationCleaned:
+class ComputationCleaned(Struct, frozen=True):
     """Its processes and files are gone."""
 
     computation: ComputationId
@@ -87,23 +81,20 @@ class ComputationCleaned:
     """Its cleanup function asked the node to end (`dispynode_shutdown`)."""
 
 
-@dataclass(slots=True, frozen=True)
-class ForkServerDied:
+class ForkServerDied(Struct, frozen=True):
     """The process that holds setup's data ended, and all its workers with it."""
 
     computation: ComputationId
     cause: str
 
 
-@dataclass(slots=True, frozen=True)
-class WorkerForked:
+class WorkerForked(Struct, frozen=True):
     """The worker exists and takes jobs."""
 
     worker: int
 
 
-@dataclass(slots=True, frozen=True)
-class WorkerAnswered:
+class WorkerAnswered(Struct, frozen=True):
     """Replies of one worker, in its order. `blobs`: for those with a large body, where it can be fetched."""
 
     worker: int
@@ -111,8 +102,7 @@ class WorkerAnswered:
     blobs: Mapping[int, BlobRef] = field(default_factory=dict)
 
 
-@dataclass(slots=True, frozen=True)
-class WorkerSpoke:
+class WorkerSpoke(Struct, frozen=True):
     """The running job of a worker has an interim result; with `blob`, that is where it can be fetched."""
 
     worker: int
@@ -120,8 +110,7 @@ class WorkerSpoke:
     blob: BlobRef | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class FileSent:
+class FileSent(Struct, frozen=True):
     """The running job of a worker sends a file and waits; AnswerParcel tells it how that went."""
 
     parcel: int
@@ -130,8 +119,7 @@ class FileSent:
     file: FileSpec
 
 
-@dataclass(slots=True, frozen=True)
-class FilesLent:
+class FilesLent(Struct, frozen=True):
     """The files that an attempt brings are in the computation's directory, or why they are not."""
 
     job: int
@@ -139,15 +127,13 @@ class FilesLent:
     reason: str = ""
 
 
-@dataclass(slots=True, frozen=True)
-class ParcelDropped:
+class ParcelDropped(Struct, frozen=True):
     """The job waits no longer for its file to arrive: it gave up, ended or died."""
 
     parcel: int
 
 
-@dataclass(slots=True, frozen=True)
-class TailRead:
+class TailRead(Struct, frozen=True):
     """What a running job has printed last."""
 
     peer: ProcessId
@@ -156,8 +142,7 @@ class TailRead:
     stderr: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class FileStored:
+class FileStored(Struct, frozen=True):
     """A file is in a computation's directory, or why it is not."""
 
     computation: ComputationId
@@ -165,8 +150,7 @@ class FileStored:
     reason: str = ""
 
 
-@dataclass(slots=True, frozen=True)
-class WorkerDied:
+class WorkerDied(Struct, frozen=True):
     """The worker's process ended; all replies that it had sent came before this."""
 
     worker: int
@@ -188,8 +172,7 @@ class WorkerDied:
     """It never was: the machine has no descriptors, processes or memory left; the cause says which."""
 
 
-@dataclass(slots=True, frozen=True)
-class WorkerRecalled:
+class WorkerRecalled(Struct, frozen=True):
     """The worker will not start the jobs with first <= sequence < before."""
 
     worker: int
@@ -197,24 +180,21 @@ class WorkerRecalled:
     before: int
 
 
-@dataclass(slots=True, frozen=True)
-class ArgumentsFetched:
+class ArgumentsFetched(Struct, frozen=True):
     """The arguments that a blob names are here, in a memfd with this descriptor."""
 
     name: bytes
     descriptor: int
 
 
-@dataclass(slots=True, frozen=True)
-class ArgumentsFailed:
+class ArgumentsFailed(Struct, frozen=True):
     """The arguments that a blob names cannot be had."""
 
     name: bytes
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class BatchesSpooled:
+class BatchesSpooled(Struct, frozen=True):
     """These batches of a lease are on the disk."""
 
     lease: bytes
@@ -222,16 +202,14 @@ class BatchesSpooled:
     sequences: Sequence[int]
 
 
-@dataclass(slots=True, frozen=True)
-class SpoolFailed:
+class SpoolFailed(Struct, frozen=True):
     """These batches of a lease could not be written; whoever wrote has said why."""
 
     lease: bytes
     sequences: Sequence[int]
 
 
-@dataclass(slots=True, frozen=True)
-class SpooledBatch:
+class SpooledBatch(Struct, frozen=True):
     """A batch as it was found on the disk."""
 
     message: JobsDone
@@ -240,8 +218,7 @@ class SpooledBatch:
     """Seconds since the epoch."""
 
 
-@dataclass(slots=True, frozen=True)
-class SpoolFound:
+class SpoolFound(Struct, frozen=True):
     """What an earlier daemon has left on the disk, by the names of leases, in the order of its numbers."""
 
     leases: Mapping[bytes, Sequence[SpooledBatch]]
@@ -249,35 +226,30 @@ class SpoolFound:
     """How many further files are damaged, where there are any."""
 
 
-@dataclass(slots=True, frozen=True)
-class LoadSampled:
+class LoadSampled(Struct, frozen=True):
     """The machine was looked at."""
 
     avail: AvailInfo
 
 
-@dataclass(slots=True, frozen=True)
-class OfferChanged:
+class OfferChanged(Struct, frozen=True):
     """The node offers so many CPUs from now on; 0 for a reason that people are told."""
 
     cpus: int
     reason: str = ""
 
 
-@dataclass(slots=True, frozen=True)
-class EndAsked:
+class EndAsked(Struct, frozen=True):
     """Whoever holds the node must go, with everything that runs; the node stays."""
 
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class ReleaseAsked:
+class ReleaseAsked(Struct, frozen=True):
     """Wait no longer for a holder that is gone."""
 
 
-@dataclass(slots=True, frozen=True)
-class ExitAsked:
+class ExitAsked(Struct, frozen=True):
     """The node shall end: after the jobs that are here, or at once."""
 
     at_once: bool

@@ -6,7 +6,8 @@ Called after every event, it decides from the whole state; it changes tables and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, JobExtra, RecallFromWorker, RetireWorker
 from dispy.node.serving import Computation, HeldJob, Worker, WorkerState
@@ -19,8 +20,7 @@ from dispy.node.slots import (
 )
 
 
-@dataclass(slots=True)
-class Feeder:
+class Feeder(Struct):
     """All workers of the node and the rules by which they get jobs."""
 
     cpus: int

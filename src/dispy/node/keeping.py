@@ -7,8 +7,9 @@ results are found again whoever proves the token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.node import events as ev
 from dispy.node.effects import Effects, SpoolBatch, TrustSpool, UnspoolBatches, WithdrawResults
@@ -19,8 +20,7 @@ RETRY_AFTER: Final = 10.0
 """Seconds until a disk that could not be written is tried again."""
 
 
-@dataclass(slots=True)
-class Orphan:
+class Orphan(Struct):
     """Results whose lease is over and whose scheduler, or its successor, may still come for them."""
 
     results: Results

@@ -5,8 +5,6 @@ The lower half of the node's core (`dispy.node.core`): the tables, and what link
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import msgspec
 
 from dispy.model import HeldAttempt, NodeInfo, ProcessId
@@ -24,33 +22,43 @@ from dispy.wire import messages as msg
 _IS_BACK = "the process that submitted these jobs is back"
 
 
-@dataclass(slots=True, eq=False)
 class Leases:
-    """Who speaks with the node, who holds it and who waits for it. `wall_offset` is wall clock minus `now`."""
+    """Who speaks with the node, who holds it and who waits for it."""
 
-    info: NodeInfo
-    wall_offset: float = 0.0
-    grace: float = GRACE_TIMEOUT
-    zombie_interval: float = ZOMBIE_INTERVAL
-    notes_leases: bool = False
-    """Whether NoteLease is asked for."""
-    lease: Lease | None = None
-    line: list[Waiter] = field(default_factory=list)
-    links: set[ProcessId] = field(default_factory=set)
-    desk: JobDesk = field(init=False)
-    computations: ComputationDesk = field(init=False)
-    keeper: Keeper = field(init=False)
-    claims: ClaimDesk = field(init=False)
-    departure: Departure | None = None
-    """It has been told to end."""
-    last_sequence: int = 0
-    """Number of the last batch of results of all leases that are over, also in daemons before this one."""
-
-    def __post_init__(self) -> None:
-        self.desk = JobDesk(self.info.cpus, self.info.gpus, oversubscribe=self.info.oversubscribe)
+    def __init__(
+        self,
+        info: NodeInfo,
+        *,
+        wall_offset: float = 0.0,
+        grace: float = GRACE_TIMEOUT,
+        zombie_interval: float = ZOMBIE_INTERVAL,
+        serve: int | None = None,
+        notes_leases: bool = False,
+        last_sequence: int = 0,
+    ) -> None:
+        """`wall_offset` is wall clock minus `now`; with `notes_leases` NoteLease is asked for."""
+        self.info = info
+        self.wall_offset = wall_offset
+        self.grace = grace
+        self.zombie_interval = zombie_interval
+        self.serve = serve
+        """Leases after which the node ends; None: never."""
+        self.served = 0
+        """Leases that are over."""
+        self.notes_leases = notes_leases
+        self.lease: Lease | None = None
+        self.line: list[Waiter] = []
+        self.links: set[ProcessId] = set()
+        self.desk = JobDesk(info.cpus, info.gpus, oversubscribe=info.oversubscribe)
         self.computations = ComputationDesk(self.desk)
-        self.keeper = Keeper(self.zombie_interval)
+        self.keeper = Keeper(zombie_interval)
         self.claims = ClaimDesk(self.computations, self.keeper)
+        self.departure: Departure | None = None
+        """It has been told to end."""
+        self.ended = False
+        """Exit has been decided; nothing follows."""
+        self.last_sequence = last_sequence
+        """Number of the last batch of results of all leases that are over, also in daemons before this one."""
 
     def _on_link_opened(self, event: ev.LinkOpened, now: float, effects: Effects) -> None:
         if event.peer in self.links:

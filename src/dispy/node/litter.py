@@ -10,9 +10,10 @@ import contextlib
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 OWN_NAMES: Final = frozenset({"blobs", "environments", "init", "jobs", "left", "left.tmp", "lock", "own", "spool"})
 """What the node itself keeps at the top of its directory."""
@@ -25,8 +26,7 @@ _SHARED_INTERVAL: Final = 86400.0
 _ENVIRONMENT_SUFFIXES: Final = ("", ".txt", ".log")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """Something that may be removed as a whole."""
 
     path: Path

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dispy.errors import NodeError
 from dispy.model import FileSpec
@@ -17,8 +18,7 @@ from dispy.node.workdir import Workdir
 from dispy.wire import beneath
 
 
-@dataclass(slots=True)
-class _Loan:
+class _Loan(Struct):
     blob: bytes
     users: int = 1
     settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from dispy.node.window import Phase, ServiceWindow
 
@@ -14,8 +14,7 @@ BUSY_FACTOR = 1.5
 """How far above the limit is busy: between the two nothing changes."""
 
 
-@dataclass(slots=True)
-class Idleness:
+class Idleness(Struct):
     """Whether the machine is left alone, by the load that is not ours, in CPUs. It begins as busy."""
 
     limit: float
@@ -37,8 +36,7 @@ class Idleness:
         return self.quiet
 
 
-@dataclass(slots=True)
-class Offer:
+class Offer(Struct):
     """All that speaks for and against offering CPUs."""
 
     cpus: int

@@ -14,7 +14,8 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dispy.model import BlobRef, FileSpec
 from dispy.node import effects as do
@@ -25,8 +26,7 @@ from dispy.wire.blobsources import BlobSources
 logger = logging.getLogger("dispy.node")
 
 
-@dataclass(slots=True)
-class _Parcel:
+class _Parcel(Struct):
     blob: bytes
     answer: socket.socket
 

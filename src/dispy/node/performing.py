@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from dispy.errors import NodeError, TransferError
 from dispy.model import ProcessId
@@ -22,8 +23,7 @@ from dispy.node.variables import told_of
 logger = logging.getLogger("dispy.node")
 
 
-@dataclass(slots=True)
-class _SharedArguments:
+class _SharedArguments(Struct):
     """Arguments that are being fetched or lie in a memfd."""
 
     peer: ProcessId

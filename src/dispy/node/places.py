@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from dispy.errors import NodeError
 from dispy.model import FileSpec
@@ -27,8 +28,7 @@ WARN_INTERVAL: Final = 600.0
 """Seconds until the same warning is given again."""
 
 
-@dataclass(slots=True)
-class NodePlaces:
+class NodePlaces(Struct):
     """What all computations of a node share."""
 
     prefix: Prefix

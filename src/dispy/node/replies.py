@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from dispy.errors import DispyError
 from dispy.model import OUTPUT_LIMIT
@@ -24,8 +25,7 @@ class SetupFailed(DispyError):
         """Whether it would fail again; else the machine had not enough of something."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForkServerSpec:
+class ForkServerSpec(Struct, frozen=True):
     """What a fork server is started with."""
 
     python: str
@@ -64,8 +64,7 @@ class ForkServerSpec:
     """Where workers of jobs with a memory limit are put; None: they are only sampled."""
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(Struct):
     """How a worker's attempt ended; the body is result, stdout, stderr and error text, one after another."""
 
     sequence: int
@@ -83,8 +82,7 @@ class Reply:
     """With a file: the socket over which the job waits for an answer; the receiver closes it."""
 
 
-@dataclass(slots=True)
-class WorkerDeath:
+class WorkerDeath(Struct):
     """A worker has ended; all that it had answered was delivered before."""
 
     running: int

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
+
+from msgspec import Struct, field
 
 from dispy.model import Ending, HeldAttempt, JobDone
 from dispy.wire.messages import JobsDone
@@ -30,8 +31,7 @@ class Kept(Enum):
     DISK = auto()
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
+class Batch(Struct, eq=False):
     """Attempts that ended, as they are told."""
 
     message: JobsDone
@@ -53,8 +53,7 @@ class Batch:
         )
 
 
-@dataclass(slots=True)
-class Freed:
+class Freed(Struct):
     """What is not needed any more."""
 
     blobs: list[bytes] = field(default_factory=list)
@@ -69,8 +68,7 @@ class Freed:
             self.spooled.append(batch.message.sequence)
 
 
-@dataclass(slots=True, eq=False)
-class Results:
+class Results(Struct, eq=False):
     """The batches of one scheduler."""
 
     sequence: int = 0

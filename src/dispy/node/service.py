@@ -15,11 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct, field
 
 from dispy.errors import NodeError
 from dispy.model import ProcessId
@@ -54,8 +54,7 @@ LOAD_INTERVAL: Final = 5.0
 """Seconds between two looks at the machine's load while somebody holds the node."""
 
 
-@dataclass(slots=True)
-class _Inbox:
+class _Inbox(Struct):
     events: deque[ev.Event] = field(default_factory=deque)
     busy: bool = False
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
 import msgspec
+from msgspec import Struct, field
 
 from dispy.model import (
     BlobRef,
@@ -101,8 +101,7 @@ class HeldJob:
             self.computation.enqueue(self)
 
 
-@dataclass(slots=True, eq=False)
-class Loan:
+class Loan(Struct, eq=False):
     """Files that stand in the computation's directory for one job."""
 
     files: tuple[FileSpec, ...]
@@ -118,8 +117,7 @@ class WorkerState(Enum):
     """Gets no more jobs and ends after those that it has."""
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
+class Worker(Struct, eq=False):
     """One worker process on one CPU."""
 
     id: int
@@ -167,8 +165,7 @@ class ComputationState(Enum):
     """Its processes and files are being removed."""
 
 
-@dataclass(slots=True, eq=False)
-class Computation:
+class Computation(Struct, eq=False):
     """One computation of the lease's holder."""
 
     spec: ComputationSpec
@@ -231,8 +228,7 @@ class Computation:
         self.mean = fresh if self.mean is None else self.mean + (fresh - self.mean) * 0.4
 
 
-@dataclass(slots=True, eq=False)
-class RecallRequest:
+class RecallRequest(Struct, eq=False):
     """The scheduler wants jobs back, and workers have been asked."""
 
     wanted: int
@@ -241,8 +237,7 @@ class RecallRequest:
     """Workers that have not answered."""
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(Struct, eq=False):
     """One scheduler's hold on this node. The token proves it; the peer is the link that speaks for it now."""
 
     token: bytes
@@ -272,8 +267,8 @@ class Lease:
     giving_back: bool = False
     """The node ends at once: jobs that had not started go back to the scheduler."""
 
-    name: bytes = field(init=False)
-    """By what it is known on the disk."""
+    name: bytes = b""
+    """By what it is known on the disk; follows from the token."""
 
     def __post_init__(self) -> None:
         self.name = lease_name(self.token)
@@ -301,8 +296,7 @@ def lease_name(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
-@dataclass(slots=True, frozen=True)
-class Waiter:
+class Waiter(Struct, frozen=True):
     """A scheduler that stands in line."""
 
     token: bytes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dispy.node.account import Account
 from dispy.node.window import ServiceWindow
@@ -11,8 +12,7 @@ from dispy.secrets import Credentials
 from dispy.settings import BASE_PORT, GRACE_TIMEOUT, USUAL_MULTICAST, ZOMBIE_INTERVAL, Multicast
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
+class NodeSettings(Struct, frozen=True):
     """How a node is to be run."""
 
     name: str

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.settings import INTERRUPT_TIMEOUT, TERMINATE_TIMEOUT
 
@@ -34,8 +35,7 @@ class EndingStep(Enum):
     """SIGTERM has been sent; what follows is SIGKILL."""
 
 
-@dataclass(slots=True)
-class Escalation:
+class Escalation(Struct):
     """The steps by which a running job is ended."""
 
     sequence: int

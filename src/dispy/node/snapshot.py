@@ -6,7 +6,8 @@ Part of the core: it looks and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dispy.model import ComputationId, Holder
 from dispy.node.jobs import JobDesk
@@ -14,8 +15,7 @@ from dispy.node.keeping import Keeper
 from dispy.node.serving import Lease, Waiter
 
 
-@dataclass(slots=True, frozen=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """What people may see of a node."""
 
     holder: Holder | None

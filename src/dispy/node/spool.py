@@ -15,11 +15,11 @@ import os
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from dispy import failpoints, words
 from dispy.errors import NodeError, TransferError
@@ -50,22 +50,19 @@ CLOSE_TIMEOUT: Final = 5.0
 """Seconds that the last writes may take when the node ends."""
 
 
-@dataclass(slots=True, frozen=True)
-class _Body:
+class _Body(Struct, frozen=True):
     """A large body, to be copied from a descriptor of ours."""
 
     ref: BlobRef
     fd: int
 
 
-@dataclass(slots=True, frozen=True)
-class _Write:
+class _Write(Struct, frozen=True):
     action: do.SpoolBatch
     bodies: list[_Body]
 
 
-@dataclass(slots=True, frozen=True)
-class _Written:
+class _Written(Struct, frozen=True):
     """A batch on the disk."""
 
     jobs: int

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from dispy.errors import SettingsError
 from dispy.model import AvailInfo, NodeOrder, NodeStatus
@@ -24,8 +24,7 @@ from dispy.words import counted, size
 logger = logging.getLogger("dispy.node")
 
 
-@dataclass(frozen=True, slots=True)
-class Steering:
+class Steering(Struct, frozen=True):
     """Obeys orders and tells how the node is. To be used on the event loop's thread."""
 
     settings: NodeSettings

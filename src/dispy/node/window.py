@@ -7,9 +7,10 @@ over midnight (17:00 to 07:00).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from enum import Enum
+
+from msgspec import Struct
 
 from dispy.errors import SettingsError
 
@@ -25,8 +26,7 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceWindow:
+class ServiceWindow(Struct, frozen=True):
     """Minutes after midnight. Without `end` jobs that run at `stop` may take their time."""
 
     start: int

@@ -16,8 +16,9 @@ import shutil
 import signal
 import stat
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from dispy import failpoints
 from dispy.errors import NodeError, TransferError
@@ -288,8 +289,7 @@ def remove_abandoned(parent: Path) -> None:
             Prefix.claim(path).release(remove=True)
 
 
-@dataclass(slots=True)
-class Workdir:
+class Workdir(Struct):
     """The working directory of one computation."""
 
     path: Path

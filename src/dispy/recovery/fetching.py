@@ -5,16 +5,17 @@ waits for.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 import secrets
 import socket
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
+from msgspec import Struct
 
 from dispy import settings
 from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
@@ -37,8 +38,7 @@ SAY_INTERVAL: Final = 10.0
 """Seconds between two sentences about what is waited for; the first comes after a fifth of that."""
 
 
-@dataclass(slots=True, eq=False)
-class _Wanted:
+class _Wanted(Struct, eq=False):
     """A node that may hold results."""
 
     noted: NodeNoted
@@ -120,7 +120,7 @@ class Fetching:
             wanted.said = f"{noted.handle} cannot be read: {error}"
             logger.warning("the node that the program had started for itself cannot be reached: %s", wanted.said)
             return
-        own = dataclasses.replace(self._settings, credentials=credentials, group="")
+        own = msgspec.structs.replace(self._settings, credentials=credentials, group="")
         self._dial([(host, port)], own)
 
     def _give_up(self, wanted: _Wanted, why: str) -> None:

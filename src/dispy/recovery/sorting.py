@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from dispy.model import JobState, ProcessId
 from dispy.recovery.book import Book, JobsHanded, JobStored, NodeNoted
@@ -13,8 +14,7 @@ FORGETS_AFTER: Final = 60.0
 """Seconds for which a node that answers certainly remembers what it had: `--zombie_interval` is longer."""
 
 
-@dataclass(slots=True)
-class Fetched:
+class Fetched(Struct):
     """What the nodes of a recovery file have said."""
 
     waiting: list[str] = field(default_factory=list)
@@ -27,8 +27,7 @@ class Fetched:
     """Sentences about nodes that forgot jobs, nobody knows which."""
 
 
-@dataclass(slots=True)
-class Sorted:
+class Sorted(Struct):
     """What becomes of the durable jobs of which no result was found."""
 
     runnable: list[JobStored] = field(default_factory=list)

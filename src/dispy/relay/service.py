@@ -10,8 +10,9 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import AuthenticationRejected, LinkError, NodeError, PortInUse
 from dispy.model import NodeHeard, ProcessId, Role
@@ -40,8 +41,7 @@ CLOSE_TIMEOUT: Final = 2.0
 """Seconds that the last words of a link may take to leave."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelaySettings:
+class RelaySettings(Struct, frozen=True):
     """How a relay is to be run."""
 
     name: str

@@ -8,8 +8,9 @@ effects.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import assert_never
+
+from msgspec import Struct
 
 from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
 from dispy.scheduler import closing, dispatching, events, flow, membership, parking, restoring, shares, steering, turns
@@ -35,8 +36,7 @@ from dispy.wire import messages
 from dispy.wire.sharing import NodeStanding
 
 
-@dataclass(slots=True, frozen=True)
-class ShareView:
+class ShareView(Struct, frozen=True):
     """What one cluster has of one node."""
 
     cluster: ComputationId
@@ -47,8 +47,7 @@ class ShareView:
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class NodeView:
+class NodeView(Struct, frozen=True):
     """A node as it stands."""
 
     node: ProcessId
@@ -62,8 +61,7 @@ class NodeView:
     shares: tuple[ShareView, ...]
 
 
-@dataclass(slots=True, frozen=True)
-class ClusterView:
+class ClusterView(Struct, frozen=True):
     """A cluster as it stands."""
 
     cluster: ComputationId
@@ -78,8 +76,7 @@ class ClusterView:
     exclusive: bool
 
 
-@dataclass(slots=True, frozen=True)
-class UserView:
+class UserView(Struct, frozen=True):
     """A user as it stands."""
 
     user: str
@@ -92,8 +89,7 @@ class UserView:
     """What its ended jobs took, since the scheduler began."""
 
 
-@dataclass(slots=True, frozen=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """Everything that a monitor shows."""
 
     clusters: tuple[ClusterView, ...]
@@ -278,7 +274,7 @@ class SchedulerCore:
             tuple(_cluster_view(cluster) for cluster in tables.clusters.values()),
             tuple(_node_view(node) for node in tables.nodes.values()),
             tuple(_user_view(account) for account in tables.accounts.values()),
-            {name: getattr(counters, name) for name in Counters.__slots__},
+            {name: getattr(counters, name) for name in Counters.__struct_fields__},
         )
 
     def check(self) -> None:

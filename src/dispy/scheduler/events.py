@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+from msgspec import Struct, field
 
 from dispy.model import ComputationId, ComputationSpec, FileSpec, NodeInfo, ProcessId
 from dispy.scheduler.clusters import ClusterState
@@ -13,8 +14,7 @@ from dispy.settings import RESTART_GRACE
 from dispy.wire.messages import AnyMessage
 
 
-@dataclass(slots=True, frozen=True)
-class ClusterOpened:
+class ClusterOpened(Struct, frozen=True):
     """A client made a cluster."""
 
     computation: ComputationSpec
@@ -29,15 +29,13 @@ class ClusterOpened:
     """It waits until no cluster before it has jobs, and then runs alone until it is over."""
 
 
-@dataclass(slots=True, frozen=True)
-class ClusterWidened:
+class ClusterWidened(Struct, frozen=True):
     """The user wants further nodes for a cluster: one that is not known yet may still come."""
 
     cluster: ComputationId
 
 
-@dataclass(slots=True, frozen=True)
-class ClusterNarrowed:
+class ClusterNarrowed(Struct, frozen=True):
     """Nobody waits any more for nodes that are not known yet: jobs that no known node can ever run end."""
 
     cluster: ComputationId
@@ -45,23 +43,20 @@ class ClusterNarrowed:
     """Why none can come; then jobs also end when no node is known."""
 
 
-@dataclass(slots=True, frozen=True)
-class ClusterClosing:
+class ClusterClosing(Struct, frozen=True):
     """No more jobs of it will come. With `terminate` its jobs are ended, else they finish first."""
 
     cluster: ComputationId
     terminate: bool = False
 
 
-@dataclass(slots=True, frozen=True)
-class JobsSubmitted:
+class JobsSubmitted(Struct, frozen=True):
     """Jobs of any clusters, in the order of submission."""
 
     jobs: Sequence[JobRecord]
 
 
-@dataclass(slots=True, frozen=True)
-class CancelAsked:
+class CancelAsked(Struct, frozen=True):
     """The user cancels these jobs."""
 
     jobs: Sequence[int]
@@ -69,8 +64,7 @@ class CancelAsked:
     """For those that have not started."""
 
 
-@dataclass(slots=True, frozen=True)
-class NodeJoined:
+class NodeJoined(Struct, frozen=True):
     """A link to a node that was not known is up and the node has described itself."""
 
     node: ProcessId
@@ -78,8 +72,7 @@ class NodeJoined:
     address: str
 
 
-@dataclass(slots=True, frozen=True)
-class NodeAllocated:
+class NodeAllocated(Struct, frozen=True):
     """The client's answer to `AskAllocation`: how many CPUs of the node this cluster uses (0: none)."""
 
     cluster: ComputationId
@@ -106,8 +99,7 @@ class Steering(Enum):
     """Close the computation, ask its owner how much it uses, open it again, and keep the lease meanwhile."""
 
 
-@dataclass(slots=True, frozen=True)
-class NodeSteered:
+class NodeSteered(Struct, frozen=True):
     """The user changes how a cluster uses a node. With `terminate` its jobs there are ended, else they finish."""
 
     cluster: ComputationId
@@ -117,22 +109,19 @@ class NodeSteered:
     terminate: bool = False
 
 
-@dataclass(slots=True, frozen=True)
-class NodeSuspected:
+class NodeSuspected(Struct, frozen=True):
     """The node has been silent for a while: no new work."""
 
     node: ProcessId
 
 
-@dataclass(slots=True, frozen=True)
-class NodeRecovered:
+class NodeRecovered(Struct, frozen=True):
     """A suspected node spoke again."""
 
     node: ProcessId
 
 
-@dataclass(slots=True, frozen=True)
-class LinkBroken:
+class LinkBroken(Struct, frozen=True):
     """The link ended without a goodbye; it may come back within the grace time."""
 
     node: ProcessId
@@ -140,23 +129,20 @@ class LinkBroken:
     """Seconds of the grace time that have gone by already."""
 
 
-@dataclass(slots=True, frozen=True)
-class LinkResumed:
+class LinkResumed(Struct, frozen=True):
     """A new link to the same node process is up."""
 
     node: ProcessId
 
 
-@dataclass(slots=True, frozen=True)
-class NodeLost:
+class NodeLost(Struct, frozen=True):
     """The node is gone for good: it said goodbye, its port refuses, it has another boot id, or grace is over."""
 
     node: ProcessId
     cause: str
 
 
-@dataclass(slots=True, frozen=True)
-class NodeSaid:
+class NodeSaid(Struct, frozen=True):
     """A message from a node. For JobsDone `bodies` holds one body for each of its jobs."""
 
     node: ProcessId
@@ -164,8 +150,7 @@ class NodeSaid:
     bodies: Sequence[bytes] = field(default=())
 
 
-@dataclass(slots=True, frozen=True)
-class RestoredCluster:
+class RestoredCluster(Struct, frozen=True):
     """A cluster as the process before this one had it."""
 
     opened: ClusterOpened
@@ -174,8 +159,7 @@ class RestoredCluster:
     """Why no further node can come for it."""
 
 
-@dataclass(slots=True, frozen=True)
-class RestoredNode:
+class RestoredNode(Struct, frozen=True):
     """A node that the process before this one knew."""
 
     node: ProcessId
@@ -183,8 +167,7 @@ class RestoredNode:
     address: str
 
 
-@dataclass(slots=True, frozen=True)
-class RestoredShare:
+class RestoredShare(Struct, frozen=True):
     """What the owner of a cluster wanted of a node when it was last asked, and how the user steered it since."""
 
     cluster: ComputationId
@@ -197,8 +180,7 @@ class RestoredShare:
     is_paused: bool = False
 
 
-@dataclass(slots=True, frozen=True)
-class Restored:
+class Restored(Struct, frozen=True):
     """The scheduler goes on where a process before it was killed; the first thing that a core is told.
 
     Nodes have no link and some time to come back. Jobs with a node are there, as far as was stored before they were

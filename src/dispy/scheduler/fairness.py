@@ -9,10 +9,11 @@ which nothing was wanted is no credit. `turns` hands out jobs by this.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from msgspec import Struct, field
 
 from dispy.model import ComputationId
 from dispy.scheduler.jobs import JobQueue, JobRecord
@@ -43,8 +44,7 @@ class Policy(StrEnum):
     """Between clusters: the one that was made first."""
 
 
-@dataclass(slots=True, eq=False)
-class Account:
+class Account(Struct, eq=False):
     """One user of the scheduler."""
 
     user: str
@@ -155,8 +155,7 @@ def _rank_of_queue(queue: JobQueue) -> Rank | None:
     return queue.rank if queue.waiting else None
 
 
-@dataclass(slots=True, eq=False)
-class Party:
+class Party(Struct, eq=False):
     """One of those between whom the policy chooses: a user, or a cluster."""
 
     account: Account

@@ -6,8 +6,9 @@ What becomes of nodes is in `membership`, of computations on them in `shares`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import InvalidTransition
 from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobState, ProcessId
@@ -198,8 +199,7 @@ def _try_again(tables: Tables, out: Outbox, node: NodeRecord, record: JobRecord,
     out.notice(JobRequeued(record, node.id, text))
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """What heavy jobs of one share took that have ended in a batch, and what the share had before."""
 
     wanted: int = 0

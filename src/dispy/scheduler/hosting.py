@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
@@ -25,8 +26,7 @@ class LoopHost(Protocol):
         """Run a function in the loop soon; from any thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hosting:
+class Hosting(Struct, frozen=True):
     """What is different in a daemon. Without it the service works for the clusters of its own process."""
 
     core: SchedulerCore

@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct
 
 from dispy.model import Holder, ProcessId, Role
 from dispy.recovery.book import ProgramBegun
@@ -17,8 +18,7 @@ from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT, U
 from dispy.wire.link import LinkSettings
 
 
-@dataclass(slots=True, frozen=True)
-class ServiceSettings:
+class ServiceSettings(Struct, frozen=True):
     """What clusters must have in common to share a service."""
 
     credentials: Credentials
@@ -27,11 +27,22 @@ class ServiceSettings:
     client_port: int
     """Where nodes can join this program."""
     interfaces: tuple[str, ...]
-    pulse_interval: float | None = field(default=None, compare=False)
-    """That of the first cluster: with a service of its own, a second one would wait for the first one's nodes."""
+    pulse_interval: float | None = None
+    """That of the first cluster: with a service of its own, a second one would wait for the first one's nodes. So it
+    makes no difference between two of these."""
     multicast: Multicast = USUAL_MULTICAST
     ext_host: str = ""
     """Where others reach this machine; nodes show it as the place of the program that holds them."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ServiceSettings) and self._compared() == other._compared()
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[object, ...]:
+        ports = self.base_port, self.client_port
+        return self.credentials, self.group, *ports, self.interfaces, self.multicast, self.ext_host
 
 
 def this_holder(ext_host: str) -> Holder:

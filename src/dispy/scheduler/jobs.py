@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from dispy.model import BlobRef, ComputationId, JobOptions, JobState, ProcessId
 
@@ -32,8 +33,7 @@ class Shape(NamedTuple):
 PLAIN: Final = Shape()
 
 
-@dataclass(slots=True, eq=False)
-class JobRecord:
+class JobRecord(Struct, eq=False):
     """One submitted job. Its submitter makes it and hands it over; from then on only the core changes it."""
 
     job: int

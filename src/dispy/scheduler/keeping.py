@@ -6,7 +6,8 @@ Who keeps it stores it before anything is performed that rests on it: that is th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler import events
@@ -17,8 +18,7 @@ from dispy.scheduler.tables import Tables
 from dispy.wire.messages import NodeDescribed
 
 
-@dataclass(slots=True)
-class ClusterMark:
+class ClusterMark(Struct):
     """How a cluster stands now."""
 
     cluster: ComputationId
@@ -28,8 +28,7 @@ class ClusterMark:
     forsaken: str
 
 
-@dataclass(slots=True)
-class Changes:
+class Changes(Struct):
     """What one event has changed. A job that was submitted may be marked or ended as well."""
 
     submitted: Sequence[JobRecord] = ()

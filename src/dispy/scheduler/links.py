@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
+
+from msgspec import Struct
 
 from dispy.errors import NodeError, SettingsError
 from dispy.logs import logger
@@ -53,8 +54,7 @@ ASK_AFTER_BREAK = 1.0
 SECOND_LINK = "there is another link between us"
 
 
-@dataclass(slots=True, eq=False)
-class Reached:
+class Reached(Struct, eq=False):
     """A node that we have, or had a moment ago, a link to."""
 
     process: ProcessId

@@ -6,10 +6,11 @@ Records and the arithmetic on them. What happens to them when is in `membership`
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import ceil
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
 
 from dispy.model import AvailInfo, ComputationId, ComputationSpec, FileSpec, Holder, NodeInfo, ProcessId
 from dispy.scheduler.jobs import JobRecord
@@ -57,8 +58,7 @@ IN_USE: Final = frozenset(
 """A cluster that has a node in such a state means to run jobs there."""
 
 
-@dataclass(slots=True)
-class Amount:
+class Amount(Struct):
     """CPUs, bytes of memory and GPUs."""
 
     cpus: int = 0
@@ -72,8 +72,7 @@ class Amount:
         self.gpus += gpus
 
 
-@dataclass(slots=True, eq=False)
-class Share:
+class Share(Struct, eq=False):
     """What one cluster has of one node."""
 
     cluster: ClusterRecord
@@ -210,8 +209,7 @@ class Share:
         record.cpus = 0
 
 
-@dataclass(slots=True, eq=False)
-class NodeRecord:
+class NodeRecord(Struct, eq=False):
     """A node process that has described itself. Another process on the same machine is another node."""
 
     id: ProcessId

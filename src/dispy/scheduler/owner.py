@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from dispy.model import AvailInfo, ComputationSpec, ProcessId
 from dispy.nodes import NodeView
@@ -12,8 +13,7 @@ from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed,
 from dispy.scheduler.jobs import JobRecord
 
 
-@dataclass(slots=True, frozen=True)
-class Allocation:
+class Allocation(Struct, frozen=True):
     """How much of a node a cluster wants."""
 
     cpus: int

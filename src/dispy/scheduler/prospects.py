@@ -6,16 +6,16 @@ Plain values in, sentences out: for the program that waits, and for `dispy expla
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from msgspec import Struct
 
 from dispy.model import Holder, NodeInfo
 from dispy.scheduler.jobs import Shape
 from dispy.words import counted, size
 
 
-@dataclass(slots=True, frozen=True)
-class Soundings:
+class Soundings(Struct, frozen=True):
     """What looking for nodes has brought."""
 
     tried: Sequence[str] = ()

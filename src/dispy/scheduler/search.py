@@ -6,10 +6,11 @@ What answers is dealt with in `links`; who runs what is not decided here.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Final
+
+import msgspec
 
 from dispy.errors import NodeError
 from dispy.logs import logger
@@ -190,7 +191,7 @@ class NodeSearch:
             logger.info("%sstarted one on this machine for this program (%s:%s)", why, node.host, node.port)
             if why:
                 self._say_why_alone()
-            settings = dataclasses.replace(self._links.settings, credentials=node.credentials, group="")
+            settings = msgspec.structs.replace(self._links.settings, credentials=node.credentials, group="")
             self._links.targets.dial(node.host, node.port, named=True, settings=settings)
             await node.ended()
             self._embedded = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
@@ -48,8 +49,7 @@ class Outbox:
             self.ended = []
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(Struct):
     """What was ignored, and what was done."""
 
     submitted: int = 0
@@ -66,8 +66,7 @@ class Counters:
     """Events and messages about what is not (or no longer) known."""
 
 
-@dataclass(slots=True)
-class Tables:
+class Tables(Struct):
     """Everything that the core knows."""
 
     holder: Holder

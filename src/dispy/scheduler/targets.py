@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from dispy.errors import AuthenticationRejected, LinkError
 from dispy.logs import logger
@@ -25,8 +26,7 @@ QUESTIONS_KEPT = 3
 A_RELAY = "a relay, which tells of the nodes that it hears"
 
 
-@dataclass(slots=True, eq=False)
-class Target:
+class Target(Struct, eq=False):
     """An address that is dialled."""
 
     dialler: Dialler

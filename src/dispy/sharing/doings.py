@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from dispy.model import BlobRef
 from dispy.scheduler.jobs import JobRecord
 from dispy.wire.messages import AnyMessage
 
 
-@dataclass(slots=True, frozen=True)
-class Doings:
+class Doings(Struct, frozen=True):
     """All of it in the loop's thread."""
 
     send: Callable[[AnyMessage, Sequence[bytes]], None]

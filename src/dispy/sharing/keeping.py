@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler import events
@@ -34,8 +34,7 @@ class KeptCluster(msgspec.Struct, frozen=True):
     """open, draining, terminating, or ended: then it only waits for its client to take what it has."""
 
 
-@dataclass(slots=True, frozen=True)
-class KeptEnd:
+class KeptEnd(Struct, frozen=True):
     """How a job ended that its client has not acknowledged."""
 
     job: int
@@ -49,8 +48,7 @@ class KeptEnd:
     """Of the body."""
 
 
-@dataclass(slots=True, frozen=True)
-class Restored:
+class Restored(Struct, frozen=True):
     """What the process before this one has left."""
 
     token: bytes

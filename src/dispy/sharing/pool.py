@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dispy.model import ProcessId
 from dispy.nodes import NodeAllocate, NodeView, fitting
@@ -14,8 +15,7 @@ from dispy.sharing.keeping import Keeper
 from dispy.sharing.staging import Staging
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """What the owner of the scheduler allows."""
 
     nodes: Sequence[NodeAllocate]

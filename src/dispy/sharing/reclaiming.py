@@ -10,8 +10,9 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from dispy.errors import AuthenticationRejected, LinkError, TransferError
 from dispy.logs import logger
@@ -39,8 +40,7 @@ CLOSED_AGAIN: Final = 0.2
 """Seconds after which a scheduler that said goodbye is dialled again."""
 
 
-@dataclass(slots=True)
-class Reclaimed:
+class Reclaimed(Struct):
     """What became of it."""
 
     waiting: list[str] = field(default_factory=list)

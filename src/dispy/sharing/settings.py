@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dispy.scheduler.fairness import Policy
 from dispy.secrets import Credentials
@@ -17,8 +18,7 @@ from dispy.settings import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SharingSettings:
+class SharingSettings(Struct, frozen=True):
     """How it is to be run."""
 
     prefix: Path

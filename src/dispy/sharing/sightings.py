@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from dispy.model import NodeInfo, ProcessId
 from dispy.nodes import NodeView
@@ -12,8 +12,7 @@ from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import NodeChanged, NodeDeclined, NodeGone, NodeReady, NodeSeen
 
 
-@dataclass(slots=True)
-class _Share:
+class _Share(Struct):
     """What the cluster has of a node."""
 
     cpus: int

@@ -7,10 +7,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import StoreError
 from dispy.failpoints import ARMED, hit
@@ -53,8 +54,7 @@ def _open(directory: Path) -> tuple[StoreFile, Restored]:
     return file, restored
 
 
-@dataclass(slots=True, frozen=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """What the thread is to read, and who waits for it."""
 
     jobs: Sequence[int]

@@ -12,11 +12,11 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct, field
 
 from dispy.errors import StoreError
 from dispy.model import ComputationId, ProcessId
@@ -74,8 +74,7 @@ _encode = msgspec.msgpack.encode
 _json = msgspec.json.encode
 
 
-@dataclass(slots=True)
-class Mark:
+class Mark(Struct):
     """How a job stands that has not ended."""
 
     attempt: int
@@ -84,16 +83,14 @@ class Mark:
     """What is not the same for all jobs, as JSON; None: nothing happened to it yet."""
 
 
-@dataclass(slots=True)
-class End:
+class End(Struct):
     """How a job has ended."""
 
     ended: JobEnded
     address: str
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(Struct):
     """What is written in one transaction, in the order of these fields. Of a job its last mark counts."""
 
     number: int

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.model import JobSpec, JobState
 from dispy.scheduler.jobs import JobRecord
@@ -23,8 +24,7 @@ JOB_SIZE: Final = 64
 """Bytes that a job counts for beside its arguments."""
 
 
-@dataclass(slots=True, frozen=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """Some jobs under one number."""
 
     sequence: int

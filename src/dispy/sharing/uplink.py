@@ -6,8 +6,9 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from dispy.errors import AuthenticationRejected, LinkError, TransferError
 from dispy.logs import logger
@@ -27,8 +28,7 @@ CLOSED_AGAIN: Final = 0.2
 """Seconds after which a scheduler that said goodbye is dialled again: it may be restarting."""
 
 
-@dataclass(slots=True, frozen=True)
-class SharedSettings:
+class SharedSettings(Struct, frozen=True):
     """What clusters must have in common to share a link to a scheduler."""
 
     credentials: Credentials

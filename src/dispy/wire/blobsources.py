@@ -11,9 +11,10 @@ import hashlib
 import os
 import stat
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import TransferError
 from dispy.model import BlobRef
@@ -27,8 +28,7 @@ class SourceError(TransferError):
     """What was asked for cannot be given; the text says why, to the other side."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
+class FileIdentity(Struct, frozen=True):
     """By what a file is recognized as unchanged."""
 
     device: int
@@ -42,8 +42,7 @@ class FileIdentity:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySource:
+class MemorySource(Struct, frozen=True):
     """An offered content that is in memory, as bytes or as a memfd (read without waiting)."""
 
     ref: BlobRef
@@ -69,8 +68,7 @@ class OpenFile:
         os.close(self.fd)
 
 
-@dataclass(frozen=True, slots=True)
-class FileSource:
+class FileSource(Struct, frozen=True):
     """An offered content that is in a file; to be read in a thread."""
 
     ref: BlobRef

@@ -11,8 +11,9 @@ import os
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol, cast
+
+from msgspec import Struct
 
 from dispy import failpoints
 from dispy.errors import ConnectFailed, LocalProtocolError
@@ -59,8 +60,7 @@ class LinkHandler(Protocol):
         """The link ended, once for each opened link; not after its own `close()`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Approach:
+class Approach(Struct, frozen=True):
     """What is known of a connection before its handshake."""
 
     dialled: bool

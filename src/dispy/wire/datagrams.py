@@ -11,11 +11,11 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Hashable
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final, NoReturn
 
 import msgspec
+from msgspec import Struct
 
 from dispy.errors import RemoteProtocolError
 from dispy.model import ProcessId
@@ -60,8 +60,7 @@ class Reason(StrEnum):
     PROTOCOL = "protocol"
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoveryIdentity:
+class DiscoveryIdentity(Struct, frozen=True):
     """What a process proves and asks for in discovery."""
 
     key: bytes
@@ -75,16 +74,14 @@ class DiscoveryIdentity:
         return cls(key, key_id, hashlib.sha256(b"dispy group " + group.encode()).digest()[:8])
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(Struct, frozen=True):
     """Which nodes are there?"""
 
     nonce: bytes
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """I am here; to the question with this nonce."""
 
     nonce: bytes
@@ -95,8 +92,7 @@ class Answer:
     """Further hosts and ports where I can be reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(Struct, frozen=True):
     """I am here now. It may be old or repeated by others: all that it may cause is a dial."""
 
     process: ProcessId
@@ -105,8 +101,7 @@ class Announcement:
     others: Places = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedDiscovery:
+class RefusedDiscovery(Struct, frozen=True):
     """I am here but not for you. Anybody can have sent it: good for text only."""
 
     nonce: bytes
@@ -114,8 +109,7 @@ class RefusedDiscovery:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stranger:
+class Stranger(Struct, frozen=True):
     """A well-formed question or announcement of a process with another secret, group or protocol."""
 
     kind: Kind

@@ -9,8 +9,9 @@ import random
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
 from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_HURRY, REDIAL_MOST

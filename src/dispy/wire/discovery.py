@@ -11,8 +11,10 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any, Final, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dispy.errors import NodeError
 from dispy.model import ProcessId
@@ -59,8 +61,7 @@ REPORT_INTERVAL: Final = 60.0
 _NONCES_KEPT: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFound:
+class NodeFound(Struct, frozen=True):
     """A node that knows our secret (or did once: an announcement may be old). The link proves it."""
 
     process: ProcessId
@@ -72,8 +73,7 @@ class NodeFound:
     """Further hosts and ports where it says that it can be reached (`--ext_host`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoveryRefused:
+class DiscoveryRefused(Struct, frozen=True):
     """Somebody there is kept apart from us. Not authenticated: good for text only."""
 
     address: str

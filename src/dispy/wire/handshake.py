@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Annotated, Final, NoReturn, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from dispy.errors import AuthenticationRejected, LocalProtocolError, RemoteProtocolError
 from dispy.model import ProcessId, Role
@@ -121,8 +121,7 @@ class Keys(Protocol):
         """A key for one purpose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """Who this process is on its links."""
 
     process: ProcessId
@@ -135,8 +134,7 @@ class Identity:
     """What a dialler must know that comes as admin; None: there are no admin links to this process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
+class Channel(Struct, frozen=True):
     """What is known of the connection on which a handshake takes place."""
 
     where: str
@@ -153,8 +151,7 @@ class Channel:
     """The other side is on this machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProvenPeer:
+class ProvenPeer(Struct, frozen=True):
     """The other side, after it has proved itself."""
 
     process: ProcessId
@@ -180,26 +177,22 @@ class HandshakeRejected(AuthenticationRejected):
         self.reason = reason
 
 
-@dataclass(slots=True)
 class Handshake:
     """One side of one handshake. Feed whole frames' headers to `receive`; send what `data_to_send` gives."""
 
-    identity: Identity
-    channel: Channel
-    dialled: bool
-    nonce: bytes
-    peer: ProvenPeer | None = None
-    """Set once both sides have proved themselves."""
-    _claimed: Hello | Challenge | None = None
-    _keys: Keys = field(init=False)
-    """Those of this link: an admin proves another secret than everybody else."""
-    _hello: bytes = b""
-    _challenge: bytes = b""
-    _step: _Step = _Step.HELLO
-    _out: list[bytes] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._keys = self.identity.keys
+    def __init__(self, identity: Identity, channel: Channel, dialled: bool, nonce: bytes) -> None:
+        self.identity = identity
+        self.channel = channel
+        self.dialled = dialled
+        self.nonce = nonce
+        self.peer: ProvenPeer | None = None
+        """Set once both sides have proved themselves."""
+        self._claimed: Hello | Challenge | None = None
+        self._keys = identity.keys
+        """Those of this link: an admin proves another secret than everybody else."""
+        self._hello = self._challenge = b""
+        self._step = _Step.HELLO
+        self._out: list[bytes] = []
 
     def start(self) -> None:
         """Say hello, if this side dialled. Call it once, first."""

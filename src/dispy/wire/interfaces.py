@@ -6,8 +6,9 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from dispy.errors import SettingsError
 from dispy.secrets import Credentials
@@ -16,8 +17,7 @@ from dispy.settings import USUAL_MULTICAST, Multicast
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
-class InterfaceAddress:
+class InterfaceAddress(Struct, frozen=True):
     """An address of an interface that is up."""
 
     name: str

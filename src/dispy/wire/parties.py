@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from dispy.model import ProcessId, Role
 from dispy.secrets import Credentials
@@ -11,8 +11,7 @@ from dispy.wire.handshake import Identity
 from dispy.wire.session import Intervals
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """The process at the other end of a link, as it has proved to be."""
 
     process: ProcessId
@@ -23,8 +22,7 @@ class Peer:
     capabilities: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class LinkSettings:
+class LinkSettings(Struct, frozen=True):
     """Who this process is on its links, and how long silence may last (seconds)."""
 
     process: ProcessId

@@ -8,8 +8,9 @@ that nothing of what it sent before is lost to a reset. Once the session has end
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import LocalProtocolError, RemoteProtocolError
 from dispy.settings import GRACE_TIMEOUT, HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, SUSPECT_TIMEOUT
@@ -31,8 +32,7 @@ LEAST_HEARTBEAT: Final = 0.02
 """Seconds; a peer cannot ask for heartbeats more often."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intervals:
+class Intervals(Struct, frozen=True):
     """How long silence may last, in seconds. Heartbeats are sent at `heartbeat` or the default, or as often as the
     other side asks for, whichever is the shortest: what one side tolerates does not make it silent to the other.
     """
@@ -43,32 +43,27 @@ class Intervals:
     handshake: float = HANDSHAKE_TIMEOUT
 
 
-@dataclass(frozen=True, slots=True)
-class Established:
+class Established(Struct, frozen=True):
     """Both sides have proved themselves; messages may be sent."""
 
     peer: ProvenPeer
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """Messages of the other side, in order, each with its payload."""
 
     frames: list[Frame]
 
 
-@dataclass(frozen=True, slots=True)
-class Suspected:
+class Suspected(Struct, frozen=True):
     """Nothing has been heard for the suspect timeout."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
+class Recovered(Struct, frozen=True):
     """A suspected peer was heard again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The handshake ended with a refusal; trying again cannot help. Send what is there, then close."""
 
     reason: str
@@ -76,8 +71,7 @@ class Refused:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The session is over (before or after it was established)."""
 
     reason: str

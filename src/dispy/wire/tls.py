@@ -11,8 +11,9 @@ import hashlib
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dispy.errors import SettingsError
 from dispy.model import Role
@@ -34,8 +35,7 @@ _OF_USERS: Final = frozenset({Role.CLIENT, Role.ADMIN})
 """Roles in which users come to a shared scheduler."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerTls:
+class ListenerTls(Struct, frozen=True):
     """What a listening process needs: its context, and the SHA-256 of the certificate that it shows."""
 
     context: ssl.SSLContext

@@ -6,8 +6,9 @@ the window follows what the link delivers in its shortest round trip. Knows noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 SMALL_CHUNK: Final = 64 << 10
 LARGE_CHUNK: Final = 1 << 20
@@ -19,8 +20,7 @@ WINDOW_LIMIT: Final = 16 << 20
 _RATE_WEIGHT: Final = 0.5
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(Struct):
     size: int
     at: float
     received_then: int
