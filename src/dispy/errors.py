@@ -5,6 +5,7 @@
         SecretError                   no usable secret, or a secret file that others can read
       ShippingError                   something of the user's program cannot travel to a node
       ClosedError                     the cluster (or its process) is closed
+      JobFailed                       a call of `map` has no result, and no exception of its own to raise
       RecoveryError                   a recovery file is not usable, or in use
       StoreError                      what a shared scheduler keeps on its disk is not usable
       ProtocolError
@@ -19,7 +20,8 @@
         PortInUse                     another process listens there already
       InvalidTransition               a core was asked for an impossible change: a bug of ours
 
-A failing job is not an exception: it is an outcome, and `DispyJob` shows it.
+A failing job is not an exception: it is an outcome, and `DispyJob` shows it. What waits for results without a job in
+the user's hands (`map`) raises what the function raised, or `JobFailed`.
 """
 
 from __future__ import annotations
@@ -43,6 +45,15 @@ class ShippingError(DispyError):
 
 class ClosedError(DispyError):
     """The cluster is closed, or belongs to another process (after a fork)."""
+
+
+class JobFailed(DispyError):
+    """A call has no result, and raised nothing that could be raised here: its worker died, its node was lost …"""
+
+    def __init__(self, message: str, job: object = None) -> None:
+        super().__init__(message)
+        self.job = job
+        """The `DispyJob` that carried it."""
 
 
 class RecoveryError(DispyError):

@@ -20,6 +20,7 @@ from dispy.job import KEEPERS, DispyJob
 from dispy.ledger import ClusterLedger
 from dispy.lifetime import remember, stop_if_unused
 from dispy.logs import logger
+from dispy.mapping import CallMapping
 from dispy.model import ComputationId, ComputationSpec
 from dispy.nodes import DispyNode, NodeAllocate, parse_nodes
 from dispy.portal import portal
@@ -31,7 +32,6 @@ from dispy.settings import variable
 from dispy.shipping import Shipment, pack
 from dispy.standing import ClusterStanding
 from dispy.steering import NodeSteering
-from dispy.submission import JobSubmission
 from dispy.talk import NodeTalk
 from dispy.words import counted
 
@@ -71,7 +71,7 @@ class Given(Struct, frozen=True, kw_only=True):
     pulse_interval: float | None = None
 
 
-class AnyCluster(JobSubmission, NodeSteering, NodeTalk, ClusterStanding, ClusterClosing):
+class AnyCluster(CallMapping, NodeSteering, NodeTalk, ClusterStanding, ClusterClosing):
     """A computation, the nodes it may use, and the jobs submitted to it. What differs is where its scheduler runs."""
 
     def _make(self, given: Given, *, in_memory: bool) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "Shipment",
     "destination",
     "dumps_arguments",
+    "dumps_calls",
     "dumps_for_job",
     "dumps_setup_args",
     "loads_result",
@@ -48,6 +49,8 @@ __all__ = [
 
 _PLAIN: Final = frozenset({int, float, bool, str, type(None)})
 """Types whose values always can be pickled and refer to nothing; looking no further saves half the time."""
+_FEW: Final = 16
+"""Calls that travel together when what they are given may be large."""
 _INTERPRETED: Final = (".py", ".java")
 """Nodes run these with an interpreter."""
 _SYSTEM_FOLDERS: Final = ("/bin/", "/sbin/", "/usr/", "/lib/", "/lib64/", "/nix/", "/snap/")
@@ -216,6 +219,17 @@ def dumps_arguments(shipment: Shipment, args: tuple[object, ...], kwargs: dict[s
         return pickling.dumps_value(context.shipped, (args, kwargs), large, context.travelling.__contains__)
     except Exception as error:
         raise _refusal(args, kwargs) from error
+
+
+def dumps_calls(shipment: Shipment, columns: list[list[object]]) -> bytes:
+    """Pickle the arguments of several calls, a list for each parameter, for one job (see `dispy.node.chunk`).
+
+    Raises:
+        Exception: what pickling raises; `dumps_arguments` for each call tells of which it is.
+    """
+    context = shipment.context
+    large = len(columns[0]) <= _FEW and pickling.is_large(chain.from_iterable(columns))
+    return pickling.dumps_value(context.shipped, (columns, None), large, context.travelling.__contains__)
 
 
 def dumps_for_job(

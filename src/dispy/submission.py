@@ -69,6 +69,15 @@ class JobSubmission(ClusterBase):
         else:
             data = dumps_arguments(self._shipment, args, kwargs)
         job = DispyJob(job_id)
+        self._enqueue(job, data, options)
+        return job
+
+    def _enqueue(self, job: DispyJob, data: bytes, options: JobOptions | None) -> None:
+        """Hand a job with its pickled arguments over.
+
+        Raises:
+            ClosedError: the cluster takes no more jobs.
+        """
         blob = None
         if len(data) > INLINE_SIZE:
             blob = self.service.offer_arguments(data)
@@ -80,7 +89,6 @@ class JobSubmission(ClusterBase):
         except ClosedError:  # it was closed since we looked
             self._portal.post(self.service.take_back, record)
             raise
-        return job
 
     def _check_submission(self) -> None:
         self._check_open()

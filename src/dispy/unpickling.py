@@ -24,7 +24,7 @@ def loads_arguments(data: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str
         Exception: what unpickling raises, for instance when one of them cannot be rebuilt.
     """
     args, kwargs = _Unpickler(io.BytesIO(data)).load()
-    return args, kwargs
+    return tuple(args), kwargs or {}  # of several calls: their columns
 
 
 class _Unpickler(pickle.Unpickler):

@@ -18,6 +18,7 @@ EXPECTED = {
     "divisors": ["10000000000099 [", "Sec/Job"],
     "job_scheduler": ["one offers 2 CPUs", "19 was computed on one", "0 was computed on one"],
     "long_run": ["the best of 2 searches: 0.0"],
+    "mapping": ["longest below 10000: 261 steps, from 6171", "the first with more than 200 steps is 2463"],
     "map_reduce": [" for"],
     "node_setup": ["a occurs 6 times", "u occurs 1 times"],
     "node_update": ["one runs Linux"],

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dispy import namespace
+from dispy.node import chunk
 from dispy.node.channel import CANCEL
 
 _ERROR_SIZE: Final = 64 << 10
@@ -125,6 +126,8 @@ def function_call(cell: memoryview, compute: Callable[..., object]) -> Callable[
             )
             raise
         del payload
+        if named is None:
+            return chunk.call_each(compute, arguments, dumps_result, lambda: cell[CANCEL] == sequence)
         value = compute(*arguments, **named)
         try:
             return dumps(value, 5)

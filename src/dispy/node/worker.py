@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dispy import namespace
-from dispy.node import calls, jobside, linux, tripwires
+from dispy.node import calls, chunk, jobside, linux, tripwires
 from dispy.node.channel import (
     ANCILLARY,
     CANCEL,
@@ -257,6 +257,8 @@ class _Worker:
                 sys.settrace(None)
                 sys.setprofile(None)
             if failure is not None:
+                if isinstance(failure, chunk.CallFailed):
+                    result, failure = failure.outcome, failure.error
                 ending, error = self._describe(failure, sequence)
                 failure = None
                 if ending == NOT_STARTED:
@@ -348,7 +350,7 @@ class _Worker:
             return INTERRUPTED, _encoded(str(raised))
         if isinstance(raised, calls.ProgramError):
             return RAISED, _encoded(str(raised))
-        text = calls.user_trace(raised, __file__)
+        text = calls.user_trace(raised, __file__, chunk.__file__)
         if isinstance(raised, MemoryError) and self._memory_limit:
             words = f"memory: an allocation went far over the limit of {size(self._memory_limit)}"
             return LIMITED, _encoded(f"{words}\n{text}")

@@ -12,11 +12,11 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct, field
 
 from dispy.errors import StoreError
 from dispy.model import ComputationId, ProcessId
@@ -74,7 +74,8 @@ _encode = msgspec.msgpack.encode
 _json = msgspec.json.encode
 
 
-class Mark(Struct):
+@dataclass(slots=True)
+class Mark:
     """How a job stands that has not ended."""
 
     attempt: int
@@ -83,14 +84,16 @@ class Mark(Struct):
     """What is not the same for all jobs, as JSON; None: nothing happened to it yet."""
 
 
-class End(Struct):
+@dataclass(slots=True)
+class End:
     """How a job has ended."""
 
     ended: JobEnded
     address: str
 
 
-class Batch(Struct):
+@dataclass(slots=True)
+class Batch:
     """What is written in one transaction, in the order of these fields. Of a job its last mark counts."""
 
     number: int
