@@ -17,7 +17,8 @@ from dispy.scheduler.effects import JobEnded
 from dispy.scheduler.events import RestoredNode
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.keeping import KeptCluster
-from dispy.sharing.storefile import Batch, End, Mark, StoreFile
+from dispy.sharing.storefile import StoreFile
+from dispy.sharing.storewriting import Batch, End, Mark
 from dispy.wire.sharing import OpenCluster
 
 CLUSTER, NODE = ComputationId("c" * 32), ProcessId("1" * 32)

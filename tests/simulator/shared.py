@@ -21,7 +21,8 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.gathering import Gathering
 from dispy.sharing.keeping import KeptCluster, Restored
 from dispy.sharing.reopening import opened_of, read_ends, reopen
-from dispy.sharing.storefile import Batch, StoreFile
+from dispy.sharing.storefile import StoreFile
+from dispy.sharing.storewriting import Batch, BatchWriter
 from dispy.wire.sharing import OpenCluster
 from simulator.program import SimProgram, Told
 
@@ -37,9 +38,8 @@ class MemoryFile(StoreFile):
 
     def __init__(self) -> None:
         self.path = self.results = Path("memory")
-        self.cluster_numbers = {}
-        self.node_numbers = {}
         self.db = sqlite3.connect(":memory:", isolation_level=None)
+        self.writer = BatchWriter(self.db)
         self._prepare()
 
 

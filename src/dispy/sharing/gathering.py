@@ -14,7 +14,7 @@ from dispy.scheduler.effects import Effects
 from dispy.scheduler.places import Place
 from dispy.sharing.keeping import KeptCluster
 from dispy.sharing.reopening import past_of
-from dispy.sharing.storefile import Batch, End, Mark
+from dispy.sharing.storewriting import Batch, End, Mark
 
 BLOCK: Final = 100_000
 """Numbers of jobs that are set aside at once."""

@@ -63,9 +63,9 @@ def reopen(file: StoreFile) -> Restored:
         if kept.state != "ended":
             opened = opened_of(msgspec.structs.replace(kept, opened=_with(kept, open_ended)))
             again.append(events.RestoredCluster(opened, ClusterState[kept.state.upper()], forsaken))
-    ids = {number: id for id, number in file.cluster_numbers.items()}
+    ids = {number: id for id, number in file.writer.clusters.items()}
     nodes, places = _nodes(file)
-    processes = {number: id for id, number in file.node_numbers.items()}
+    processes = {number: id for id, number in file.writer.nodes.items()}
     shares = [
         events.RestoredShare(ids[cluster], processes[node], *msgspec.msgpack.decode(wanted, type=_Wanted))
         for cluster, node, wanted in file.shares()

@@ -19,7 +19,8 @@ from dispy.logs import logger
 from dispy.sharing.gathering import Gathering
 from dispy.sharing.keeping import KeptEnd, Restored
 from dispy.sharing.reopening import read_ends, reopen
-from dispy.sharing.storefile import Batch, StoreFile, is_damage
+from dispy.sharing.storefile import StoreFile, is_damage
+from dispy.sharing.storewriting import Batch
 
 RETRY_AFTER: Final = 2.0
 """Seconds until a batch is written again that could not be written."""

@@ -1,8 +1,4 @@
-"""The SQLite file of a shared scheduler: its tables, batches written to it, all of it read again. Used by one thread.
-
-A batch is one transaction, and every table is changed by one statement for all rows of a batch: with a statement per
-row this thread and the event loop would take the interpreter from each other thousands of times a second.
-"""
+"""The SQLite file of a shared scheduler: made and opened, a batch to a transaction, read again. Used by one thread."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +15,9 @@ import msgspec
 
 from dispy.errors import StoreError
 from dispy.model import ComputationId, ProcessId
-from dispy.scheduler.effects import JobEnded
-from dispy.scheduler.events import RestoredNode, RestoredShare
-from dispy.scheduler.jobs import JobRecord
-from dispy.scheduler.keeping import ClusterMark
-from dispy.scheduler.places import Place
 from dispy.settings import INLINE_SIZE
 from dispy.sharing.keeping import KeptCluster
+from dispy.sharing.storewriting import Batch, BatchWriter, numbers
 
 VERSION: Final = 1
 """Of the tables. A file of another one is not touched."""
@@ -52,65 +43,10 @@ create table jobs(number integer primary key, cluster integer, client integer, a
 create table ended(number integer primary key, cluster integer, client integer, over blob, body blob);
 """
 
-_COUNTED: Final = ("clusters", "jobs", "ended")
-_INSERT_JOBS: Final = """
-insert into jobs select value->>0, value->>1, value->>2, substr(?2, value->>3, value->>4),
-    case when value->>5 then substr(?2, value->>3 + value->>4, value->>5) end, value->>6, value->>7, value->>8
-from json_each(?1)"""
-_MARK_JOBS: Final = """
-update jobs set attempt = mark.value->>1, node = mark.value->>2, past = mark.value->>3
-from json_each(?1) as mark where jobs.number = mark.value->>0"""
-_INSERT_ENDED: Final = """
-insert or replace into ended select value->>0, value->>1, value->>2, substr(?2, value->>3, value->>4),
-    case when value->>5 >= 0 then substr(?2, value->>3 + value->>4, value->>5) end
-from json_each(?1)"""
 # The joins keep the order of what was asked for, and nothing is sorted: rows are large.
 _ENDED: Final = """
 select ended.number, clusters.id, client, over, body from json_each(?1) as asked
 cross join ended on ended.number = asked.value cross join clusters on clusters.number = ended.cluster"""
-_DELETE: Final = "delete from {} where number in (select value from json_each(?1))"
-
-_encode = msgspec.msgpack.encode
-_json = msgspec.json.encode
-
-
-@dataclass(slots=True)
-class Mark:
-    """How a job stands that has not ended."""
-
-    attempt: int
-    node: ProcessId | None
-    past: str | None
-    """What is not the same for all jobs, as JSON; None: nothing happened to it yet."""
-
-
-@dataclass(slots=True)
-class End:
-    """How a job has ended."""
-
-    ended: JobEnded
-    address: str
-
-
-@dataclass(slots=True)
-class Batch:
-    """What is written in one transaction, in the order of these fields. Of a job its last mark counts."""
-
-    number: int
-    next_job: int | None = None
-    clusters: list[KeptCluster] = field(default_factory=list)
-    cluster_marks: list[ClusterMark] = field(default_factory=list)
-    nodes: list[tuple[RestoredNode, tuple[Place, ...]]] = field(default_factory=list)
-    known: frozenset[ProcessId] | None = None
-    """If set: all other nodes are gone."""
-    shares: list[RestoredShare] = field(default_factory=list)
-    submitted: dict[int, JobRecord] = field(default_factory=dict)
-    """Only what never changes of them may be read."""
-    marks: dict[int, Mark] = field(default_factory=dict)
-    ends: dict[int, End] = field(default_factory=dict)
-    taken: list[int] = field(default_factory=list)
-    stored: dict[ComputationId, int] = field(default_factory=dict)
-    over: list[ComputationId] = field(default_factory=list)
 
 
 class StoreFile:
@@ -126,11 +62,10 @@ class StoreFile:
         self.path = directory / FILE
         self.results = directory / RESULTS
         self.results.mkdir(mode=0o700, exist_ok=True)
-        self.cluster_numbers: dict[ComputationId, int] = {}
-        self.node_numbers: dict[ProcessId, int] = {}
         descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         os.close(descriptor)
         self.db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        self.writer = BatchWriter(self.db)
         try:
             self._prepare()
         except sqlite3.Error as error:
@@ -199,14 +134,14 @@ class StoreFile:
         """Each with whether it is open-ended, and why no node can come for it."""
         rows = self.db.execute("select number, id, kept, stored, state, open_ended, forsaken from clusters order by 1")
         for number, id, kept, stored, state, open_ended, forsaken in rows:
-            self.cluster_numbers[id] = number
+            self.writer.clusters[id] = number
             cluster = msgspec.msgpack.decode(kept, type=KeptCluster)
             yield msgspec.structs.replace(cluster, stored=stored, state=state), bool(open_ended), forsaken
 
     def nodes(self) -> Iterable[tuple[ProcessId, bytes]]:
         """Each with what is known of it."""
         for number, id, known in self.db.execute("select number, id, known from nodes order by 1"):
-            self.node_numbers[id] = number
+            self.writer.nodes[id] = number
             yield id, known
 
     def shares(self) -> Iterable[tuple[int, int, bytes]]:
@@ -223,7 +158,7 @@ class StoreFile:
 
     def ended(self, jobs: Sequence[int]) -> Iterable[tuple[int, ComputationId, int, bytes, bytes | None]]:
         """Number, cluster, the client's number, how it ended, and the body unless it is in a file; in this order."""
-        return self.db.execute(_ENDED, (_json(jobs).decode(),))
+        return self.db.execute(_ENDED, (numbers(jobs),))
 
     def highest(self) -> Iterable[tuple[int, int]]:
         """Numbers of clusters that have jobs, and the highest of the client's numbers of these."""
@@ -243,128 +178,14 @@ class StoreFile:
             _write_durably(self.results / str(job), batch.ends[job].ended.body)
         if large:
             _sync_directory(self.results)
-        clusters, nodes = dict(self.cluster_numbers), dict(self.node_numbers)
+        clusters, nodes = dict(self.writer.clusters), dict(self.writer.nodes)
         try:
             with self._transaction():
-                gone = self._write_all(batch)
+                gone = self.writer.write(batch)
         except BaseException:
-            self.cluster_numbers, self.node_numbers = clusters, nodes
+            self.writer.clusters, self.writer.nodes = clusters, nodes
             raise
         self._remove(gone)
-
-    def _write_all(self, batch: Batch) -> list[int]:
-        if batch.next_job is not None:
-            self.db.execute("update meta set value = ? where name = 'next'", (batch.next_job,))
-        self._write_clusters(batch)
-        self._write_nodes(batch)
-        self._write_jobs(batch)
-        for cluster, sequence in batch.stored.items():
-            self.db.execute("update clusters set stored = ? where id = ?", (sequence, cluster))
-        gone = self._take(batch.taken)
-        for id in batch.over:
-            gone += self._forget(id)
-        return gone
-
-    def _write_clusters(self, batch: Batch) -> None:
-        for cluster in batch.clusters:
-            opened = cluster.opened
-            row = (opened.computation.id, _encode(cluster), cluster.stored, cluster.state, opened.open_ended)
-            added = self.db.execute(
-                "insert into clusters(id, kept, stored, state, open_ended, forsaken) values(?, ?, ?, ?, ?, '')", row
-            )
-            assert added.lastrowid is not None
-            self.cluster_numbers[opened.computation.id] = added.lastrowid
-        for mark in batch.cluster_marks:
-            now = (mark.state, mark.is_open_ended, mark.forsaken, mark.cluster)
-            self.db.execute("update clusters set state = ?, open_ended = ?, forsaken = ? where id = ?", now)
-
-    def _write_nodes(self, batch: Batch) -> None:
-        db = self.db
-        for node, places in batch.nodes:
-            known = _encode((node.info, node.address, places))
-            number = self.node_numbers.get(node.node)
-            if number is None:
-                self.node_numbers[node.node] = number = max(self.node_numbers.values(), default=0) + 1
-            db.execute("insert or replace into nodes values(?, ?, ?)", (number, node.node, known))
-        for share in batch.shares:
-            cluster, number = self.cluster_numbers.get(share.cluster), self.node_numbers.get(share.node)
-            if cluster is not None and number is not None:
-                wanted = (share.cpus, share.files, share.setup_args, share.oversubscribe, share.is_paused)
-                db.execute("insert or replace into shares values(?, ?, ?)", (cluster, number, _encode(wanted)))
-        if batch.known is not None:
-            for id in self.node_numbers.keys() - batch.known:
-                number = self.node_numbers.pop(id)
-                db.execute("delete from nodes where number = ?", (number,))
-                db.execute("delete from shares where node = ?", (number,))
-
-    def _write_jobs(self, batch: Batch) -> None:
-        submitted, marks, ends = batch.submitted, batch.marks, batch.ends
-        fresh: list[tuple[Any, ...]] = []
-        pieces: list[bytes] = []
-        at = 1
-        for job, record in submitted.items():
-            if job in ends:
-                continue
-            args, extra = record.args, b""
-            if record.blob is not None or record.options is not None:
-                extra = _encode((record.blob, record.options))
-            mark = marks.get(job)
-            stands = (0, None, None) if mark is None else (mark.attempt, self._node(mark.node), mark.past)
-            fresh.append((job, self.cluster_numbers[record.cluster], record.handle, at, len(args), len(extra), *stands))
-            pieces += (args, extra)
-            at += len(args) + len(extra)
-        if fresh:
-            self.db.execute(_INSERT_JOBS, (_json(fresh).decode(), b"".join(pieces)))
-        changed = [
-            (job, mark.attempt, self._node(mark.node), mark.past)
-            for job, mark in marks.items()
-            if job not in submitted and job not in ends
-        ]
-        if changed:
-            self.db.execute(_MARK_JOBS, (_json(changed).decode(),))
-        if ends:
-            self._write_ends(ends, [job for job in ends if job not in submitted])
-
-    def _write_ends(self, ends: dict[int, End], stored: list[int]) -> None:
-        rows: list[tuple[int, ...]] = []
-        pieces: list[bytes] = []
-        at = 1
-        for job, end in ends.items():
-            ended = end.ended
-            record, body = ended.job, ended.body
-            over = _encode((ended.state, ended.node, ended.cause, ended.done, end.address))
-            size = len(body)
-            if size > INLINE_SIZE:
-                body, size = b"", -1
-            client: Any = record.handle
-            rows.append((job, self.cluster_numbers[record.cluster], client, at, len(over), size))
-            pieces += (over, body)
-            at += len(over) + len(body)
-        self.db.execute(_INSERT_ENDED, (_json(rows).decode(), b"".join(pieces)))
-        self.db.execute(_DELETE.format("jobs"), (_json(stored).decode(),))
-
-    def _take(self, jobs: list[int]) -> list[int]:
-        if not jobs:
-            return []
-        text = _json(jobs).decode()
-        rows = self.db.execute(
-            "select number from ended where body is null and number in (select value from json_each(?))", (text,)
-        )
-        large = [number for (number,) in rows]
-        self.db.execute(_DELETE.format("ended"), (text,))
-        return large
-
-    def _forget(self, id: ComputationId) -> list[int]:
-        cluster = self.cluster_numbers.pop(id, None)
-        rows = self.db.execute("select number from ended where body is null and cluster = ?", (cluster,))
-        large = [number for (number,) in rows]
-        for table in ("shares", "jobs", "ended"):
-            self.db.execute(f"delete from {table} where cluster = ?", (cluster,))
-        self.db.execute("delete from clusters where number = ?", (cluster,))
-        return large
-
-    def _node(self, id: ProcessId | None) -> int | None:
-        return None if id is None else self.node_numbers[id]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
