@@ -6,6 +6,7 @@ event loop's thread; `_ended` is set last, and whoever waits looks at it again a
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import itertools
@@ -40,16 +41,20 @@ _waiters_lock = threading.Lock()
 
 
 class Waiters:
-    """Who wants to know that a job has ended: an event, functions, or both."""
+    """Who wants to know that a job has ended: threads, an event, functions."""
 
-    __slots__ = ("event", "functions")
+    __slots__ = ("event", "functions", "threads")
 
     def __init__(self) -> None:
+        self.threads: list[_thread.LockType] = []
+        """A lock that is held, for each thread that waits in `job()`: it costs a tenth of an event."""
         self.event: threading.Event | None = None
         self.functions: tuple[Callable[[DispyJob], object], ...] = ()
 
     def wake(self, job: DispyJob) -> None:
         """The job has ended."""
+        for lock in self.threads:
+            lock.release()
         if self.event is not None:
             self.event.set()
         for function in self.functions:
@@ -119,9 +124,10 @@ class DispyJob:
         Args:
             clear: reset `finish` afterwards.
         """
-        if not self._ended:
-            self.finish.wait()
-        result = self._original().result
+        job = self._original()
+        if not job._ended:
+            job._wait()
+        result = job.result
         if clear:
             self.finish.clear()
         return result
@@ -143,6 +149,16 @@ class DispyJob:
             self._when_ended(ended)
             yield from future
         return self._original().result
+
+    def _wait(self) -> None:
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        with _waiters_lock:
+            if self._waiters is None:
+                self._waiters = Waiters()
+            self._waiters.threads.append(lock)
+        if not self._ended:
+            lock.acquire()
 
     def tail(self) -> tuple[Any, Any]:
         """What it has printed so far: stdout and stderr, the last 64 KiB of each while it runs, all after its end.
