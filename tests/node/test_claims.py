@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from corenode import ANNA, BERT, HOLDER, MAP, OTHER, WALL, Answer, Node, done, fed, node, ready
+from corenode import ANNA, BERT, HOLDER, MAP, OTHER, WALL, Answer, Node, done, fed, node, ready, recalled
 
-from dispy.model import BlobRef, Ending, FileSpec, HeldAttempt
+from dispy.model import BlobRef, ComputationId, Ending, FileSpec, HeldAttempt, JobSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects, Send
@@ -56,6 +56,17 @@ def test_what_is_acknowledged_within_a_second_never_touches_the_disk(ready: Node
     answer(ready)
     assert ready.wait(0.9).actions == []
     assert ready.said(msg.AckResults(3)).actions == []
+    assert ready.wait(10).actions == []
+
+
+def test_jobs_that_come_can_say_what_is_acknowledged(ready: Node) -> None:
+    ready.run(1)
+    answer(ready)
+    assert ready.said(msg.RunJobs(MAP, [JobSpec(2, 1, 1)], 3), b"x").actions == [fed(1, 3)]
+    assert ready.wait(10).actions == []
+    answer(ready, sequence=3)
+    # also when they themselves are for a computation that is not here
+    assert ready.said(msg.RunJobs(ComputationId("none"), [JobSpec(3, 1, 0)], 4)).sends == [recalled(3)]
     assert ready.wait(10).actions == []
 
 

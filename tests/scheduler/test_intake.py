@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dispy.errors import TransferError
-from dispy.model import BlobRef, Ending, JobDone, ProcessId
+from dispy.model import BlobRef, ComputationId, Ending, JobDone, ProcessId
 from dispy.scheduler.events import Event, NodeSaid
 from dispy.scheduler.intake import ResultIntake
-from dispy.wire.messages import AckResults, JobsDone
+from dispy.wire.messages import AckResults, JobsDone, RecallJobs, RunJobs
 
 NODE = ProcessId("1" * 32)
 
@@ -182,3 +182,21 @@ def test_acknowledgements_wait_for_one_another() -> None:
         assert world.acknowledged == [2, 3, 3]
 
     asyncio.run(scenario())
+
+
+def test_the_next_jobs_say_what_is_here_and_save_a_message() -> None:
+    async def scene(world: World) -> None:
+        world.is_patient = True
+        jobs, other = (RunJobs(ComputationId("c"), []), [b"x"]), (RecallJobs(1), ())
+        assert world.intake.acknowledging([jobs, other]) == [jobs, other]
+        await world.batch(1, said(1, b"a"), payload=b"a")
+        await world.batch(2, said(2, b"b"), payload=b"b")
+        assert world.intake.acknowledging([jobs, other]) == [(RunJobs(ComputationId("c"), [], 2), [b"x"]), other]
+        assert world.intake.acknowledging([jobs]) == [jobs]
+        await world.batch(3, said(3, b"c"), payload=b"c")
+        assert world.intake.acknowledging([other, jobs]) == [(AckResults(3), ()), other, jobs]
+        for function in world.waiting:
+            function()
+        assert world.acknowledged == []
+
+    run(scene)

@@ -205,7 +205,7 @@ class SimProgram(DiallingProcess):
             lost = "" if reached is not None and reached.link is not None else " (no link)"
             self.world.log(f"program {self.number} -> {send.node[:4]}{lost} {send.message}")
         if reached is not None:
-            reached.send_now([*reached.intake.untold(), (send.message, tuple(send.payload))])
+            reached.send_now(reached.intake.acknowledging([(send.message, tuple(send.payload))]))
 
     def _time_is_up(self) -> None:
         effects = self.core.handle_timeout(self.world.clock.now)

@@ -177,6 +177,8 @@ class NodeCore(Leases):
             return
         match message:
             case msg.RunJobs():
+                if message.acknowledged:
+                    self.keeper.acknowledge(lease.name, lease.results, message.acknowledged, effects)
                 self._on_run_jobs(lease, message, event.payload, now, effects)
             case msg.AckResults():
                 self.keeper.acknowledge(lease.name, lease.results, message.sequence, effects)

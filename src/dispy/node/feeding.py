@@ -44,8 +44,11 @@ class Feeder(Struct):
         self._resize(running, actions)
         if self.heavy:
             self.heavy = {worker: job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job}
-        waiting = sum([self._feed_heavy(each, now, actions) for each in running if each.heavy])
-        self.kept = waiting + self._in_use()
+        kept = 0
+        for computation in running:
+            if computation.heavy:
+                kept += self._feed_heavy(computation, now, actions)
+        self.kept = kept + self._in_use() if self.heavy else kept
         self._let_newcomers_in(running, now, actions)
         for computation in running:
             if computation.queue:
@@ -68,7 +71,7 @@ class Feeder(Struct):
             holder = None if computation.queue else self._fullest(computation)
             if holder is not None and self._spare(computation) > 0:
                 times.append(holder.progress_at + STALL_SECONDS)
-        return min(times, default=None)
+        return min(times) if times else None
 
     def drain(self, worker: Worker, actions: list[Action]) -> None:
         """Give the worker nothing more; it ends when it has answered what it has."""
@@ -248,6 +251,9 @@ class Feeder(Struct):
         for computation in running:
             if computation.fork_after is not None and now >= computation.fork_after:
                 computation.fork_after = None
+            if not computation.queue:
+                computation.starved_since = None
+                continue
             missing = len(computation.queue) - _starting(computation)
             if bound := self._bound(computation):
                 light = [worker for worker in computation.workers.values() if worker not in self.heavy]
@@ -310,10 +316,13 @@ class Feeder(Struct):
 
     def _let_newcomers_in(self, running: list[Computation], now: float, actions: list[Action]) -> None:
         """The next workers that have answered all that they had make room for computations that have none at all."""
-        waiting = -sum(worker.state is WorkerState.RETIRING for worker in self.workers.values())
+        waiting = 0
         for computation in running:
             since = computation.unserved_since
             waiting += since is not None and now >= since + NEWCOMER_SECONDS
+        if not waiting:
+            return
+        waiting -= sum(worker.state is WorkerState.RETIRING for worker in self.workers.values())
         # one that has just been forked for somebody else who waited has its turn first
         idle = [each for each in self.workers.values() if each.is_idle and each.sequence]
         for worker in idle[: max(0, waiting)]:
@@ -326,8 +335,11 @@ class Feeder(Struct):
 
     def _fullest(self, computation: Computation) -> Worker | None:
         """The worker with most jobs that it has not started and that are not being taken back."""
-        holders = [each for each in computation.workers.values() if each.unstarted and not each.recalling]
-        return max(holders, key=_job_count, default=None)
+        fullest, most = None, 1  # the one that it runs
+        for worker in computation.workers.values():
+            if len(worker.jobs) > most and not worker.recalling:
+                fullest, most = worker, len(worker.jobs)
+        return fullest
 
 
 def requeue(computation: Computation, jobs: list[HeldJob]) -> None:

@@ -5,7 +5,7 @@ says stays in its order, and a batch is acknowledged when all of it is here.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
 
 import msgspec
@@ -15,12 +15,14 @@ from dispy.logs import logger
 from dispy.model import Ending, JobDone, ProcessId
 from dispy.scheduler.events import Event, NodeSaid
 from dispy.wire.blobs import BlobExchange
+from dispy.wire.frames import Buffer
 from dispy.wire.link import Link
-from dispy.wire.messages import AckResults, JobsDone
+from dispy.wire.messages import AckResults, AnyMessage, JobsDone, RunJobs
 
 ACKNOWLEDGE_AFTER: Final = 0.02
 """Seconds that an acknowledgement waits for a message with which it can travel."""
 
+_Outgoing = tuple[AnyMessage, Sequence[Buffer]]
 _Late = tuple[int, JobDone, bytes]
 """Sequence number of the batch, what ended, and its body unless that is a blob."""
 
@@ -108,17 +110,23 @@ class ResultIntake:
             self._is_waiting = True
             self._later(ACKNOWLEDGE_AFTER, self._waited)
 
-    def untold(self) -> list[tuple[AckResults, tuple[()]]]:
-        """What is to be sent to the node with the next message, if anything."""
-        if self._told == self._acknowledged:
-            return []
-        self._told = self._acknowledged
-        return [(AckResults(self._told), ())]
+    def acknowledging(self, messages: Sequence[_Outgoing]) -> Sequence[_Outgoing]:
+        """The messages that go to the node now, and with them up to where everything is here if it has not been told.
+
+        With `RunJobs` that costs nothing; another message would be one more to write, read and decide on.
+        """
+        number = self._acknowledged
+        if self._told == number:
+            return messages
+        self._told = number
+        if messages and type(first := messages[0][0]) is RunJobs:
+            return [(RunJobs(first.computation, first.jobs, number), messages[0][1]), *messages[1:]]
+        return [(AckResults(number), ()), *messages]
 
     def tell(self) -> None:
         """Tell the node now what it has not been told."""
         if self.link is not None:
-            self.link.send_now(self.untold())
+            self.link.send_now(self.acknowledging([]))
 
     def _waited(self) -> None:
         self._is_waiting = False

@@ -215,7 +215,7 @@ class NodeLinks:
             if reached is not None and reached.link is not None:
                 messages = [(send.message, send.payload) for send in group]
                 if self._after is None:
-                    reached.link.send_now([*reached.intake.untold(), *messages])
+                    reached.link.send_now(reached.intake.acknowledging(messages))
                 else:  # by then the link may have ended: it sends nothing more
                     self._after(partial(reached.link.send_now, messages))
 

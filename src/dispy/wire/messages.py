@@ -113,6 +113,8 @@ class RunJobs(Message, frozen=True):
 
     computation: ComputationId
     jobs: list[JobSpec]
+    acknowledged: int = 0
+    """As in `AckResults`, which it saves; 0: nothing new."""
 
 
 class CancelJobs(Message, frozen=True):
