@@ -18,11 +18,8 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-if TYPE_CHECKING:
-    import mmap
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 MAGIC: Final = b"\0dispy 5"
 LARGE: Final = 64 << 10
@@ -61,6 +58,32 @@ class Apart:
         return False
 
 
+class Pieces:
+    """A file that keeps what is written as it is: pickle writes large bytes without a copy."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self) -> None:
+        self.pieces: list[Readable] = []
+
+    def write(self, data: Readable) -> None:
+        """Keep it."""
+        self.pieces.append(data)
+
+
+def dumps(value: object, pickler: Callable[..., pickle.Pickler] = pickle.Pickler) -> list[Readable]:
+    """The body of a value, in parts that refer to its large buffers: they must not change until it is written.
+
+    A value without any costs more than by `pickle.dumps`.
+
+    Raises:
+        Exception: what pickling raises.
+    """
+    file, apart = Pieces(), Apart()
+    pickler(file, protocol=5, buffer_callback=apart).dump(value)
+    return parts(file.pieces, apart.views)
+
+
 def parts(pickled: Sequence[Readable], views: Sequence[memoryview]) -> list[Readable]:
     """A body, in parts that only have to be written one after another; nothing large is copied.
 
@@ -84,13 +107,26 @@ def parts(pickled: Sequence[Readable], views: Sequence[memoryview]) -> list[Read
     return [bytes(head), *pickled, *tail]
 
 
-def split(body: Readable | mmap.mmap) -> tuple[memoryview, list[memoryview]]:
+def size(body: bytes | Sequence[Readable]) -> int:
+    """Bytes of a body, in parts or not."""
+    return len(body) if isinstance(body, bytes) else sum(map(len, body))
+
+
+def joined(body: bytes | Sequence[Readable]) -> bytes:
+    """A body, in parts or not, as one."""
+    return body if isinstance(body, bytes) else b"".join(body)
+
+
+def split(body: Any) -> tuple[memoryview, list[memoryview]]:
     """The pickle of a body and the buffers that lie apart: views of the body, as writable as it is.
+
+    Args:
+        body: anything whose memory can be looked at, as bytes or a mapped file.
 
     Raises:
         pickle.UnpicklingError: it is cut short, or was never a body.
     """
-    view = memoryview(body)
+    view = pickle.PickleBuffer(body).raw()
     if bytes(view[: len(MAGIC)]) != MAGIC:
         return view, []
     total = len(view)
@@ -108,13 +144,14 @@ def split(body: Readable | mmap.mmap) -> tuple[memoryview, list[memoryview]]:
     return view[start : start + size], buffers
 
 
-def loads(body: Readable | mmap.mmap, load: Loads = pickle.loads) -> Any:
+def loads(body: Any, load: Loads = pickle.loads) -> Any:
     """The value of a body of either kind.
 
-    Its large buffers stay where they are: arrays are views of the body, which must not be used for anything else then.
+    Its large buffers stay where they are if they can be written to there: arrays are views of the body, which must not
+    be used for anything else then.
 
     Raises:
         Exception: what unpickling raises.
     """
     pickled, buffers = split(body)
-    return load(pickled, buffers=buffers)
+    return load(pickled, buffers=[bytearray(each) if each.readonly else each for each in buffers])

@@ -272,7 +272,7 @@ class DispyJob:
                 if self._ended or self._status is JobState.Finished:
                     self._status = JobState.Terminated
 
-    def _take_provisional(self, data: bytes) -> None:
+    def _take_provisional(self, data: bytes | memoryview) -> None:
         """Show an interim result; whoever waits for the end goes on waiting."""
         self.exception = None
         self._status = JobState.ProvisionalResult
@@ -284,7 +284,7 @@ class DispyJob:
         self,
         state: JobState,
         done: JobDone | None,
-        body: bytes,
+        body: bytes | memoryview,
         cause: str | None,
         text: bool,
         address: str | None,
@@ -309,7 +309,7 @@ class DispyJob:
         if self._waiters is not None:
             self._waiters.wake(self)
 
-    def _take(self, state: JobState, done: JobDone, body: bytes, cause: str | None, text: bool) -> None:
+    def _take(self, state: JobState, done: JobDone, body: bytes | memoryview, cause: str | None, text: bool) -> None:
         at = done.result_size
         if done.stdout_size or done.stderr_size:
             out = body[at : at + done.stdout_size]

@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, Final, cast
 
+from dispy import buffers
 from dispy.chunking import Chunking
 from dispy.errors import ClosedError, JobFailed, SettingsError, ShippingError
 from dispy.job import DispyJob
@@ -47,7 +48,7 @@ class ChunkJob(DispyJob):
         self.is_known = False
         """The feed knows that it has ended."""
 
-    def _take(self, state: JobState, done: JobDone, body: bytes, cause: str | None, text: bool) -> None:
+    def _take(self, state: JobState, done: JobDone, body: bytes | memoryview, cause: str | None, text: bool) -> None:
         super()._take(state, done, body, cause, text)
         self.received = len(body)
         if state is not JobState.Finished:
@@ -183,8 +184,8 @@ class _Feed:
             if not calls:
                 return
             data = dumps_calls(cluster._shipment, [column[:calls] for column in columns])
-        job = ChunkJob(self._next, calls, len(data))
-        job.weight = self._chunking.weight(calls, len(data))
+        job = ChunkJob(self._next, calls, buffers.size(data))
+        job.weight = self._chunking.weight(calls, job.sent)
         job._when_ended(self._heard)
         cluster._check_submission()
         cluster._enqueue(job, data, self._options)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from dispy import namespace
+from dispy import buffers, namespace, pages
 from dispy.codenames import CACHED, MAIN, is_code, is_defined_as, names_of
 from dispy.codestream import Bounded, CodePickler, Stream, none_travels, written
 from dispy.errors import ShippingError
@@ -39,16 +39,6 @@ class Context(Struct):
 
 class _UnknownError(Exception):
     """Something of `__main__` that was not shipped."""
-
-
-class _Pieces:
-    """A file that keeps what is written as it is: a large buffer is copied once, when the pieces are joined."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Any] = []
-
-    def write(self, data: Any) -> None:
-        self.pieces.append(data)
 
 
 def dumps_code(
@@ -124,8 +114,14 @@ def can_pickle(value: object) -> bool:
 class _CheckedPickler(pickle.Pickler):
     """Plain pickle, unless something of `__main__` is unknown over there."""
 
-    def __init__(self, file: Any, shipped: Mapping[str, object]) -> None:
-        super().__init__(file, protocol=5)
+    def __init__(
+        self,
+        file: Any,
+        shipped: Mapping[str, object],
+        protocol: int = 5,
+        buffer_callback: Callable[[pickle.PickleBuffer], object] | None = None,
+    ) -> None:
+        super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
         self._shipped = shipped
 
     def reducer_override(self, value: Any) -> Any:
@@ -190,33 +186,67 @@ class _Later:
         return namespace.load_later, (self._data,)
 
 
-def dumps_value(
-    shipped: Mapping[str, object], value: object, large: bool = False, travels: Callable[[str], bool] = none_travels
-) -> bytes:
+def dumps_value(shipped: Mapping[str, object], value: object, travels: Callable[[str], bool] = none_travels) -> bytes:
     """Pickle what a worker unpickles by `pickle.loads`; by value only what the nodes do not know.
 
     Args:
         shipped: what they know of the client's `__main__`.
         value: what to pickle.
-        large: it holds large buffers, so that copies and scans cost more than a slower pickler.
         travels: which modules they have got as files.
 
     Raises:
         Exception: what pickling raises.
     """
-    if not large:
-        try:
-            data = pickle.dumps(value, 5)
-        except Exception:
-            return _dumps_by_value(shipped, value, travels)
-        if _MAIN_BYTES not in data:
-            return data
-    file = _Pieces()
+    try:
+        data = pickle.dumps(value, 5)
+    except Exception:
+        return _dumps_by_value(shipped, value, travels)
+    if _MAIN_BYTES not in data:
+        return data
+    file = buffers.Pieces()
     try:
         _CheckedPickler(file, shipped).dump(value)
     except Exception:
         return _dumps_by_value(shipped, value, travels)
     return b"".join(file.pieces)
+
+
+def dumps_body(
+    shipped: Mapping[str, object], value: object, large: bool = False, travels: Callable[[str], bool] = none_travels
+) -> bytes | list[buffers.Readable]:
+    """As `dumps_value`, for what is read by `buffers.loads`: large buffers come in parts of their own.
+
+    Args:
+        shipped: what the nodes know of the client's `__main__`.
+        value: what to pickle.
+        large: it holds large buffers, so that copies and scans cost more than a slower pickler.
+        travels: which modules they have got as files.
+
+    Returns:
+        The parts are to be written one after another. They stay as they are, whatever becomes of the value.
+
+    Raises:
+        Exception: what pickling raises.
+    """
+    parts: list[buffers.Readable]
+    if not large:
+        apart = buffers.Apart()
+        try:
+            data = pickle.dumps(value, 5, buffer_callback=apart)
+        except Exception:
+            return _dumps_by_value(shipped, value, travels)
+        if _MAIN_BYTES not in data:
+            return _kept(buffers.parts([data], apart.views)) if apart.views else data
+    try:
+        parts = buffers.dumps(value, lambda file, **how: _CheckedPickler(file, shipped, **how))
+    except Exception:
+        return _dumps_by_value(shipped, value, travels)
+    return _kept(parts) if sum(map(len, parts)) > buffers.LARGE else b"".join(parts)
+
+
+def _kept(parts: list[buffers.Readable]) -> list[buffers.Readable]:
+    """Parts that nobody can change: an array may be used again as soon as it was submitted."""
+    return [part if type(part) is bytes else pages.copy(memoryview(part)) for part in parts]
 
 
 def _dumps_by_value(shipped: Mapping[str, object], value: object, travels: Callable[[str], bool]) -> bytes:

@@ -72,7 +72,7 @@ class ResumedMarks:
         kept: list[AnyEntry] = []
         for ended in jobs:
             if ended.done is not None and ended.node is not None and ended.state is not JobState.Cancelled:
-                kept.append(ResultKept(ended.done, address(ended.node), ended.body))
+                kept.append(ResultKept(ended.done, address(ended.node), bytes(ended.body)))
             else:
                 self.ended[ended.job.job] = (ended.state, ended.cause or "")
         self._write(kept)

@@ -21,7 +21,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from dispy import namespace, pickling
+from dispy import buffers, namespace, pickling
 from dispy.codenames import MAIN
 from dispy.errors import ShippingError
 from dispy.settings import is_sendable
@@ -203,33 +203,42 @@ def _check(files: Iterable[LocalFile]) -> None:
             raise ShippingError(f"{file.path} cannot be sent to the nodes: {error.strerror}") from error
 
 
-def dumps_arguments(shipment: Shipment, args: tuple[object, ...], kwargs: dict[str, object]) -> bytes:
-    """Pickle the arguments of a job.
+def dumps_arguments(
+    shipment: Shipment, args: tuple[object, ...], kwargs: dict[str, object]
+) -> bytes | list[buffers.Readable]:
+    """Pickle the arguments of a job; in parts when they are large (see `pickling.dumps_body`).
 
     Raises:
         ShippingError: one of them cannot be pickled; the message names the part.
     """
     if shipment.kind == "program":
-        return pickle.dumps((tuple(map(str, args)), {}), 5)
+        return _dumps_words(args)
     if not kwargs and _PLAIN.issuperset(map(type, args)):
         return pickle.dumps((args, kwargs), 5)
     large = pickling.is_large(chain(args, kwargs.values()))
     context = shipment.context
     try:
-        return pickling.dumps_value(context.shipped, (args, kwargs), large, context.travelling.__contains__)
+        return pickling.dumps_body(context.shipped, (args, kwargs), large, context.travelling.__contains__)
     except Exception as error:
         raise _refusal(args, kwargs) from error
 
 
-def dumps_calls(shipment: Shipment, columns: list[list[object]]) -> bytes:
+def dumps_calls(shipment: Shipment, columns: list[list[object]]) -> bytes | list[buffers.Readable]:
     """Pickle the arguments of several calls, a list for each parameter, for one job (see `dispy.node.chunk`).
+
+    In parts when they are large, as those of one call.
 
     Raises:
         Exception: what pickling raises; `dumps_arguments` for each call tells of which it is.
     """
     context = shipment.context
     large = len(columns[0]) <= _FEW and pickling.is_large(chain.from_iterable(columns))
-    return pickling.dumps_value(context.shipped, (columns, None), large, context.travelling.__contains__)
+    return pickling.dumps_body(context.shipped, (columns, None), large, context.travelling.__contains__)
+
+
+def _dumps_words(args: tuple[object, ...]) -> bytes:
+    """The arguments of a program."""
+    return pickle.dumps((tuple(map(str, args)), {}), 5)
 
 
 def dumps_for_job(
@@ -249,7 +258,7 @@ def dumps_for_job(
             what = ", ".join(sorted(names))
             raise ShippingError(f"{what}: a program cannot use functions or classes; dispy_job_depends are files")
         _check(files.values())
-        return dumps_arguments(shipment, args, kwargs), list(files.values())
+        return _dumps_words(args), list(files.values())
     there = {file.dest for file in shipment.files}
     context = shipment.context
 
@@ -277,9 +286,9 @@ def dumps_setup_args(shipment: Shipment, args: tuple[object, ...]) -> bytes:
     """
     if not args:
         return b""
-    context, large = shipment.context, pickling.is_large(iter(args))
+    context = shipment.context
     try:
-        return pickling.dumps_value(context.shipped, tuple(args), large, context.travelling.__contains__)
+        return pickling.dumps_value(context.shipped, tuple(args), context.travelling.__contains__)
     except Exception as error:
         raise _refusal(args, {}) from error
 
@@ -294,9 +303,9 @@ def _refusal(args: tuple[object, ...], kwargs: dict[str, object]) -> ShippingErr
 
 
 def loads_result(data: bytes | memoryview) -> object:
-    """Unpickle the result of a job.
+    """Unpickle the result of a job; large arrays are views of `data`.
 
     Raises:
         Exception: what unpickling raises, for instance when a class of the result is not known here.
     """
-    return pickle.loads(data)
+    return buffers.loads(data)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from dispy.buffers import Readable
 from dispy.clusterbase import ClusterBase
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import DispyJob
@@ -61,6 +62,7 @@ class JobSubmission(ClusterBase):
         if self.is_closed or self._ledger.is_sealed or os.getpid() != self.pid:
             self._check_submission()
         options, depends = None, None
+        data: bytes | list[Readable]
         if kwargs or node:
             depends = kwargs.pop(DEPENDS, None)
             options = take_options(kwargs, node)
@@ -72,16 +74,17 @@ class JobSubmission(ClusterBase):
         self._enqueue(job, data, options)
         return job
 
-    def _enqueue(self, job: DispyJob, data: bytes, options: JobOptions | None) -> None:
+    def _enqueue(self, job: DispyJob, data: bytes | list[Readable], options: JobOptions | None) -> None:
         """Hand a job with its pickled arguments over.
 
         Raises:
             ClosedError: the cluster takes no more jobs.
         """
         blob = None
-        if len(data) > INLINE_SIZE:
-            blob = self.service.offer_arguments(data)
-            data = b""
+        if isinstance(data, list):
+            blob, data = self.service.offer_arguments(data), b""
+        elif len(data) > INLINE_SIZE:
+            blob, data = self.service.offer_arguments([data]), b""
         record = JobRecord(next(_record_numbers), self._id, data, job, blob, options)
         job._record = record
         try:

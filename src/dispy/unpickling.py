@@ -12,18 +12,19 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from dispy import namespace
+from dispy import buffers, namespace
 
 CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
 
 
 def loads_arguments(data: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments of a job.
+    """Positional and named arguments of a job; what becomes of them changes nothing of `data`.
 
     Raises:
         Exception: what unpickling raises, for instance when one of them cannot be rebuilt.
     """
-    args, kwargs = _Unpickler(io.BytesIO(data)).load()
+    pickled, views = buffers.split(data)
+    args, kwargs = _Unpickler(io.BytesIO(pickled), buffers=[bytearray(view) for view in views]).load()
     return tuple(args), kwargs or {}  # of several calls: their columns
 
 

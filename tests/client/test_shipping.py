@@ -11,11 +11,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dispy
-from dispy import shipping
+from dispy import buffers, shipping
 from dispy.errors import ShippingError
+from dispy.settings import INLINE_SIZE
+from dispy.unpickling import loads_arguments
 
 FOLDERS = [str(Path(dispy.__path__[0]).parent)]
 
@@ -456,9 +459,64 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plain_arguments_are_plain_pickles() -> None:
     shipment = shipping.pack(len)
     for args in ((7,), (b"x" * 100_000, "y" * 100_000), ([1.0] * 1000,), ()):
-        assert pickle.loads(shipping.dumps_arguments(shipment, args, {"k": 1})) == (args, {"k": 1})
+        data = shipping.dumps_arguments(shipment, args, {"k": 1})
+        assert pickle.loads(b"".join(data) if isinstance(data, list) else data) == (args, {"k": 1})
     assert shipping.dumps_setup_args(shipment, ()) == b""
     assert pickle.loads(shipping.dumps_setup_args(shipment, (1, "a"))) == (1, "a")
+
+
+def test_large_bytes_are_not_copied_and_what_can_change_is() -> None:
+    shipment = shipping.pack(len)
+    text, changing, array = b"x" * 200_000, bytearray(b"y" * 200_000), np.zeros(200_000, np.uint8)
+    nested = [np.zeros(200_000, np.uint8)]
+
+    parts = shipping.dumps_arguments(shipment, (text, changing), {"array": array})
+    later = shipping.dumps_arguments(shipment, (nested,), {})
+    changing[0] = array[0] = nested[0][0] = 7
+
+    assert isinstance(parts, list)
+    assert any(part is text for part in parts)
+    args, named = buffers.loads(b"".join(parts))
+    assert args == (text, bytearray(b"y" * 200_000))
+    assert type(args[1]) is bytearray
+    assert not named["array"].any()
+    assert isinstance(later, list)
+    assert not buffers.loads(b"".join(later))[0][0][0].any()
+
+
+def test_arguments_are_in_parts_exactly_if_they_are_too_large_for_a_batch() -> None:
+    shipment = shipping.pack(len)
+    for size in (33_000, 60_000, buffers.LARGE - 100, buffers.LARGE, 100_000):
+        for value in (bytes(size), bytearray(size), np.zeros(size, np.uint8)):
+            data = shipping.dumps_arguments(shipment, (value,), {})
+            total = sum(map(len, data)) if isinstance(data, list) else len(data)
+            assert total > size
+            assert isinstance(data, list) == (total > INLINE_SIZE)
+
+
+def test_large_arguments_of_classes_that_nodes_do_not_know_travel_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipment = shipping.pack(len)
+    kind = type("Late", (), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Late", kind, raising=False)
+    thing = kind()
+    thing.array = np.ones(200_000, np.uint8)
+
+    data = shipping.dumps_arguments(shipment, (thing, bytes(200_000)), {})
+
+    assert isinstance(data, bytes)
+    (made, content), _ = pickle.loads(data)
+    assert made.array.sum() == 200_000
+    assert content == bytes(200_000)
+
+
+def test_what_jobs_are_called_with_is_no_part_of_what_travels() -> None:
+    data = shipping.dumps_arguments(shipping.pack(len), (np.zeros(200_000, np.uint8),), {})
+    body = bytearray(b"".join(data))  # type: ignore[arg-type]
+
+    (array,), _ = loads_arguments(body)
+    array[0] = 7
+
+    assert not loads_arguments(body)[0][0].any()
 
 
 def test_python_is_named() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dispy
@@ -209,3 +210,17 @@ def test_a_shared_scheduler_maps_as_well(
         assert list(cluster.map(range(3000))) == [number * number for number in range(3000)]
     finally:
         cluster.shutdown()
+
+
+def test_large_values_of_many_calls(local: LocalCluster) -> None:
+    def both(array: Any, text: bytes) -> Any:
+        array[0] = len(text) % 256
+        return array
+
+    arrays = [np.full(200_000, number, np.uint8) for number in range(6)]
+    made = list(local(both).map(arrays, [b"x" * number * 50_000 for number in range(6)], chunk_size=3))
+    for number, array in enumerate(made):
+        assert array[0] == number * 50_000 % 256
+        assert array.sum() == number * 199_999 + array[0]
+        array[1] = 3
+    assert [int(array[0]) for array in arrays] == list(range(6))

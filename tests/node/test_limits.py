@@ -43,7 +43,7 @@ def test_large_arguments_come_with_an_extra_too(tmp_path: Path) -> None:
             data = os.memfd_create("arguments")
             from dispy.shipping import dumps_arguments
 
-            os.write(data, dumps_arguments(at.shipment, (b"x" * 100_000,), {}))
+            os.writev(data, dumps_arguments(at.shipment, (b"x" * 100_000,), {}))
             at.server.feed(at.worker, [(1, data)], {1: {"env": {"A": "b"}}})
             at.sequence = 1
             assert result(await at.reply(1)) == 100_000

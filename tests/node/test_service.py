@@ -264,7 +264,7 @@ def test_large_arguments_and_results(settings: NodeSettings) -> None:
             spec = await anna.ready(function("def compute(data): return data[::-1]"))
             data = bytes(range(256)) * 4096
             packed = shipping.dumps_arguments(anna.shipment, (data,), {})
-            ref = anna.sources.offer_bytes(packed, hashed=True)
+            ref = anna.sources.offer_bytes(b"".join(packed), hashed=True)
             anna.send(msg.RunJobs(spec.id, [JobSpec(1, 1, 0, ref), JobSpec(2, 1, 0, ref)]))
             for job in (1, 2):
                 done, value = await anna.result(job)

@@ -7,10 +7,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dispy import buffers
 from dispy.model import Ending
-from dispy.node import calls, deaths, jobside, worker
+from dispy.node import calls, deaths, jobside, linux, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, SENT_FILE
 from dispy.node.hygiene import read_output
 
@@ -32,6 +34,55 @@ def cell() -> memoryview:
 def test_a_call_gives_the_pickled_result() -> None:
     call = calls.function_call(cell(), lambda a, b=1: a + b)
     assert pickle.loads(call(1, pickle.dumps(((2,), {"b": 3})))) == 5
+
+
+def test_large_results_come_in_parts_that_are_not_copied() -> None:
+    for value in (b"x" * 100_000, (1, b"y" * 100_000)):
+        call = calls.function_call(cell(), lambda value=value: value)
+        parts = call(1, pickle.dumps(((), {})))
+        assert isinstance(parts, list)
+        large = value if isinstance(value, bytes) else value[1]
+        assert any(part is large for part in parts)
+        assert buffers.loads(b"".join(parts)) == value
+    for value in (bytearray(100_000), np.arange(100_000), [np.arange(100_000)], {"a": (bytearray(100_000),)}):
+        body = calls.dumps_result(value)
+        made = buffers.loads(b"".join(body) if isinstance(body, list) else body)
+        assert type(made) is type(value)
+        assert pickle.dumps(made) == pickle.dumps(value)
+    assert calls.dumps_result([1, "x" * 100_000]) == pickle.dumps([1, "x" * 100_000], 5)
+    assert calls.dumps_result(np.arange(10)) == pickle.dumps(np.arange(10), 5)
+
+
+def test_arguments_that_came_as_a_file_are_read_where_they_lie_and_stay_as_they_were() -> None:
+    def spoil(array: Any, text: bytes) -> tuple[int, bytes]:
+        array[:] = 1
+        return int(array.sum()), text[:3]
+
+    body = buffers.dumps(((np.zeros(200_000, np.uint8), b"abc" * 100_000), {}))
+    fd = linux.memory_file("arguments", body)
+    call = calls.function_call(cell(), spoil)
+
+    answers = [pickle.loads(call(number, linux.mapped(fd))) for number in (1, 2)]  # type: ignore[arg-type]
+
+    assert answers == [(200_000, b"abc")] * 2
+    assert os.pread(fd, 1 << 20, 0) == b"".join(body)
+    os.close(fd)
+
+
+def test_a_file_in_memory_cannot_be_changed_and_its_mapping_goes_with_the_last_that_uses_it() -> None:
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:kept")
+
+    fd = linux.memory_file("kept", [b"abc", memoryview(b"def")])
+    with pytest.raises(PermissionError):
+        os.write(fd, b"x")
+    view = pickle.PickleBuffer(linux.mapped(fd)).raw()
+    os.close(fd)
+    assert bytes(view) == b"abcdef"
+    view[0] = 0
+    assert mappings() == 1
+    del view
+    assert mappings() == 0
 
 
 def test_a_cancelled_job_is_not_called() -> None:

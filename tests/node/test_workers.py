@@ -111,7 +111,7 @@ def test_large_arguments_and_results_go_through_memory(tmp_path: Path) -> None:
             from dispy.shipping import dumps_arguments
 
             data = bytes(range(256)) * 20_000
-            os.write(fd, dumps_arguments(at.shipment, (data,), {}))
+            os.writev(fd, dumps_arguments(at.shipment, (data,), {}))
             at.server.feed(1, [(1, fd), (2, dumps_arguments(at.shipment, (b"ab",), {})), (3, fd)])
             os.close(fd)
             at.sequence = 3

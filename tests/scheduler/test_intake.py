@@ -56,7 +56,7 @@ class World:
     def send_now(self, messages: list[tuple[AckResults, tuple[()]]]) -> None:
         self.acknowledged += [message.sequence for message, _ in messages]
 
-    async def fetch_bytes(self, ref: BlobRef) -> bytes:
+    async def fetch_memory(self, ref: BlobRef) -> bytes:
         future = self.fetches[ref.name] = asyncio.get_running_loop().create_future()
         return await future
 

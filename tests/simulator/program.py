@@ -76,7 +76,7 @@ class _Reached:
         clock = self.program.world.clock
         clock.at(clock.now + seconds, lambda: self.program.hear(action))
 
-    async def fetch_bytes(self, blob: BlobRef) -> bytes:
+    async def fetch_memory(self, blob: BlobRef) -> bytes:
         return await _Fetch(self, blob)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

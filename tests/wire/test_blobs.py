@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,41 @@ def test_bytes_to_bytes_and_memfd(size: int, hashed: bool) -> None:
         assert content(fd) == DATA[:size]
         await asyncio.sleep(0)
         assert pair.fetched == [ref.name, ref.name]
+
+    run(test)
+
+
+@pytest.mark.parametrize("cuts", [(), (0,), (1, 1), (10, SMALL_CHUNK, SMALL_CHUNK + 1), (len(DATA) - 1, len(DATA))])
+def test_parts_are_one_content(cuts: tuple[int, ...]) -> None:
+    async def test() -> None:
+        pair = Pair()
+        ends = (0, *cuts, len(DATA))
+        parts = [DATA[begin:end] for begin, end in itertools.pairwise(ends)]
+        ref = pair.sources.offer_parts([parts[0], *map(bytearray, parts[1:])])
+        assert await pair.taker.fetch_memory(ref) == DATA
+
+    run(test)
+
+
+def test_what_was_fetched_into_memory_can_be_written_to() -> None:
+    async def test() -> None:
+        pair = Pair()
+        memory = await pair.taker.fetch_memory(pair.sources.offer_bytes(DATA))
+        memory[0] = 7
+        assert memory[1:] == DATA[1:]
+
+    run(test)
+
+
+def test_a_content_for_which_there_is_no_memory_fails_alone() -> None:
+    async def test() -> None:
+        pair = Pair()
+        ref = pair.sources.offer_bytes(DATA)
+        for size in (1 << 62, 1 << 80):
+            with pytest.raises(TransferError, match="cannot be written to memory: Cannot allocate memory"):
+                await pair.taker.fetch_memory(BlobRef(ref.name, size, False))
+            await asyncio.sleep(0.01)
+        assert await pair.taker.fetch_memory(ref) == DATA
 
     run(test)
 

@@ -5,7 +5,6 @@ Also how a failure is told: a traceback of the user's frames, or one sentence. S
 
 from __future__ import annotations
 
-import mmap
 import pickle
 import signal
 import subprocess
@@ -14,11 +13,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from dispy import namespace
+from dispy import buffers, namespace
 from dispy.node import chunk
 from dispy.node.channel import CANCEL
 
 _ERROR_SIZE: Final = 64 << 10
+_SMALL: Final = frozenset({int, float, bool, type(None)})
+"""Types of results that are pickled without a further look."""
+_MEMBERS: Final = 16
+"""A tuple of up to so many is looked through for large bytes."""
 
 
 class SetupRefusedError(Exception):
@@ -111,15 +114,17 @@ def user_trace(error: BaseException, *own_files: str) -> str:
     return text
 
 
-def function_call(cell: memoryview, compute: Callable[..., object]) -> Callable[[int, Any], bytes]:
+def function_call(
+    cell: memoryview, compute: Callable[..., object]
+) -> Callable[[int, Any], bytes | list[buffers.Readable]]:
     """The trampoline for jobs that are calls of the computation's function."""
-    loads, dumps = pickle.loads, pickle.dumps
+    loads, dumps, small = pickle.loads, pickle.dumps, _SMALL
 
-    def call(sequence: int, payload: memoryview | mmap.mmap) -> bytes:
+    def call(sequence: int, payload: Any) -> bytes | list[buffers.Readable]:
         if cell[CANCEL] == sequence:
             raise NotStarted
         try:
-            arguments, named = loads(payload)
+            arguments, named = loads(payload) if type(payload) is memoryview else buffers.loads(payload)
         except Exception as error:
             error.add_note(
                 "This happened on the node, before the function was called: its arguments could not be unpickled."
@@ -129,24 +134,30 @@ def function_call(cell: memoryview, compute: Callable[..., object]) -> Callable[
         if named is None:
             return chunk.call_each(compute, arguments, dumps_result, lambda: cell[CANCEL] == sequence)
         value = compute(*arguments, **named)
-        try:
-            return dumps(value, 5)
-        except Exception:
-            return _dumps_by_value(value)
+        return dumps(value, 5) if type(value) in small else dumps_result(value)
 
     return call
 
 
-def dumps_result(value: object) -> bytes:
-    """Pickle what a job gives back, by value where nothing else helps.
+def dumps_result(value: object) -> bytes | list[buffers.Readable]:
+    """Pickle what a job gives back, by value where nothing else helps; in parts when it is large.
 
     Raises:
         UnsendableError: it cannot be pickled; the text says what of it.
     """
     try:
-        return pickle.dumps(value, 5)
+        if _is_large(value) or (type(value) is tuple and len(value) <= _MEMBERS and any(map(_is_large, value))):
+            return buffers.dumps(value)
+        apart = buffers.Apart()
+        data = pickle.dumps(value, 5, buffer_callback=apart)
+        return buffers.parts([data], apart.views) if apart.views else data
     except Exception:
         return _dumps_by_value(value)
+
+
+def _is_large(value: object) -> bool:
+    """Whether it is bytes that pickle would copy."""
+    return type(value) in (bytes, bytearray) and len(value) >= buffers.LARGE  # type: ignore[arg-type]
 
 
 def _dumps_by_value(value: object) -> bytes:
@@ -171,7 +182,7 @@ def program_call(cell: memoryview, program: str, interpreter: str = "") -> Calla
     if interpreter:
         command.insert(0, interpreter)
 
-    def call(sequence: int, payload: memoryview | mmap.mmap) -> bytes:
+    def call(sequence: int, payload: Any) -> bytes:
         arguments, _ = pickle.loads(payload)
         if cell[CANCEL] == sequence:
             raise NotStarted

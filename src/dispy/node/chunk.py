@@ -13,10 +13,12 @@ import reprlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from dispy.buffers import Readable, joined
+
 _TEXT_SIZE: Final = 80
 """Characters of an argument in the text about a failed call."""
 
-Dumps = Callable[[object], bytes]
+Dumps = Callable[[object], bytes | list[Readable]]
 
 
 class CallFailed(Exception):
@@ -35,7 +37,7 @@ def call_each(
     columns: Sequence[Sequence[object]],
     dumps: Dumps,
     is_cancelled: Callable[[], bool],
-) -> bytes:
+) -> bytes | list[Readable]:
     """Call the function with the first value of each column, then with the second ones, and so on.
 
     Args:
@@ -45,7 +47,7 @@ def call_each(
         is_cancelled: whether the job is to end.
 
     Returns:
-        What the calls returned, pickled as one list.
+        What the calls returned, pickled as one list (in parts when it is large).
 
     Raises:
         CallFailed: one of them failed; those behind it were not made.
@@ -70,7 +72,7 @@ def call_each(
     if failure is None:
         return body
     called_with = _as_text([column[len(values)] for column in columns])
-    raise CallFailed(failure, pickle.dumps((body, carried, called_with), 5)) from None
+    raise CallFailed(failure, pickle.dumps((joined(body), carried, called_with), 5)) from None
 
 
 def _up_to_culprit(values: list[object], refusal: Exception, dumps: Dumps) -> tuple[list[object], Exception]:
@@ -88,7 +90,7 @@ def _dumps_exception(error: BaseException, dumps: Dumps) -> bytes | None:
     if not isinstance(error, Exception):
         return None
     try:
-        return dumps(error)
+        return joined(dumps(error))
     except Exception:
         return None
 

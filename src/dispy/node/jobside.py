@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from dispy import namespace
+from dispy.buffers import Readable
 from dispy.node import calls, linux
 from dispy.node.channel import INLINE, PROVISIONAL, REPLY, RUNNING, SENT_FILE, send_with
 
@@ -35,8 +36,14 @@ class Speaker:
         self._pid = os.getpid()
         self._lock = threading.Lock()
 
-    def say(self, ending: int, body: bytes, fds: Sequence[int] = ()) -> bool:
+    def say(self, ending: int, body: bytes, fds: Sequence[int] = (), apart: int = 0) -> bool:
         """Send something that does not end the running job.
+
+        Args:
+            ending: what it is.
+            body: what is said, unless it is the content of a descriptor.
+            fds: what goes along.
+            apart: bytes of the body when it is the content of a descriptor.
 
         Returns:
             False when no job runs in this process.
@@ -47,13 +54,12 @@ class Speaker:
             sequence = self._cell[RUNNING]
             if not sequence:
                 return False
-            frame = REPLY.pack(sequence, ending, len(fds), 0, len(body), 0, 0, 0, 0.0, time.time())
-            if ending == PROVISIONAL and fds:
+            size = len(body) or apart
+            frame = REPLY.pack(sequence, ending, len(fds), 0, size, 0, 0, 0, 0.0, time.time()) + body
+            if fds:
                 send_with(self._socket, frame, fds)
-            elif fds:
-                send_with(self._socket, frame + body, fds)
             else:
-                self._socket.sendall(frame + body)
+                self._socket.sendall(frame)
         return True
 
     def silence(self) -> None:
@@ -91,11 +97,13 @@ def dispy_provisional_result(result: object, relay: bool = False, timeout: float
     if _speaker is None:
         return -1
     data = calls.dumps_result(result)
-    if len(data) <= INLINE:
-        return 0 if _speaker.say(PROVISIONAL, data) else -1
-    fd = linux.memory_file("dispy-result", data)
+    parts: list[Readable] = data if isinstance(data, list) else [data]
+    size = sum(map(len, parts))
+    if size <= INLINE:
+        return 0 if _speaker.say(PROVISIONAL, b"".join(parts)) else -1
+    fd = linux.memory_file("dispy-result", parts)
     try:
-        return 0 if _speaker.say(PROVISIONAL, data, [fd]) else -1
+        return 0 if _speaker.say(PROVISIONAL, b"", [fd], size) else -1
     finally:
         os.close(fd)
 

@@ -8,13 +8,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
+import mmap
 import os
 import signal
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+"""Of a file in memory that nobody can change."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -148,13 +156,40 @@ def private_memory(pid: int | str = "self") -> int:
     return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE")
 
 
-def memory_file(name: str, content: bytes) -> int:
-    """A file in memory with this content; returns its descriptor."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+def memory_file(name: str, parts: Iterable[bytes | bytearray | memoryview]) -> int:
+    """A file in memory with this content, which nobody can change any more; returns its descriptor."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
+
+
+def mapped(fd: int) -> ctypes.Array[ctypes.c_char]:
+    """The content of a file, and memory of this process where it is written to.
+
+    Unlike a `mmap.mmap` it has no descriptor, which a job could close. It is unmapped when nothing refers to it.
+
+    Raises:
+        OSError: it is empty, or there is no room for it.
+    """
+    size = os.fstat(fd).st_size
+    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    kind = type("Mapped", (ctypes.c_char * size,), {"__del__": _unmap})
+    return kind.from_address(address)  # type: ignore[no-any-return, attr-defined]
+
+
+def _unmap(memory: ctypes.Array[ctypes.c_char]) -> None:
+    _libc.munmap(ctypes.addressof(memory), len(memory))
 
 
 def data_size() -> int:

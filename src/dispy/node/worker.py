@@ -11,7 +11,6 @@ import contextlib
 import errno
 import faulthandler
 import json
-import mmap
 import os
 import resource
 import signal
@@ -20,10 +19,12 @@ import sys
 import time
 import types
 from _multiprocessing import SemLock  # type: ignore[import-not-found]
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from dispy import namespace
+from dispy.buffers import Readable
 from dispy.node import calls, chunk, jobside, linux, tripwires
 from dispy.node.channel import (
     ANCILLARY,
@@ -135,6 +136,7 @@ class _Worker:
         self._data_limit = (0, 0)
         self._interrupted = 0
         self._interrupted_at = 0.0
+        self._call: Callable[[int, Any], bytes | list[Readable]]
         if post.computation is None:
             self._call = calls.program_call(post.cell, post.program, post.interpreter)
         else:
@@ -209,6 +211,8 @@ class _Worker:
         last = FLAG_RETIRE if self._single else 0
         gettrace, getprofile = sys.gettrace, sys.getprofile
         failure: BaseException | None = None
+        result: bytes | list[Readable]
+        error: bytes
         buffer = bytearray(_BUFFER_SIZE)
         view = memoryview(buffer)
         fds: list[int] = []
@@ -243,7 +247,7 @@ class _Worker:
             try:
                 if extra:
                     self._prepare(view[at - size : at - size + extra])
-                result = call(sequence, view[at - size + extra : at] if fd < 0 else _mapped(fd))
+                result = call(sequence, view[at - size + extra : at] if fd < 0 else _content(fd))
                 ending = FINISHED
             except BaseException as raised:
                 failure = raised
@@ -289,14 +293,16 @@ class _Worker:
                 flags |= FLAG_DIRECTORY_GONE
             if flags:
                 self.speaker.silence()  # a thread that the job left must not speak into what follows
-            body = result if output is None and not error else b"".join((result, stdout, stderr, error))
-            sizes = len(result), len(stdout), len(stderr), len(error)
-            if len(body) > INLINE:
+            if type(result) is not bytes or len(result) + len(stdout) + len(stderr) + len(error) > INLINE:
+                parts: list[Readable] = result if isinstance(result, list) else [result]
+                sizes = sum(map(len, parts)), len(stdout), len(stderr), len(error)
                 times = started, ended
                 apart, inline = (pack(sequence, ending, carried, flags, *sizes, *times) for carried in (1, 0))
-                self._send_large(apart, inline, body)
-                body = result = b""
+                self._send_large(apart, inline, [*parts, stdout, stderr, error])
+                parts, result = [], b""
             else:
+                body = result if output is None and not error else b"".join((result, stdout, stderr, error))
+                sizes = len(result), len(stdout), len(stderr), len(error)
                 frame = pack(sequence, ending, 0, flags, *sizes, started, ended) + body
                 sent = send(frame)
                 if sent != len(frame):
@@ -329,13 +335,13 @@ class _Worker:
         """Whether so much was left behind by jobs that another process is better."""
         return bool(self._growth_limit) and linux.private_memory() > self._cell[MEMORY_AT_FORK] + self._growth_limit
 
-    def _send_large(self, apart: bytes, inline: bytes, body: bytes) -> None:
+    def _send_large(self, apart: bytes, inline: bytes, parts: list[Readable]) -> None:
         """Send a body by descriptor, or behind its header if no descriptor can be had."""
         try:
-            fd = linux.memory_file("dispy-result", body)
+            fd = linux.memory_file("dispy-result", parts)
         except OSError:  # the job has lowered a limit for good
-            self._socket.sendall(inline)
-            self._socket.sendall(body)
+            for part in (inline, *parts):
+                self._socket.sendall(part)
             return
         send_with(self._socket, apart, [fd])
         os.close(fd)
@@ -364,7 +370,9 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _mapped(fd: int) -> mmap.mmap:
-    """The content of a memfd; writable privately, for what unpickles without a copy."""
-    with open(fd, "rb", buffering=0) as file:
-        return mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+def _content(fd: int) -> object:
+    """The arguments that came as a descriptor: arrays in them stay there, and jobs write into pages of their own."""
+    try:
+        return linux.mapped(fd)
+    finally:
+        os.close(fd)

@@ -68,7 +68,7 @@ class EndedJob(Protocol):
         """What the node said."""
 
     @property
-    def body(self) -> bytes:
+    def body(self) -> bytes | memoryview:
         """With these bytes."""
 
 
@@ -140,7 +140,7 @@ class Journal:
         """Jobs have ended and the program is still to be told: keep what their nodes said."""
         self._append(
             [
-                ResultKept(ended.done, address(ended.node), ended.body)
+                ResultKept(ended.done, address(ended.node), bytes(ended.body))
                 for ended in jobs
                 if ended.done is not None and ended.node is not None
             ]

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from dispy.buffers import Readable
 from dispy.model import BlobRef, ComputationId, FileSpec, NodeInfo, ProcessId
 from dispy.nodes import NodeAllocate
 from dispy.recovery.recorder import Recorder
@@ -36,8 +37,8 @@ class SchedulerAccess(Protocol):
     def cancel(self, record: JobRecord) -> None:
         """End a job, wherever it is."""
 
-    def offer_arguments(self, data: bytes) -> BlobRef:
-        """Let nodes fetch the arguments of a job, until it has ended."""
+    def offer_arguments(self, parts: list[Readable]) -> BlobRef:
+        """Let nodes fetch the arguments of a job, given in parts, until it has ended."""
 
     def arguments_of(self, record: JobRecord) -> bytes | memoryview | None:
         """The pickled arguments of a job; None when it has just ended."""

@@ -49,7 +49,7 @@ class JobEnded(msgspec.Struct, gc=False):
     node: ProcessId | None = None
     done: JobDone | None = None
     """What the node said; None when the scheduler itself ended the job."""
-    body: bytes = b""
+    body: bytes | memoryview = b""
     cause: str | None = None
     """One sentence, for every state but Finished."""
 
@@ -65,7 +65,7 @@ class JobSpoke(Struct, frozen=True):
 
     job: JobRecord
     node: ProcessId
-    result: bytes
+    result: bytes | memoryview
 
 
 class JobRequeued(Struct, frozen=True):

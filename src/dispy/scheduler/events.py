@@ -147,7 +147,7 @@ class NodeSaid(Struct, frozen=True):
 
     node: ProcessId
     message: AnyMessage
-    bodies: Sequence[bytes] = field(default=())
+    bodies: Sequence[bytes | memoryview] = field(default=())
 
 
 class RestoredCluster(Struct, frozen=True):

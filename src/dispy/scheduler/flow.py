@@ -95,7 +95,7 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str
 
 
 def take_results(
-    tables: Tables, out: Outbox, node: NodeRecord, message: JobsDone, bodies: Sequence[bytes]
+    tables: Tables, out: Outbox, node: NodeRecord, message: JobsDone, bodies: Sequence[bytes | memoryview]
 ) -> dict[NodeRecord, None]:
     """End the jobs whose attempts have ended; those that did not start wait again.
 
@@ -170,7 +170,7 @@ def _end_returned(
     node: NodeRecord,
     record: JobRecord,
     done: JobDone,
-    body: bytes,
+    body: bytes | memoryview,
     touched: dict[NodeRecord, None],
 ) -> None:
     """End a job that waits again, or is at work again somewhere, with the result of an earlier attempt."""
@@ -248,7 +248,7 @@ def _measure(tables: Tables, share: Share, seconds: float, count: int) -> None:
                 tables.refresh(other.node)
 
 
-def _sentence(done: JobDone, body: bytes) -> str:
+def _sentence(done: JobDone, body: bytes | memoryview) -> str:
     """What people read first of a job that did not finish: for an exception its last line, else the first line."""
     start = done.result_size + done.stdout_size + done.stderr_size
     text = bytes(body[start : start + done.error_size]).decode("utf-8", "replace").strip()

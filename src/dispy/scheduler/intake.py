@@ -23,7 +23,7 @@ ACKNOWLEDGE_AFTER: Final = 0.02
 """Seconds that an acknowledgement waits for a message with which it can travel."""
 
 _Outgoing = tuple[AnyMessage, Sequence[Buffer]]
-_Late = tuple[int, JobDone, bytes]
+_Late = tuple[int, JobDone, bytes | memoryview]
 """Sequence number of the batch, what ended, and its body unless that is a blob."""
 
 
@@ -70,7 +70,7 @@ class ResultIntake:
             return
         view = memoryview(payload)
         jobs: list[JobDone] = []
-        bodies: list[bytes] = []
+        bodies: list[bytes | memoryview] = []
         late: list[_Late] = []
         in_line, at = self._in_line, 0
         for done in message.jobs:
@@ -159,11 +159,11 @@ class ResultIntake:
     def _is_wanted(self) -> bool:
         return not self._closed
 
-    async def _take_one(self, number: int, said: JobDone, body: bytes) -> None:
+    async def _take_one(self, number: int, said: JobDone, body: bytes | memoryview) -> None:
         done: JobDone | None = said
         if self._is_wanted() and said.blob is not None:
             try:
-                body = await self._exchange.fetch_bytes(said.blob)
+                body = await self._exchange.fetch_memory(said.blob)
             except TransferError as error:
                 if not self._is_wanted():
                     return  # the loss of the node has already decided about its jobs

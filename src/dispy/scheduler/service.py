@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 
+from dispy.buffers import Readable
 from dispy.errors import TransferError
 from dispy.logs import logger
 from dispy.model import BlobRef, ComputationId, FileSpec, NodeInfo, ProcessId
@@ -139,9 +140,9 @@ class SchedulerService:
         """Cancel a job."""
         self.portal.post(self._cancel, record.job)
 
-    def offer_arguments(self, data: bytes) -> BlobRef:
+    def offer_arguments(self, parts: list[Readable]) -> BlobRef:
         """Let nodes fetch the arguments of a job."""
-        return self.links.sources.offer_bytes(data)
+        return self.links.sources.offer_parts(parts)
 
     def arguments_of(self, record: JobRecord) -> bytes | memoryview | None:
         """The pickled arguments of a job; None when it has just ended."""

@@ -216,7 +216,7 @@ class Tables(Struct):
         state: JobState,
         cause: str | None,
         done: JobDone | None = None,
-        body: bytes = b"",
+        body: bytes | memoryview = b"",
     ) -> None:
         """End a job for good. If it waits, it leaves its queue; from a flight the caller has taken it."""
         cluster = self.clusters[record.cluster]

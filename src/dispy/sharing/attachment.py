@@ -321,7 +321,7 @@ class Attachment:
         safe.arrived(sequence, pending)
         self._batch_ended()
 
-    def _end(self, over: JobOver, body: bytes) -> bool:
+    def _end(self, over: JobOver, body: bytes | memoryview) -> bool:
         """Tell the end of a job, unless it has been told; returns whether `told` will be called."""
         record = self.jobs.pop(over.job, None)
         if record is None:
@@ -365,11 +365,11 @@ class Attachment:
         else:
             self._late.add(said.job, self._speak_late(said, bytes(payload)))
 
-    def _speak(self, said: JobSaid, body: bytes) -> None:
+    def _speak(self, said: JobSaid, body: bytes | memoryview) -> None:
         if (record := self.jobs.get(said.job)) is not None:
             self.owner.job_spoke(JobSpoke(record, said.node, body), self.nodes.view(said.node))
 
-    def _speak_late(self, said: JobSaid, body: bytes) -> Step:
+    def _speak_late(self, said: JobSaid, body: bytes | memoryview) -> Step:
         async def step() -> None:
             data = body
             if said.blob is not None:
@@ -382,7 +382,7 @@ class Attachment:
 
         return step
 
-    def _take_late(self, over: JobOver, body: bytes, safe: SafeBatches, sequence: int) -> Step:
+    def _take_late(self, over: JobOver, body: bytes | memoryview, safe: SafeBatches, sequence: int) -> Step:
         async def step() -> None:
             data, cause = body, ""
             if over.done is not None and over.done.blob is not None and over.job in self.jobs:

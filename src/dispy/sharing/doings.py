@@ -17,7 +17,7 @@ class Doings(Struct, frozen=True):
 
     send: Callable[[AnyMessage, Sequence[bytes]], None]
     """Without a link a message goes nowhere."""
-    fetch: Callable[[BlobRef], Coroutine[Any, Any, bytes]]
+    fetch: Callable[[BlobRef], Coroutine[Any, Any, memoryview]]
     spawn: Callable[[Coroutine[Any, Any, None]], None]
     take_back: Callable[[JobRecord], None]
     """What could have been fetched for a job is not wanted any more."""

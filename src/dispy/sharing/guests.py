@@ -353,9 +353,9 @@ class Guest:
             return
         number = number_of(spoke.job)
         if len(spoke.result) <= INLINE_SIZE:
-            self.send(JobSaid(self.id, number, spoke.node), (spoke.result,))
+            self.send(JobSaid(self.id, number, spoke.node), (bytes(spoke.result),))
         else:
-            self.send(JobSaid(self.id, number, spoke.node, self.client.sources.offer_bytes(spoke.result)))
+            self.send(JobSaid(self.id, number, spoke.node, self.client.sources.offer_parts([spoke.result])))
 
     def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
         """See `ClusterOwner`."""
@@ -492,9 +492,9 @@ class Guest:
             )
 
 
-def end_of(job: int, over: JobOver, body: bytes, size: int) -> End:
+def end_of(job: int, over: JobOver, body: bytes | memoryview, size: int) -> End:
     """The end of a job (own number) with a body of this size."""
-    return End(job, over, body, size) if size <= INLINE_SIZE else End(job, over, body, 0, size)
+    return End(job, over, bytes(body), size) if size <= INLINE_SIZE else End(job, over, b"", 0, size)
 
 
 def number_of(record: JobRecord) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from dispy.buffers import Readable
 from dispy.errors import SettingsError, TransferError
 from dispy.logs import logger
 from dispy.model import BlobRef, ComputationId, FileSpec, ProcessId
@@ -90,9 +91,9 @@ class RemoteScheduler(Inquiries):
         """End a job, wherever it is."""
         self.portal.post(self._cancel, record)
 
-    def offer_arguments(self, data: bytes) -> BlobRef:
+    def offer_arguments(self, parts: list[Readable]) -> BlobRef:
         """Let the scheduler fetch the arguments of a job."""
-        return self._sources.offer_bytes(data)
+        return self._sources.offer_parts(parts)
 
     def arguments_of(self, record: JobRecord) -> bytes | memoryview | None:
         """The pickled arguments of a job; None when it has just ended."""

@@ -240,7 +240,7 @@ def _one(db: sqlite3.Connection, statement: str) -> Any:
     return db.execute(statement).fetchone()[0]
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(path: Path, data: bytes | memoryview) -> None:
     with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(data)
         file.flush()

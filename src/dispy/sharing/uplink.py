@@ -161,7 +161,7 @@ class Uplink:
         if self.link is not None:
             self.link.send(message, payload)
 
-    async def fetch(self, ref: BlobRef) -> bytes:
+    async def fetch(self, ref: BlobRef) -> memoryview:
         """A content that the scheduler offers.
 
         Raises:
@@ -169,7 +169,7 @@ class Uplink:
         """
         if self.exchange is None:
             raise TransferError("there is no link to the scheduler")
-        return await self.exchange.fetch_bytes(ref)
+        return await self.exchange.fetch_memory(ref)
 
     def silence(self) -> str:
         """That the scheduler does not answer, for one who need not wait for it; empty while there is a link."""

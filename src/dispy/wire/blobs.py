@@ -104,23 +104,28 @@ class BlobExchange:
                 return False
         return True
 
-    async def fetch_bytes(self, ref: BlobRef) -> bytes:
-        """The content in memory.
+    async def fetch_memory(self, ref: BlobRef) -> memoryview:
+        """The content in memory of its own.
 
         Raises:
-            TransferError: the other side does not have it, it is not what its name says, or the exchange was closed.
+            TransferError: the other side does not have it, it is not what its name says, there is no memory for it, or
+                the exchange was closed.
         """
         return await self._fetch(ref, MemorySink(ref))
 
+    async def fetch_bytes(self, ref: BlobRef) -> bytes:
+        """The content as bytes. Raises as `fetch_memory`."""
+        return bytes(await self.fetch_memory(ref))
+
     async def fetch_memfd(self, ref: BlobRef) -> int:
-        """A sealed memfd with the content; the descriptor belongs to the caller. Raises as `fetch_bytes`."""
+        """A sealed memfd with the content; the descriptor belongs to the caller. Raises as `fetch_memory`."""
         return await self._fetch(ref, MemfdSink(ref))
 
     async def fetch_file(self, ref: BlobRef, store: BlobStore) -> Path:
         """The file in the store, fetched unless it is there; fetches of one content into one store are shared.
 
         Raises:
-            TransferError: as `fetch_bytes`, or the store cannot keep it.
+            TransferError: as `fetch_memory`, or the store cannot keep it.
         """
         while True:
             path = await store.path_of(ref)
@@ -142,7 +147,7 @@ class BlobExchange:
         """What a sink of the caller's makes of the content; `place` is what it is called in errors.
 
         Raises:
-            TransferError: as `fetch_bytes`, or it cannot be written.
+            TransferError: as `fetch_memory`, or it cannot be written.
         """
         return await self._fetch(ref, sink, place)
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -46,14 +47,23 @@ class MemorySource(Struct, frozen=True):
     """An offered content that is in memory, as bytes or as a memfd (read without waiting)."""
 
     ref: BlobRef
-    data: memoryview | None = None
+    parts: tuple[memoryview, ...] = ()
+    """One after another they are the content."""
     fd: int = -1
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
-        """The bytes asked for; never fewer."""
-        if self.data is not None:
-            return self.data[offset : offset + size]
-        return _pread(self.fd, offset, size)
+        """The bytes asked for; never fewer. What lies in several parts is copied."""
+        if self.fd >= 0:
+            return _pread(self.fd, offset, size)
+        pieces: list[memoryview] = []
+        for part in self.parts:
+            if offset < len(part):
+                pieces.append(part[offset : offset + size])
+                size -= len(pieces[-1])
+                if not size:
+                    break
+            offset = max(offset - len(part), 0)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class OpenFile:
@@ -100,7 +110,7 @@ class FileSource(Struct, frozen=True):
 class BlobSources:
     """The contents that this process offers; one table for all its links.
 
-    `offer_bytes` may be called from any thread; all else belongs to the thread of the loop.
+    `offer_bytes` and `offer_parts` may be called from any thread; all else belongs to the thread of the loop.
     """
 
     def __init__(self) -> None:
@@ -114,7 +124,14 @@ class BlobSources:
         """
         name = hashlib.sha256(data).digest() if hashed else os.urandom(_NAME_SIZE)
         ref = BlobRef(name, len(data), hashed)
-        self._sources[name] = MemorySource(ref, data=memoryview(data))
+        self._sources[name] = MemorySource(ref, (memoryview(data),))
+        return ref
+
+    def offer_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> BlobRef:
+        """Offer what these are one after another, under a random name; nothing is copied, so they must not change."""
+        views = tuple(memoryview(part) for part in parts)
+        ref = BlobRef(os.urandom(_NAME_SIZE), sum(map(len, views)), False)
+        self._sources[ref.name] = MemorySource(ref, views)
         return ref
 
     def offer_fd(self, fd: int, size: int) -> BlobRef:
