@@ -6,7 +6,7 @@ from dispy.model import ComputationId, ComputationSpec, JobOptions, JobState, No
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState
-from dispy.scheduler.policy import before_next, how_many_to_recall, in_order, portion, whom_to_recall
+from dispy.scheduler.policy import before_next, how_many_to_recall, portion, whom_to_recall
 
 MAP, REDUCE = ComputationId("1" * 32), ComputationId("2" * 32)
 
@@ -89,14 +89,14 @@ def test_higher_priority_first_then_submission() -> None:
 
 def test_submission_decides_between_queues_and_how_far() -> None:
     first, second = queue(1, 2, 3, 9), queue(4, 5)
-    assert in_order([second, first, queue()])[0][2] is first
+    assert first.rank < second.rank
     assert before_next(first, second.rank) == 3
     assert before_next(second, None) == 2
 
 
 def test_priority_comes_before_submission() -> None:
     early, urgent = queue(1, 2), queue(8, 9, priority=5)
-    assert in_order([early, urgent])[0][2] is urgent
+    assert urgent.rank < early.rank
     assert before_next(urgent, early.rank) == 2
 
 

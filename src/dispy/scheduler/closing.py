@@ -35,8 +35,7 @@ def open_cluster(tables: Tables, out: Outbox, event: ClusterOpened) -> None:
         named=event.named,
     )
     tables.clusters[id] = account.clusters[id] = cluster
-    if tables.turns is not None:
-        tables.turns.party_of(cluster)
+    tables.turns.party_of(cluster)
     if cluster.is_exclusive:
         tables.exclusives[id] = None
     cluster.is_held = bool(tables.exclusives)
@@ -74,8 +73,7 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
         if not cluster.shares:
             del tables.clusters[id], tables.closing[id], cluster.account.clusters[id]
             tables.exclusives.pop(id, None)
-            if tables.turns is not None:
-                tables.turns.forget(cluster)
+            tables.turns.forget(cluster)
             out.notice(ClusterEnded(id))
             for node_id in cluster.asked:
                 release_if_unused(tables, out, tables.nodes[node_id])

@@ -13,7 +13,7 @@ from typing import assert_never
 from msgspec import Struct
 
 from dispy.model import AvailInfo, ComputationId, Holder, NodeInfo, ProcessId
-from dispy.scheduler import closing, dispatching, events, flow, membership, parking, restoring, shares, steering, turns
+from dispy.scheduler import closing, events, flow, membership, parking, restoring, shares, steering, turns
 from dispy.scheduler.admission import admit
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects
@@ -25,7 +25,7 @@ from dispy.scheduler.explain import (
     lacks_nodes,
     standings,
 )
-from dispy.scheduler.fairness import Account, Policy, Turns
+from dispy.scheduler.fairness import Account, Policy
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import Changes, changes_of
@@ -123,8 +123,6 @@ class SchedulerCore:
         more when its jobs need them (0: all nodes at once).
         """
         self._tables = Tables(holder, token, grace, ahead, policy, max_cpus_per_user, park_above)
-        if policy is not Policy.FIFO or max_cpus_per_user or park_above:
-            self._tables.turns = Turns(policy)
 
     @property
     def counters(self) -> Counters:
@@ -178,9 +176,10 @@ class SchedulerCore:
         """When `handle_timeout` is to be called at the latest; None: no need."""
         tables = self._tables
         deadline = min(tables.deadlines.values(), default=None)
-        if tables.turns is None or (look := turns.next_look(tables, tables.turns)) is None:
-            return deadline
-        return look if deadline is None else min(look, deadline)
+        look = turns.next_look(tables)
+        if look is None or deadline is None:
+            return deadline if look is None else look
+        return min(look, deadline)
 
     def handle_timeout(self, now: float) -> Effects:
         """Do what is due at `now`: nodes that did not come back are lost, refused computations are tried again."""
@@ -293,12 +292,9 @@ class SchedulerCore:
             closing.finish_closing(tables, out)
         if tables.exclusives or tables.is_holding:
             admit(tables)
-        if tables.turns is not None:
-            turns.dispatch(tables, tables.turns, out)
-            if tables.wanting:
-                parking.open_needed(tables, out)
-        elif tables.runnable or tables.restless or tables.blocked:
-            dispatching.dispatch(tables, out)
+        turns.dispatch(tables, out)
+        if tables.wanting:
+            parking.open_needed(tables, out)
         return out.close()
 
     def _link_changed(

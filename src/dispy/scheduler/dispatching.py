@@ -1,11 +1,7 @@
-"""Hands out jobs in the order of submission, and calls back what waits where others idle.
-
-`turns` does the first by other rules, with the same steps.
-"""
+"""The steps of handing out jobs, and calling back what waits where others idle. `turns` says whose job comes next."""
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
 from typing import Final
 
 from dispy.model import JobSpec, JobState
@@ -13,49 +9,13 @@ from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import JobsStarted
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import Share
-from dispy.scheduler.placement import claim, cpus_on, place
-from dispy.scheduler.policy import before_next, how_many_to_recall, in_order, portion, whom_to_recall
+from dispy.scheduler.placement import claim, cpus_on
+from dispy.scheduler.policy import how_many_to_recall, whom_to_recall
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import RecallJobs, RunJobs
 
 BATCH: Final = 512
 """Jobs in one message at most, so that the node works on the first while the next is encoded."""
-
-
-def dispatch(tables: Tables, out: Outbox) -> None:
-    """Hand out every job that a node has room for, then call back what waits where others idle."""
-    touched: dict[Share, None] = {}
-    if tables.blocked:
-        tables.release_claims()
-    heap = in_order(tables.runnable)
-    while heap:
-        _, number, queue = heappop(heap)
-        cluster = tables.clusters[queue.cluster]
-        if cluster.is_held:
-            continue
-        found = place(cluster, queue)
-        if found is None:
-            if queue.is_heavy:
-                block(tables, cluster, queue)
-            continue
-        share, room = found
-        before = before_next(queue, heap[0][0] if heap else None)
-        rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
-        count = 1 if queue.is_heavy else portion(share, room, before, 1 if queue.shape.node else rooms)
-        hand_over(queue, share, min(count, before))
-        touched[share] = None
-        if queue.waiting:
-            heappush(heap, (queue.rank, number, queue))
-        else:
-            tables.forget_queue(queue)
-    tables.runnable.clear()
-    for share in touched:
-        send_batch(share, out)
-    for node in {**{share.node: None for share in touched}, **tables.claims}:
-        for share in node.shares.values():
-            tables.weigh(share)
-    if tables.restless:
-        recall(tables, out)
 
 
 def block(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> None:

@@ -190,9 +190,9 @@ def _whose(tables: Tables, cluster: ClusterRecord) -> str:
 def _whose_turn(tables: Tables, cluster: ClusterRecord) -> str:
     """Who comes next where turns are taken; the end of a sentence, or empty."""
     turns = tables.turns
-    first = None if turns is None else turns.line.first()
+    first = turns.line.first()
     queue = None if first is None else first.line.first()
-    if turns is None or first is None or queue is None or queue.cluster == cluster.id:
+    if first is None or queue is None or queue.cluster == cluster.id:
         return ""
     other = tables.clusters[queue.cluster]
     own = turns.party_of(cluster)

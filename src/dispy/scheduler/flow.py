@@ -1,4 +1,4 @@
-"""Jobs on their way: submitted, called back, cancelled, ended. `dispatching` and `turns` hand them to nodes.
+"""Jobs on their way: submitted, called back, cancelled, ended. `turns` hands them to nodes.
 
 What becomes of nodes is in `membership`, of computations on them in `shares`.
 """
@@ -228,24 +228,12 @@ def _account(
     tables.counters.ended += over
     cluster.account.used += seconds + heavy.slot_seconds
     if count:
-        _measure(tables, share, seconds, count)
-    if turns is not None:
-        if count + heavy.count:
-            cluster.reckon(seconds + heavy.seconds, count + heavy.count)
-        turns.correct(cluster, seconds + heavy.slot_seconds - charged)
-        turns.release(cluster, heavy.wanted - share.wanted)
-        tables.fresh[share.node] = share
-
-
-def _measure(tables: Tables, share: Share, seconds: float, count: int) -> None:
-    """Take durations into the cluster's mean; when its depth changes, its jobs weigh otherwise wherever they are."""
-    cluster = share.cluster
-    depth = cluster.depth
-    cluster.measure(seconds, count)
-    if cluster.depth != depth and tables.turns is None:  # else that waits for the next word of each node
-        for other in cluster.shares.values():
-            if other is not share and len(other.node.shares) > 1:
-                tables.refresh(other.node)
+        cluster.measure(seconds, count)
+    if count + heavy.count:
+        cluster.reckon(seconds + heavy.seconds, count + heavy.count)
+    turns.correct(cluster, seconds + heavy.slot_seconds - charged)
+    turns.release(cluster, heavy.wanted - share.wanted)
+    tables.fresh[share.node] = share
 
 
 def _sentence(done: JobDone, body: bytes | memoryview) -> str:

@@ -29,8 +29,7 @@ def check_tables(tables: Tables) -> None:
         _check_node(tables, node)
     _check_deadlines(tables)
     _check_exclusive(tables)
-    if tables.turns is not None:
-        _check_turns(tables, tables.turns)
+    _check_turns(tables, tables.turns)
     _require(not tables.runnable, "a queue is still to be looked at after the dispatch pass")
     _require(all(queue.waiting for queue in tables.blocked), "an empty queue is looked at in every pass")
     _require(bool(tables.blocked) or not tables.claims, "a node is kept free and no heavy job waits")
@@ -109,13 +108,14 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
         cluster.excesses.keys() == {share.node.id for share in cluster.shares.values() if share.excess},
         f"cluster {cluster.id} does not know where its jobs wait for CPUs",
     )
+    _require(bool(cluster.excesses) == (cluster.id in tables.crowded), f"cluster {cluster.id} is crowded or not")
     entries = sum(share.entry is not None for share in cluster.shares.values())
     _require(entries == len(cluster.rooms), f"cluster {cluster.id} counts its rooms wrongly")
     for share in cluster.shares.values():
         _check_share(tables, cluster, share)
     _check_hopes(tables, cluster)
     _check_parked(tables, cluster)
-    _check_rooms(tables, cluster)
+    _check_rooms(cluster)
     for queue in cluster.special.values():
         if not queue.waiting:
             continue
@@ -239,17 +239,10 @@ def _check_turns(tables: Tables, turns: Turns) -> None:
             )
 
 
-def _check_rooms(tables: Tables, cluster: ClusterRecord) -> None:
-    """Every share that takes more jobs is found, not later than its load says.
-
-    Where a cluster is alone, and where turns are taken, more room after its mean duration fell waits for the node's
-    next word.
-    """
+def _check_rooms(cluster: ClusterRecord) -> None:
+    """What stands among the rooms is found there. More room after the mean duration fell waits for the node's word."""
     found = {share.node.id for share in cluster.rooms}
     for share in cluster.shares.values():
-        room, load = share.standing()
-        if room > 0 and len(share.node.shares) > 1 and tables.turns is None:
-            _require(share.entry is not None and share.entry <= load, f"node {share.node.id} stands too far behind")
         if share.entry is not None:
             _require(share.node.id in found, f"node {share.node.id} is not found among the rooms")
 

@@ -81,13 +81,6 @@ class Rooms:
             self._valid -= 1
 
 
-def in_order(queues: Iterable[JobQueue]) -> list[tuple[tuple[int, int], int, JobQueue]]:
-    """A heap of the queues that are not empty, the one to serve first on top; pop, and push again with its new rank."""
-    heap = [(queue.rank, number, queue) for number, queue in enumerate(queues) if queue.waiting]
-    heapify(heap)
-    return heap
-
-
 def before_next(queue: JobQueue, following: tuple[int, int] | None) -> int:
     """How many jobs of the queue come before those of all others, of which the first has the rank `following`."""
     lane = queue.top()

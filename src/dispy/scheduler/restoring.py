@@ -86,5 +86,4 @@ def _restore_job(tables: Tables, record: JobRecord) -> None:
         share.hold(record, record.cpus)
     if cluster.is_exclusive:
         tables.alone = cluster.id
-    if tables.turns is not None:
-        tables.turns.charge(tables.turns.party_of(cluster), [record], cluster.estimate)
+    tables.turns.charge(tables.turns.party_of(cluster), [record], cluster.estimate)

@@ -96,16 +96,18 @@ class Tables(Struct):
     """Where shares are parked: nodes with a CPU that nobody uses."""
     restless: dict[ComputationId, None] = field(default_factory=dict)
     """Clusters with both idle CPUs and jobs that wait for one elsewhere."""
+    crowded: dict[ComputationId, None] = field(default_factory=dict)
+    """Clusters with jobs that wait at nodes for a CPU."""
     deadlines: dict[ProcessId | tuple[ComputationId, ProcessId], float] = field(default_factory=dict)
     """When a node without a link is lost, and when a share is tried again that was refused for the time being."""
     closing: dict[ComputationId, None] = field(default_factory=dict)
     """Clusters that take no more jobs."""
     accounts: dict[str, Account] = field(default_factory=dict)
     """Everybody who has had a cluster."""
-    turns: Turns | None = None
-    """Whose turn it is; None: jobs are handed out in the order of submission, whoever submitted them."""
+    turns: Turns = field(init=False)
+    """Whose turn it is."""
     fresh: dict[NodeRecord, Share | None] = field(default_factory=dict)
-    """Where turns are taken: nodes whose load fell, and the share that has ended a job there."""
+    """Nodes whose load fell, and the share that has ended a job there."""
     exclusives: dict[ComputationId, None] = field(default_factory=dict)
     """Clusters that run alone, or will."""
     alone: ComputationId | None = None
@@ -117,26 +119,15 @@ class Tables(Struct):
     lost: str = ""
     """Which node was lost last, and why."""
 
+    def __post_init__(self) -> None:
+        self.turns = Turns(self.policy)
+
     def refresh(self, node: NodeRecord) -> None:
         """The load of a node fell, or whether it can be used changed: put what is derived from that right."""
-        if self.turns is not None:
-            if node not in self.fresh:
-                self.fresh[node] = None
-                for share in node.shares.values():
-                    self.runnable.update(dict.fromkeys(share.cluster.special.values()))
-            return
-        if len(node.shares) > 1:
-            node.settle()
-        for share in node.shares.values():
-            room, load = share.standing()
-            cluster = share.cluster
-            if room > 0:
-                cluster.rooms.offer(share, load)
-                if cluster.plain.waiting:
-                    self.runnable[cluster.plain] = None
-            for queue in cluster.special.values():
-                self.runnable[queue] = None
-            self.weigh(share)
+        if node not in self.fresh:
+            self.fresh[node] = None
+            for share in node.shares.values():
+                self.runnable.update(dict.fromkeys(share.cluster.special.values()))
 
     def weigh(self, share: Share) -> None:
         """Note whether a share has idle CPUs, or jobs that wait for one."""
@@ -148,10 +139,16 @@ class Tables(Struct):
             cluster.idlers.pop(node, None)
         if excess:
             cluster.excesses[node] = share
-        else:
-            cluster.excesses.pop(node, None)
+            self.crowded[cluster.id] = None
+        elif node in cluster.excesses:
+            self._forget_excess(share)
         if cluster.idlers and cluster.excesses:
             self.restless[cluster.id] = None
+
+    def _forget_excess(self, share: Share) -> None:
+        excesses = share.cluster.excesses
+        if excesses.pop(share.node.id, None) is not None and not excesses:
+            del self.crowded[share.cluster.id]
 
     def reconsider(self, cluster: ClusterRecord) -> None:
         """What a cluster has opened has changed, or what it could open."""
@@ -178,7 +175,7 @@ class Tables(Struct):
         self.reconsider(cluster)
         cluster.parked.pop(node.id, None)
         cluster.idlers.pop(node.id, None)
-        cluster.excesses.pop(node.id, None)
+        self._forget_excess(share)
         self.deadlines.pop((cluster.id, node.id), None)
         del cluster.shares[node.id]
         del node.shares[cluster.id]
@@ -199,8 +196,7 @@ class Tables(Struct):
 
     def give_back(self, record: JobRecord) -> None:
         """A job is no longer in flight and has not run, or in vain; what is kept for it is not yet released."""
-        if self.turns is not None:
-            self.turns.give_back(self.clusters[record.cluster], record)
+        self.turns.give_back(self.clusters[record.cluster], record)
 
     def forget_queue(self, queue: JobQueue) -> None:
         """A queue is empty: one of jobs with wishes may never have another."""
@@ -221,7 +217,10 @@ class Tables(Struct):
         """End a job for good. If it waits, it leaves its queue; from a flight the caller has taken it."""
         cluster = self.clusters[record.cluster]
         if record.state is JobState.Created:
-            cluster.queue_for(record).discard(record)
+            queue = cluster.queue_for(record)
+            queue.discard(record)
+            if not queue.waiting:
+                self.forget_queue(queue)
         record.state = state
         del self.jobs[record.job]
         cluster.jobs -= 1

@@ -27,8 +27,9 @@ OVERLONG: Final = 2.0
 """Jobs that take so many times their mean have been sent ahead wrongly."""
 
 
-def dispatch(tables: Tables, turns: Turns, out: Outbox) -> None:
+def dispatch(tables: Tables, out: Outbox) -> None:
     """Hand out every job that a node has room for and whose owner may have it run."""
+    turns = tables.turns
     if tables.blocked:
         tables.release_claims()
     if tables.now >= turns.next_look_at:
@@ -42,17 +43,18 @@ def dispatch(tables: Tables, turns: Turns, out: Outbox) -> None:
         if queue.waiting and not (cluster := tables.clusters[queue.cluster]).is_held:
             wanted[turns.want(cluster, queue)] = None
     tables.runnable.clear()
-    hand = _Hand(tables, turns)
+    hand = _Hand(tables)
     hand.fill_fresh()
     hand.serve(wanted)
     hand.finish(out)
 
 
-def next_look(tables: Tables, turns: Turns) -> float | None:
-    """When running jobs are to be looked at although nothing happened; None: nobody waits for them."""
-    if not turns.cpus:
+def next_look(tables: Tables) -> float | None:
+    """When running jobs are to be looked at although nothing happened; None: nothing would follow from that."""
+    turns = tables.turns
+    if not turns.cpus or not (turns.policy is Policy.FAIR or tables.crowded):
         return None
-    if len(turns.line) or (tables.idle and any(each.parked and each.excesses for each in tables.clusters.values())):
+    if len(turns.line) or (tables.idle and any(tables.clusters[id].parked for id in tables.crowded)):
         return turns.next_look_at
     return None
 
@@ -62,9 +64,9 @@ class _Hand:
 
     __slots__ = ("_aside", "_looked", "_skipped", "_spent", "_tables", "_touched", "_turns")
 
-    def __init__(self, tables: Tables, turns: Turns) -> None:
+    def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._turns = turns
+        self._turns = tables.turns
         self._touched: dict[Share, None] = {}
         self._looked: set[ClusterRecord] = set()
         """Clusters that know the nodes whose load fell."""
