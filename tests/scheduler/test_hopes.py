@@ -7,6 +7,7 @@ import test_records as records
 
 from dispy.model import ComputationId, Holder, JobOptions, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.fairness import Policy, Turns
 from dispy.scheduler.flow import why_hopeless
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import ShareState
@@ -18,7 +19,7 @@ MAP, NODE, OTHER = ComputationId("1" * 32), records.NODE, ProcessId("b" * 32)
 @pytest.fixture
 def tables() -> Tables:
     """One cluster, which has one node and waits for no other."""
-    made = Tables(Holder("anna", "host", 1, "prog.py"), b"t", 5.0, 0.01)
+    made = Tables(Holder("anna", "host", 1, "prog.py"), b"t", 5.0, 0.01, Turns(Policy.FIFO))
     cluster, node = records.make_cluster(open_ended=False), records.make_node()
     made.clusters[MAP], made.nodes[NODE] = cluster, node
     records.add_share(node, cluster)

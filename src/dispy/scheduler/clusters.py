@@ -134,7 +134,9 @@ class ClusterRecord:
         return msgspec.structs.replace(self.computation, files=self.computation.files + files)
 
     def reckon(self, seconds: float, count: int) -> None:
-        """Take `count` jobs into the estimate that took `seconds` together."""
+        """Take `count` jobs into the estimate that took `seconds` together; there may be none."""
+        if not count:
+            return
         fresh = max(seconds / count, SHORTEST_JOB)
         if self.is_estimated:
             self.estimate += (fresh - self.estimate) * count / (count + MEMORY_OF_JOBS)

@@ -25,7 +25,7 @@ from dispy.scheduler.explain import (
     lacks_nodes,
     standings,
 )
-from dispy.scheduler.fairness import Account, Policy
+from dispy.scheduler.fairness import Account, Policy, Turns
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import Changes, changes_of
@@ -122,7 +122,7 @@ class SchedulerCore:
         `max_cpus_per_user` CPUs at once (0: no bound). A cluster opens `park_above` CPUs, or twice its part of all, and
         more when its jobs need them (0: all nodes at once).
         """
-        self._tables = Tables(holder, token, grace, ahead, policy, max_cpus_per_user, park_above)
+        self._tables = Tables(holder, token, grace, ahead, Turns(policy), max_cpus_per_user, park_above)
 
     @property
     def counters(self) -> Counters:
@@ -332,7 +332,8 @@ class SchedulerCore:
         match event.message:
             case messages.JobsDone():
                 for touched in flow.take_results(tables, out, node, event.message, event.bodies):
-                    shares.settle_node(tables, out, touched)
+                    if touched.over:
+                        shares.settle_node(tables, out, touched)
             case messages.JobsRecalled(jobs):
                 flow.take_recalled(tables, out, node, jobs)
                 shares.settle_node(tables, out, node)

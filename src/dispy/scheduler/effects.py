@@ -15,7 +15,7 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.wire.messages import AnyMessage
 
 
-class Send(Struct, frozen=True):
+class Send(Struct, frozen=True, gc=False):
     """Send a message to a node; `payload` are the raw parts behind its header."""
 
     node: ProcessId
@@ -34,7 +34,7 @@ class AskAllocation(Struct, frozen=True):
     """What it last said to be free; None: nothing yet."""
 
 
-class JobsStarted(Struct, frozen=True):
+class JobsStarted(Struct, frozen=True, gc=False):
     """These jobs were handed to a node: their public state is Running."""
 
     node: ProcessId
@@ -42,7 +42,10 @@ class JobsStarted(Struct, frozen=True):
 
 
 class JobEnded(msgspec.Struct, gc=False):
-    """One job has ended for good. (A struct because there is one per job: it is made in a fifth of the time.)"""
+    """One job has ended for good.
+
+    (This one, and those that there are for each decision, are structs: they are made in a fifth of the time.)
+    """
 
     job: JobRecord
     state: JobState
@@ -54,7 +57,7 @@ class JobEnded(msgspec.Struct, gc=False):
     """One sentence, for every state but Finished."""
 
 
-class JobsEnded(Struct, frozen=True):
+class JobsEnded(Struct, frozen=True, gc=False):
     """Jobs that ended, in the order in which they ended."""
 
     jobs: Sequence[JobEnded]

@@ -141,6 +141,16 @@ class Line(Generic[T]):
                 return item
         return None
 
+    def second(self) -> T | None:
+        """Whose turn it is after that of the first."""
+        item = self.first()
+        if item is None or self._valid < 2:
+            return None
+        top = heappop(self._heap)
+        second = self.first()
+        heappush(self._heap, top)
+        return second
+
     def take(self) -> T | None:
         """Whose turn it is; it leaves."""
         item = self.first()
@@ -220,7 +230,7 @@ class Turns:
             case Policy.EARLY_CLUSTER:
                 return party.order, 0
             case Policy.FIFO:
-                return queue.rank
+                return queue.entry
 
     def want(self, cluster: ClusterRecord, queue: JobQueue) -> Party:
         """Jobs of a queue wait, which must have some."""
@@ -253,7 +263,8 @@ class Turns:
         account.cpus += cpus
         self.cpus += cpus
         account.due += seconds * cpus
-        self._peak = max(self._peak, account.due)
+        if account.due > self._peak:
+            self._peak = account.due
         self._served += 1
         party.served = self._served
 
@@ -264,7 +275,7 @@ class Turns:
         if more < 0 and self.policy is Policy.FAIR:
             party = self._parties[account]
             if party.is_waiting:
-                self.stay(party)
+                self.line.offer(party, (account.due, party.served))
 
     def release(self, cluster: ClusterRecord, cpus: int) -> None:
         """Jobs that had so many CPUs are no longer in flight."""

@@ -105,8 +105,8 @@ def take_results(
     jobs, shares, id = tables.jobs, node.shares, node.id
     finished, ended = JobState.Finished, out.ended
     share: Share | None = None
-    tally = Tally()
-    seconds, count, over, charged = 0.0, 0, 0, 0.0
+    heavy: Tally | None = None
+    seconds, count, over, freed, charged = 0.0, 0, 0, 0, 0.0
     back: list[JobRecord] = []
     touched: dict[NodeRecord, None] = {node: None}
     for done, body in zip(message.jobs, bodies, strict=True):
@@ -118,9 +118,10 @@ def take_results(
                 tables.counters.dropped += 1
             continue
         if share is None or share.cluster.id != record.cluster:
-            _account(tables, share, tally, seconds, count, over, charged)
-            share, seconds, count, over, charged = shares[record.cluster], 0.0, 0, 0, 0.0
-            tally = Tally(share.wanted)
+            if share is not None:
+                _account(tables, share, heavy, seconds, count, over, freed, charged)
+            share, heavy = shares[record.cluster], None
+            seconds, count, over, freed, charged = 0.0, 0, 0, 0, 0.0
         if done.ending == 7:  # Ending.PROVISIONAL, written as the next one
             out.notice(JobSpoke(record, id, body))
             ended = out.ended
@@ -128,11 +129,15 @@ def take_results(
         del share.flight[done.job]
         charged += record.charge
         if record.cpus:
-            tally.add(record.cpus, done)
+            heavy = heavy or Tally()
+            heavy.add(record.cpus, done)
+            freed += record.cpus
             share.release(record)
-        elif done.started_at:
-            seconds += done.ended_at - done.started_at
-            count += 1
+        else:
+            freed += 1
+            if done.started_at:
+                seconds += done.ended_at - done.started_at
+                count += 1
         if done.ending == 0:  # Ending.FINISHED: an enum member's lookup costs as much as this line
             record.state = finished
             del jobs[done.job]
@@ -147,11 +152,14 @@ def take_results(
             tables.end(out, record, JobState.Cancelled, "cancelled before it started", done, body)
         else:
             back.append(record)
-    _account(tables, share, tally, seconds, count, over, charged)
-    tables.requeue(out, back)
+    if share is not None:
+        _account(tables, share, heavy, seconds, count, over, freed, charged)
+    if back:
+        tables.requeue(out, back)
     node.is_spent = False
     for each in touched:
-        tables.refresh(each)
+        if each not in tables.fresh:
+            tables.refresh(each)
     return touched
 
 
@@ -200,10 +208,8 @@ def _try_again(tables: Tables, out: Outbox, node: NodeRecord, record: JobRecord,
 
 
 class Tally(Struct):
-    """What heavy jobs of one share took that have ended in a batch, and what the share had before."""
+    """What heavy jobs of one share took that have ended in a batch."""
 
-    wanted: int = 0
-    """CPUs that its jobs would have used at once."""
     seconds: float = 0.0
     slot_seconds: float = 0.0
     count: int = 0
@@ -218,21 +224,32 @@ class Tally(Struct):
 
 
 def _account(
-    tables: Tables, share: Share | None, heavy: Tally, seconds: float, count: int, over: int, charged: float
+    tables: Tables,
+    share: Share,
+    heavy: Tally | None,
+    seconds: float,
+    count: int,
+    over: int,
+    freed: int,
+    charged: float,
 ) -> None:
-    """Take in what jobs of one share took that have ended: `count` light ones, and those of the tally."""
-    if share is None:
-        return
+    """Take in what jobs of one share took that have ended: `count` light ones, and those of the tally.
+
+    `over` of them have ended for good; together they had `freed` CPUs and were charged `charged`.
+    """
     cluster, turns = share.cluster, tables.turns
     cluster.jobs -= over
     tables.counters.ended += over
-    cluster.account.used += seconds + heavy.slot_seconds
     if count:
         cluster.measure(seconds, count)
-    if count + heavy.count:
+    if heavy is not None:
         cluster.reckon(seconds + heavy.seconds, count + heavy.count)
-    turns.correct(cluster, seconds + heavy.slot_seconds - charged)
-    turns.release(cluster, heavy.wanted - share.wanted)
+        seconds += heavy.slot_seconds
+    elif count:
+        cluster.reckon(seconds, count)
+    cluster.account.used += seconds
+    turns.correct(cluster, seconds - charged)
+    turns.release(cluster, freed)
     tables.fresh[share.node] = share
 
 

@@ -287,6 +287,8 @@ def _check_node(tables: Tables, node: NodeRecord) -> None:
     )
     at_work = {share for share in node.shares.values() if share.flight}
     _require(at_work <= node.busy.keys() <= set(node.shares.values()), f"node {node.id} does not know who is at work")
+    over = {share for share in node.shares.values() if share.state in (ShareState.REFUSED, ShareState.CLOSED)}
+    _require(over <= node.over.keys() <= set(node.shares.values()), f"node {node.id} does not know what is over there")
     broken = node.broken_until is not None
     held = node.state is NodeState.REFUSED
     _require(held == (node.holder is not None), f"node {node.id} is held by somebody else or it is not")

@@ -146,8 +146,13 @@ class JobQueue:
     @property
     def rank(self) -> tuple[int, int]:
         """What is smaller is served first: higher priority, then earlier submission. The queue must not be empty."""
-        lane = self.top()
-        return -lane.priority, lane.head().job
+        lane = self._lanes[self._priorities[-1]]
+        if not lane.waiting:
+            lane = self.top()
+        head = lane.jobs[0]
+        if head.state is not JobState.Created:
+            head = lane.head()
+        return -lane.priority, head.job
 
     def top(self) -> Lane:
         """The lane that is served next; a job must wait."""
@@ -164,8 +169,11 @@ class JobQueue:
 
     def take(self, count: int) -> list[JobRecord]:
         """Remove the first jobs of the lane that is served next; it must have so many."""
-        take = self.top().take
+        lane = self.top()
         self.waiting -= count
+        if count == 1:
+            return [lane.take()]
+        take = lane.take
         return [take() for _ in range(count)]
 
     def put_back(self, records: Iterable[JobRecord]) -> None:

@@ -163,11 +163,15 @@ class Share(Struct, eq=False):
         """Jobs that are here and cannot have a CPU yet."""
         return self.balance()[1]
 
-    def balance(self) -> tuple[int, int]:
-        """Jobs that it could start at once, and jobs that are here and cannot have a CPU yet."""
+    def balance(self, together: int | None = None) -> tuple[int, int]:
+        """Jobs that it could start at once, and jobs that are here and cannot have a CPU yet.
+
+        `together` is `NodeRecord.wanted` of its node, for who asks several shares of it.
+        """
         node, flight = self.node, len(self.flight)
         cpus, wanted = node.capacity, flight - self.heavy + self.heavy_cpus
-        together = wanted if len(node.shares) == 1 else node.wanted
+        if together is None:
+            together = wanted if len(node.shares) == 1 else node.wanted
         slots = self.slots
         free, over = slots - wanted, together - cpus
         if over >= 0 or free <= 0 or not self.is_usable:
@@ -187,8 +191,10 @@ class Share(Struct, eq=False):
         slots = self.slots
         if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
             return slots * depth - flight, flight / (depth * cpus)
-        busy = [share for share in node.busy if share is not self]
-        others = sum([(len(each.flight) - each.heavy) / each.cluster.depth + each.heavy_cpus for each in busy])
+        others = 0.0
+        for each in node.busy:
+            if each is not self:
+                others += (len(each.flight) - each.heavy) / each.cluster.depth + each.heavy_cpus
         free = min(slots, cpus - others - node.claimed.cpus) - self.heavy_cpus
         return ceil(free * depth) - (flight - self.heavy), (others + self.load) / cpus
 
@@ -224,10 +230,12 @@ class NodeRecord(Struct, eq=False):
     shares: dict[ComputationId, Share] = field(default_factory=dict)
     busy: dict[Share, None] = field(default_factory=dict)
     """Those that have jobs there, or had: where many clusters have a share, few are at work at a time."""
+    over: dict[Share, None] = field(default_factory=dict)
+    """Those that it has refused or closed, or had: looked at when jobs have ended."""
     exceeds: bool = False
     """Whether a cluster wanted (and perhaps wants) to use more CPUs than it offers."""
     is_open: bool = True
-    """Whether clusters may have noted that it has something idle; only where turns are taken."""
+    """Whether clusters may have noted that it has something idle."""
     taken: Amount = field(default_factory=Amount)
     """What is kept for jobs that are there."""
     claimed: Amount = field(default_factory=Amount)
@@ -277,13 +285,19 @@ class NodeRecord(Struct, eq=False):
     @property
     def wanted(self) -> int:
         """CPUs that its jobs would use at once."""
-        return sum([len(share.flight) - share.heavy + share.heavy_cpus for share in self.busy])
+        wanted = 0
+        for share in self.busy:
+            wanted += len(share.flight) - share.heavy + share.heavy_cpus
+        return wanted
 
     @property
     def load(self) -> float:
         """CPUs that its jobs keep busy."""
         # written out, as in `Share.load`: this is asked several times for each event
-        return sum([(len(share.flight) - share.heavy) / share.cluster.depth + share.heavy_cpus for share in self.busy])
+        load = 0.0
+        for share in self.busy:
+            load += (len(share.flight) - share.heavy) / share.cluster.depth + share.heavy_cpus
+        return load
 
     @property
     def has_room(self) -> bool:
@@ -311,10 +325,18 @@ class NodeRecord(Struct, eq=False):
         """Jobs that it has, of all clusters."""
         return sum([len(share.flight) for share in self.busy])
 
-    def settle(self) -> None:
-        """Forget which shares were at work here and are not."""
-        for share in [share for share in self.busy if not share.flight]:
-            del self.busy[share]
+    def settle(self) -> tuple[int, float]:
+        """Forget which shares were at work here and are not; returns `wanted` and `load`."""
+        wanted, load = 0, 0.0
+        for share in tuple(self.busy):
+            flight = len(share.flight)
+            if not flight:
+                del self.busy[share]
+                continue
+            light, cpus = flight - share.heavy, share.heavy_cpus
+            wanted += light + cpus
+            load += light / share.cluster.depth + cpus
+        return wanted, load
 
     @property
     def label(self) -> str:

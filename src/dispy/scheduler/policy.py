@@ -74,6 +74,16 @@ class Rooms:
                 return share, room
         return None
 
+    def best_with(self, share: Share) -> tuple[Share, int] | None:
+        """The same where the load of one share has fallen, which may not be noted: mostly that is the one."""
+        room, load = share.standing()
+        if room > 0:
+            heap = self._heap
+            if not heap or (load, share.node.order) < heap[0][:2]:
+                return share, room
+            self.offer(share, load)
+        return self.best()
+
     def forget(self, share: Share) -> None:
         """A share that is no more."""
         if share.entry is not None:

@@ -149,6 +149,7 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
         return
     share.state, share.reason, share.final = ShareState.REFUSED, message.reason, message.final
     share.trace = message.trace
+    node.over[share] = None
     tables.reconsider(share.cluster)
     if not message.final:
         tables.deadlines[share.cluster.id, node.id] = now + RETRY_INTERVAL
@@ -172,6 +173,7 @@ def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: Comput
         tables.counters.ignored += 1
         return
     share.state = ShareState.CLOSED
+    node.over[share] = None
     renewing = share.is_renewed and share.cpus > 0 and share.cluster.wants_nodes
     out.notice(NodeClosed(id, node.id, share.reason, trace, renewing))
     settle_node(tables, out, node)
@@ -179,9 +181,10 @@ def computation_closed(tables: Tables, out: Outbox, node: NodeRecord, id: Comput
 
 def settle_node(tables: Tables, out: Outbox, node: NodeRecord) -> None:
     """Let go of shares whose last job has come back, and of a lease that nobody needs."""
-    closed, refused = ShareState.CLOSED, ShareState.REFUSED  # there may be many, and one in question after each job
-    over = [each for each in node.shares.values() if each.state is closed or each.state is refused]
-    for share in over:
+    for share in tuple(node.over):
+        if share.state not in (ShareState.CLOSED, ShareState.REFUSED):
+            del node.over[share]
+            continue
         if share.flight:
             continue
         is_over = share.state is ShareState.CLOSED or share.is_renewed

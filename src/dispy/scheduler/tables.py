@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from dispy.model import ComputationId, Holder, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import Effects, JobEnded, JobsEnded, Notice, Send
-from dispy.scheduler.fairness import Account, Policy, Turns
+from dispy.scheduler.fairness import Account, Turns
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import Amount, NodeRecord, Share
 from dispy.wire.messages import AnyMessage
@@ -73,7 +73,8 @@ class Tables(Struct):
     token: bytes
     grace: float
     ahead: float
-    policy: Policy = Policy.FIFO
+    turns: Turns
+    """Whose turn it is."""
     max_cpus_per_user: int = 0
     """CPUs that one user may have at once; 0: any number."""
     park_above: int = 0
@@ -104,8 +105,6 @@ class Tables(Struct):
     """Clusters that take no more jobs."""
     accounts: dict[str, Account] = field(default_factory=dict)
     """Everybody who has had a cluster."""
-    turns: Turns = field(init=False)
-    """Whose turn it is."""
     fresh: dict[NodeRecord, Share | None] = field(default_factory=dict)
     """Nodes whose load fell, and the share that has ended a job there."""
     exclusives: dict[ComputationId, None] = field(default_factory=dict)
@@ -119,9 +118,6 @@ class Tables(Struct):
     lost: str = ""
     """Which node was lost last, and why."""
 
-    def __post_init__(self) -> None:
-        self.turns = Turns(self.policy)
-
     def refresh(self, node: NodeRecord) -> None:
         """The load of a node fell, or whether it can be used changed: put what is derived from that right."""
         if node not in self.fresh:
@@ -129,10 +125,10 @@ class Tables(Struct):
             for share in node.shares.values():
                 self.runnable.update(dict.fromkeys(share.cluster.special.values()))
 
-    def weigh(self, share: Share) -> None:
-        """Note whether a share has idle CPUs, or jobs that wait for one."""
+    def weigh(self, share: Share, together: int) -> None:
+        """Note whether a share has idle CPUs, or jobs that wait for one. The jobs of its node want `together` CPUs."""
         cluster, node = share.cluster, share.node.id
-        idle, excess = share.balance()
+        idle, excess = share.balance(together)
         if idle:
             cluster.idlers[node] = share
         else:
@@ -172,6 +168,7 @@ class Tables(Struct):
         cluster, node = share.cluster, share.node
         cluster.rooms.forget(share)
         node.busy.pop(share, None)
+        node.over.pop(share, None)
         self.reconsider(cluster)
         cluster.parked.pop(node.id, None)
         cluster.idlers.pop(node.id, None)

@@ -15,7 +15,7 @@ from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.dispatching import block, hand_over, recall, send_batch
 from dispy.scheduler.fairness import MOST_CREDIT, TURN_SECONDS, Account, Party, Policy, Rank, Turns
 from dispy.scheduler.jobs import JobQueue
-from dispy.scheduler.nodes import NodeRecord, Share
+from dispy.scheduler.nodes import NEARLY, NodeRecord, Share
 from dispy.scheduler.placement import cpus_on, place
 from dispy.scheduler.policy import before_next, portion
 from dispy.scheduler.tables import Outbox, Tables
@@ -43,10 +43,14 @@ def dispatch(tables: Tables, out: Outbox) -> None:
         if queue.waiting and not (cluster := tables.clusters[queue.cluster]).is_held:
             wanted[turns.want(cluster, queue)] = None
     tables.runnable.clear()
-    hand = _Hand(tables)
-    hand.fill_fresh()
-    hand.serve(wanted)
-    hand.finish(out)
+    if tables.fresh or wanted or tables.claims:
+        hand = _Hand(tables)
+        hand.fill_fresh()
+        if wanted:
+            hand.serve(wanted)
+        hand.finish(out)
+    if tables.restless:
+        recall(tables, out)
 
 
 def next_look(tables: Tables) -> float | None:
@@ -82,19 +86,17 @@ class _Hand:
         turns = self._turns
         free = {node: share for node, share in self._tables.fresh.items() if node.has_room}
         while free:
-            party = turns.line.take()
+            party = turns.line.first()
             if party is None:
                 break
             holder = self._holder(party, free)
-            share = None if holder is None else self._give(holder, party)
-            if share is not None:
-                turns.stay(party)
-            else:
-                share = self._give(party, turns.line.first())
+            share = None if holder is None else self._give(holder, None)
+            if share is None:
+                share = self._give(party, None)
                 if share is None:
+                    turns.line.leave(party)
                     self._aside[party] = None
                     continue
-                turns.stay(party)
             if not share.node.has_room:
                 free.pop(share.node, None)
 
@@ -107,14 +109,33 @@ class _Hand:
         heapify(heap)
         while heap:
             _, number, party = heappop(heap)
-            if self._give(party, heap[0][2] if heap else None) is None:
+            if self._give(party, heap) is None:
                 self._aside[party] = None
             elif (rank := self._turns.rank(party)) is not None:
                 heappush(heap, (rank, number, party))
 
     def finish(self, out: Outbox) -> None:
         """Send all of it, and note what nodes have left."""
-        tables, turns = self._tables, self._turns
+        tables = self._tables
+        if self._skipped or self._aside:
+            self._put_back()
+        for share in self._touched:
+            send_batch(share, out)
+        nodes = dict.fromkeys(tables.fresh)
+        for share in self._touched:
+            nodes[share.node] = None
+        nodes.update(tables.claims)
+        for node in nodes:
+            note(tables, node)
+        tables.fresh.clear()
+        for _, queue in self._skipped:
+            cluster = tables.clusters[queue.cluster]
+            if cluster.parked and (not queue.is_plain or (tables.idle and not cluster.is_growing)):
+                tables.wanting[cluster.id] = None
+
+    def _put_back(self) -> None:
+        """Let those stand in the line again who could have nothing."""
+        turns = self._turns
         for party, queue in self._skipped:
             if queue.waiting:
                 party.line.offer(queue, queue.rank)
@@ -125,17 +146,6 @@ class _Hand:
         for party in self._aside:
             party.is_stuck = party not in patient
             turns.stay(party)
-        for share in self._touched:
-            send_batch(share, out)
-        for node in {**tables.fresh, **{share.node: None for share in self._touched}, **tables.claims}:
-            note(tables, node)
-        tables.fresh.clear()
-        for _, queue in self._skipped:
-            cluster = tables.clusters[queue.cluster]
-            if cluster.parked and (not queue.is_plain or (tables.idle and not cluster.is_growing)):
-                tables.wanting[cluster.id] = None
-        if tables.restless:
-            recall(tables, out)
 
     def _holder(self, party: Party, free: dict[NodeRecord, Share | None]) -> Party | None:
         """Who has just ended a job on one of the nodes and may go on there: it is hardly ahead of whose turn it is."""
@@ -149,16 +159,18 @@ class _Hand:
                     return holder
         return None
 
-    def _give(self, party: Party, following: Party | None) -> Share | None:
-        """Hand out the next jobs of a party; returns where they go, None if none can go anywhere."""
+    def _give(self, party: Party, others: list[tuple[Rank, int, Party]] | None) -> Share | None:
+        """Hand out the next jobs of a party; returns where they go, None if none can go anywhere.
+
+        `others` is the heap of those who compete with it; None: those in the line.
+        """
         tables = self._tables
         while (queue := party.line.first()) is not None:
             cluster = tables.clusters[queue.cluster]
             if cluster.is_held:
                 party.line.take()
                 continue
-            self._show_fresh(cluster)
-            found = place(cluster, queue)
+            found = self._place(cluster, queue)
             if found is None:
                 if queue.is_heavy:
                     block(tables, cluster, queue)
@@ -166,13 +178,13 @@ class _Hand:
                 self._skipped.append((party, queue))
                 continue
             share, room = found
-            count = self._count(party, following, cluster, queue, share, room)
+            count = self._count(party, others, cluster, queue, share, room)
             if not count:
                 return None
             records = hand_over(queue, share, count)
             if party.is_stuck:
                 party.is_stuck = False
-                if following is not None:
+                if (following := self._following(party, others)) is not None:
                     party.account.due = max(party.account.due, following.account.due - MOST_CREDIT)
             self._turns.charge(party, records, cluster.estimate)
             self._touched[share] = None
@@ -180,6 +192,24 @@ class _Hand:
                 tables.forget_queue(queue)
             return share
         return None
+
+    def _following(self, party: Party, others: list[tuple[Rank, int, Party]] | None) -> Party | None:
+        """Whose turn it is after that of a party."""
+        if others is not None:
+            return others[0][2] if others else None
+        line = self._turns.line
+        first = line.first()
+        return line.second() if first is party else first
+
+    def _place(self, cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:
+        """Where jobs of a queue can go, the nodes whose load fell among all others."""
+        fresh = self._tables.fresh
+        if len(fresh) == 1 and queue.is_plain and cluster not in self._looked:
+            (node,) = fresh
+            share = cluster.shares.get(node.id)
+            return cluster.rooms.best() if share is None else cluster.rooms.best_with(share)
+        self._show_fresh(cluster)
+        return place(cluster, queue)
 
     def _show_fresh(self, cluster: ClusterRecord) -> None:
         """Let a cluster find the nodes whose load fell."""
@@ -195,40 +225,45 @@ class _Hand:
                     cluster.rooms.offer(share, load)
 
     def _count(
-        self, party: Party, following: Party | None, cluster: ClusterRecord, queue: JobQueue, share: Share, room: int
+        self,
+        party: Party,
+        others: list[tuple[Rank, int, Party]] | None,
+        cluster: ClusterRecord,
+        queue: JobQueue,
+        share: Share,
+        room: int,
     ) -> int:
         """How many jobs of the queue a share is given before it is the turn of another."""
         account = party.account
-        each = cpus_on(share, queue.shape) if queue.is_heavy else 1
-        spare = account.spare
-        if spare is not None and (spare < each or account in self._spent):
-            self._spent.add(account)
-            return 0
-        if queue.is_heavy:
+        if account.most_cpus:
+            spare = account.spare or 0
+            if spare < (cpus_on(share, queue.shape) if queue.is_heavy else 1) or account in self._spent:
+                self._spent.add(account)
+                return 0
+            room = min(room, spare)
+        if queue.is_heavy or room == 1:
             return 1
-        most = max(1, self._before_others(party, following, cluster, queue))
+        most = max(1, self._before_others(party, others, cluster, queue))
         rooms = len(cluster.rooms) if queue.is_plain else len(cluster.shares)
-        count = min(portion(share, room, most, 1 if queue.shape.node else rooms), most)
-        return count if spare is None else min(count, spare)
+        return min(portion(share, room, most, 1 if queue.shape.node else rooms), most)
 
-    def _before_others(self, party: Party, following: Party | None, cluster: ClusterRecord, queue: JobQueue) -> int:
+    def _before_others(
+        self, party: Party, others: list[tuple[Rank, int, Party]] | None, cluster: ClusterRecord, queue: JobQueue
+    ) -> int:
         """How many jobs of the queue come before those of other queues of the party, and of other parties."""
         line, most = party.line, queue.top().waiting
         if len(line) > 1:
-            line.take()
-            second = line.first()
-            line.offer(queue, queue.rank)
+            second = line.second()
             most = before_next(queue, None if second is None else second.rank)
-        if following is None:
+        policy = self._turns.policy
+        if most == 1 or policy is Policy.EARLY_CLUSTER or (following := self._following(party, others)) is None:
             return most
-        match self._turns.policy:
+        match policy:
             case Policy.FAIR:
                 seconds = max(0.0, following.account.due - party.account.due) + self._tables.ahead
                 return max(1, min(most, int(seconds / cluster.estimate)))
             case Policy.FAIR_CLUSTER:
                 return max(1, min(most, int(self._tables.ahead / cluster.estimate)))
-            case Policy.EARLY_CLUSTER:
-                return most
             case Policy.FIFO:
                 other = following.line.first()
                 return most if other is None else min(most, before_next(queue, other.rank))
@@ -239,22 +274,28 @@ def note(tables: Tables, node: NodeRecord) -> None:
 
     Where its CPUs all have work, that is only what concerns clusters with jobs there.
     """
-    busy = list(node.busy)
-    node.settle()
-    if node.has_room:
+    busy = tuple(node.busy)
+    wanted, load = node.settle()
+    usable, cpus = node.is_usable, node.capacity
+    if usable and load + node.claimed.cpus < cpus - NEARLY:
         for share in node.shares.values():
-            room, load = share.standing()
+            room, weight = share.standing()
             if room > 0:
-                share.cluster.rooms.offer(share, load)
+                share.cluster.rooms.offer(share, weight)
+    is_open = usable and wanted < cpus
     if tables.park_above:
         if node.is_idle and node.id in tables.nodes:
             tables.idle[node] = None
         else:
             tables.idle.pop(node, None)
-    is_open = node.is_usable and node.wanted < node.capacity
-    for share in node.shares.values() if is_open or node.is_open else busy:
-        if share.cluster.shares.get(node.id) is share:
-            tables.weigh(share)
+    if is_open or node.is_open:
+        for share in node.shares.values():
+            tables.weigh(share, wanted)
+    else:
+        for share in busy:
+            # nothing is idle here: what is left to know is what waits for a CPU
+            if wanted > cpus or node.id in share.cluster.excesses or len(share.flight) > share.slots:
+                tables.weigh(share, wanted)
     node.is_open = is_open
 
 
