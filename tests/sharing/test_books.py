@@ -13,8 +13,8 @@ from dispy.sharing.books import BATCH_ENDS, BATCH_SIZE, END_SIZE, WAITING_LIMIT,
 from dispy.wire.sharing import JobOver
 
 
-def end(number: int, size: int = 0) -> End:
-    return End(number, JobOver(number, JobState.Finished), bytes(size), size)
+def end(number: int, size: int = 0, *, is_held: bool = False) -> End:
+    return End(number, JobOver(number, JobState.Finished), bytes(size), size, is_held=is_held)
 
 
 def numbers(batch: tuple[int, list[End]] | None) -> list[int]:
@@ -92,6 +92,39 @@ def test_what_is_not_on_the_disk_is_not_told() -> None:
     assert (book.next_batch(), book.fresh, len(book)) == (None, 1, 3)
 
 
+def test_what_its_node_holds_is_told_before_it_is_on_the_disk() -> None:
+    book = EndsBook()
+    book.attach()
+    for number in (1, 2):
+        book.add(end(number, is_held=True))
+    assert numbers(book.next_batch()) == [1, 2]
+    assert [each.number for each in book.acknowledge(1)] == [1, 2]
+    assert (book.fresh, len(book)) == (2, 0)
+    book.add(end(3))
+    book.add(end(4, is_held=True))
+    assert book.next_batch() is None, "they are told in their order"
+    book.stored(4)
+    assert (numbers(book.next_batch()), book.fresh) == ([3, 4], 0)
+
+
+def test_what_was_told_early_is_told_again_on_another_link_and_is_read_once_it_is_on_the_disk() -> None:
+    book = EndsBook()
+    book.attach()
+    for number in (1, 2, 3):
+        book.add(end(number, is_held=True))
+        book.next_batch()
+    book.acknowledge(1)
+    book.detach()
+    assert (len(book), book.kept, book.fresh) == (2, 0, 3)
+    book.attach()
+    assert (book.next_batch(), book.next_unread()) == (None, None)
+    book.stored(3)
+    assert numbers(book.next_batch()) == [2, 3]
+    book.detach()
+    book.attach()
+    assert book.next_unread() == [2, 3]
+
+
 def test_another_link_hears_all_again_counted_from_one() -> None:
     disk = Disk()
     for number in (1, 2, 3):
@@ -157,7 +190,9 @@ def test_no_more_than_a_bound_is_kept_in_memory(attached: bool) -> None:
 
 
 @given(
-    st.lists(st.one_of(st.sampled_from(["add", "store", "send", "read", "attach", "detach"]), st.integers(1, 8))),
+    st.lists(
+        st.one_of(st.sampled_from(["add", "hold", "store", "send", "read", "attach", "detach"]), st.integers(1, 8))
+    ),
     st.integers(1, 3),
     st.integers(1, 3),
 )
@@ -168,12 +203,12 @@ def test_whatever_happens_no_end_is_lost_or_doubled(steps: list[str | int], limi
         disk = Disk(attached=False)
         book = disk.book
         for step in steps:
-            if step == "add":
+            if step in ("add", "hold"):
                 made += 1
                 disk.ends[made] = end(made)
-                book.add(disk.ends[made])
+                book.add(end(made, is_held=step == "hold"))
             elif step == "store":
-                book.stored(book.fresh)
+                book.stored((book.fresh + 1) // 2)
             elif step == "send":
                 batch = book.next_batch()
                 highest = highest if batch is None else batch[0]

@@ -35,6 +35,7 @@ from dispy.sharing.keeping import KeptCluster, Restored
 from dispy.sharing.reopening import PORTION, opened_of
 from dispy.sharing.store import Store, open_store
 from dispy.sharing.storefile import PAGE_SIZE, SPARE_PAGES, StoreFile
+from dispy.sharing.storewriting import MOST_ROWS
 from dispy.wire import messages
 from dispy.wire.sharing import OpenCluster
 
@@ -234,6 +235,38 @@ async def test_ends_stay_until_they_are_acknowledged(opened: Scheduler, tmp_path
     await store.close()
     store, restored = await open_store(tmp_path)
     assert restored.ends == {}
+    await store.close()
+
+
+@in_loop
+async def test_what_is_acknowledged_before_it_is_written_is_not_written(opened: Scheduler, tmp_path: Path) -> None:
+    opened.open()
+    opened.join()
+    first, second = opened.submit(2)
+    await on_disk(opened.store)
+    opened.finish(first, b"small")
+    opened.finish(second, b"small")
+    opened.store.acknowledged(CLUSTER, [first])
+    await on_disk(opened.store)
+    await opened.store.close()
+    store, restored = await open_store(tmp_path)
+    assert (restored.ends, list(restored.event.jobs)) == ({CLUSTER: [second]}, [])
+    await store.close()
+
+
+@in_loop
+async def test_commits_of_any_size_are_written(opened: Scheduler, tmp_path: Path) -> None:
+    opened.open()
+    opened.submit(MOST_ROWS)
+    await on_disk(opened.store)
+    jobs = opened.submit(2 * MOST_ROWS + 77)
+    for job in jobs[:5]:
+        opened.handle(events.CancelAsked([job]))
+    await on_disk(opened.store)
+    await opened.store.close()
+    store, restored = await open_store(tmp_path)
+    assert len(restored.ends[CLUSTER]) == 5
+    assert [record.job for record in restored.event.jobs] == [*range(1, MOST_ROWS + 1), *jobs[5:]]
     await store.close()
 
 

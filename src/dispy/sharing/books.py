@@ -35,6 +35,12 @@ class End(msgspec.Struct, gc=False):
     """Of what of the body is in the payload: 0 for one that is offered as a blob."""
     large: int = 0
     """Of the body if it is offered as a blob."""
+    is_held: bool = False
+    """Its node keeps it until it is on our disk: the client may be told before that."""
+    is_stored: bool = True
+    """It is on our disk; false until `EndsBook.stored` has counted it."""
+    is_early: bool = False
+    """It is told, or was, before it is on our disk."""
 
 
 class BatchBook:
@@ -71,13 +77,16 @@ class BatchBook:
 class EndsBook:
     """Ends that the client has not acknowledged, in the order in which they came.
 
-    An end is told when it is on the disk. What cannot be told soon is forgotten but for its number, and read again.
+    An end is told when it is on the disk, or at once when its node still holds it: should we die before it is on the
+    disk, the node tells it again, and the client knows it. What cannot be told soon is forgotten but for its number,
+    and read again.
     """
 
     __slots__ = (
         "_fresh",
         "_in_flight",
         "_is_attached",
+        "_late",
         "_reading",
         "_sent",
         "_sequence",
@@ -95,6 +104,8 @@ class EndsBook:
         self._unread: deque[int] = deque(unread)
         self._fresh: deque[End] = deque()
         """Not known to be on the disk."""
+        self._late = 0
+        """How many of these are told when they are."""
         self._sequence = 0
         self._in_flight = 0
         self._is_attached = False
@@ -102,7 +113,7 @@ class EndsBook:
         """Bytes of the ends that wait in memory and are on the disk."""
 
     def __len__(self) -> int:
-        unsent = len(self._waiting) + len(self._reading) + len(self._unread) + len(self._fresh)
+        unsent = len(self._waiting) + len(self._reading) + len(self._unread) + self._late
         return unsent + sum(len(ends) for _, ends in self._sent)
 
     @property
@@ -112,18 +123,32 @@ class EndsBook:
 
     def add(self, end: End) -> None:
         """A job has ended."""
+        end.is_stored = False
         self._fresh.append(end)
+        if end.is_held and not self._late and self._may_wait():
+            end.is_early = True
+            self._wait(end)
+        else:
+            self._late += 1
 
     def stored(self, count: int) -> None:
         """So many more ends are on the disk."""
         for _ in range(count):
             end = self._fresh.popleft()
-            if self._is_attached and not self._unread and not self._reading and self.kept < WAITING_LIMIT:
+            end.is_stored = True
+            if end.is_early:
+                continue
+            self._late -= 1
+            if self._may_wait():
                 if end.large:
                     end.body = b""
                 self._wait(end)
             else:
                 self._unread.append(end.number)
+
+    def _may_wait(self) -> bool:
+        """Whether a further end is kept in memory."""
+        return self._is_attached and not self._unread and not self._reading and self.kept < WAITING_LIMIT
 
     def _wait(self, end: End) -> None:
         self._waiting.append(end)
@@ -136,8 +161,14 @@ class EndsBook:
             What was sent and not acknowledged.
         """
         sent = [end for _, ends in self._sent for end in ends]
-        again = [*(end.number for end in sent), *(end.number for end in self._waiting), *self._reading]
-        self._unread.extendleft(reversed(again))
+        again: list[int] = []
+        for end in (*sent, *self._waiting):
+            if end.is_stored:
+                again.append(end.number)
+            else:  # it is still among the fresh, and so is all that came after it
+                end.is_early = False
+                self._late += 1
+        self._unread.extendleft(reversed([*again, *self._reading]))
         self._sent.clear()
         self._waiting.clear()
         self._reading = []

@@ -277,7 +277,7 @@ class Guest:
         if done is not None:
             done = msgspec.structs.replace(done, job=number, blob=None)
         over = JobOver(number, ended.state, ended.node, ended.cause, done, "" if view is None else view.address)
-        self.ends.add(end_of(record.job, over, ended.body, len(ended.body)))
+        self.ends.add(end_of(record.job, over, ended.body, len(ended.body), is_held=done is not None))
         if self.files:
             for answer in self.files.pop(number, ()):
                 if not answer.done():
@@ -293,6 +293,7 @@ class Guest:
         """See `ClusterOwner`."""
         count = self.ends.fresh - self._to_be_stored
         self._to_be_stored += count
+        self.send_ends()
         self._pool.keeper.after(lambda: self._ends_stored(count))
         door = self._pool.door
         if door.is_waited_at(self.user):  # soon: the service still goes through what has ended
@@ -302,6 +303,7 @@ class Guest:
         self._to_be_stored -= count
         self.ends.stored(count)
         self.send_ends()
+        self._finish_if_done()
 
     def send_ends(self) -> None:
         """Tell the client of ended jobs, as many as may be on their way."""
@@ -473,8 +475,8 @@ class Guest:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its client has everything."""
-        return self.is_over and not len(self.ends)
+        """Whether its client has everything, and the disk knows it."""
+        return self.is_over and not self.ends.fresh and not len(self.ends)
 
     def _finish_if_done(self) -> None:
         if self.is_finished:
@@ -492,9 +494,11 @@ class Guest:
             )
 
 
-def end_of(job: int, over: JobOver, body: bytes | memoryview, size: int) -> End:
-    """The end of a job (own number) with a body of this size."""
-    return End(job, over, bytes(body), size) if size <= INLINE_SIZE else End(job, over, b"", 0, size)
+def end_of(job: int, over: JobOver, body: bytes | memoryview, size: int, *, is_held: bool = False) -> End:
+    """The end of a job (own number) with a body of this size; a large one is offered from the disk."""
+    if size <= INLINE_SIZE:
+        return End(job, over, bytes(body), size, 0, is_held)
+    return End(job, over, b"", 0, size)
 
 
 def number_of(record: JobRecord) -> int:

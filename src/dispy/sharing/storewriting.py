@@ -8,7 +8,8 @@ and whole numbers that rows have in common are no columns of theirs: SQLite take
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -22,17 +23,26 @@ from dispy.scheduler.places import Place
 from dispy.settings import INLINE_SIZE
 from dispy.sharing.keeping import KeptCluster
 
-MOST_ROWS: Final = 128
-"""Rows that are bound to one statement. What is left over is bound in halves of that: few statements are prepared."""
-_INSERT_JOBS: Final = "insert into jobs values "
-_JOB_ROW: Final = "(?, ?, ?, ?, ?, 0, null, null)"
-_INSERT_ENDED: Final = "insert or replace into ended values "
-_ENDED_ROW: Final = "(?, ?, ?, ?, ?)"
+MOST_ROWS: Final = 4096
+"""Rows that are bound to one statement: SQLite takes 32,766 values. Others have 2,048, 1,024 … rows: few statements are
+prepared."""
 _MARK_JOBS: Final = """
 update jobs set attempt = ?2, node = ?3, past = ?4 where number in (select value from json_each(?1))"""
 _DELETE: Final = "delete from {} where number in (select value from json_each(?))"
 
 _encode = msgspec.msgpack.encode
+
+
+@lru_cache
+def insert_jobs(rows: int) -> str:
+    """The statement for so many jobs that have not been handed to a node."""
+    return "insert into jobs values " + ", ".join(["(?, ?, ?, ?, ?, 0, null, null)"] * rows)
+
+
+@lru_cache
+def insert_ended(rows: int) -> str:
+    """The statement for so many jobs that have ended."""
+    return "insert or replace into ended values " + ", ".join(["(?, ?, ?, ?, ?)"] * rows)
 
 
 class Mark(msgspec.Struct):
@@ -67,6 +77,7 @@ class Batch(msgspec.Struct):
     marks: dict[int, Mark] = {}
     ends: dict[int, End] = {}
     taken: list[int] = []
+    """Ends that nobody needs any more, also of this batch."""
     stored: dict[ComputationId, int] = {}
     over: list[ComputationId] = []
 
@@ -89,7 +100,7 @@ class BatchWriter:
         self._write_jobs(batch)
         for cluster, sequence in batch.stored.items():
             self._db.execute("update clusters set stored = ? where id = ?", (sequence, cluster))
-        gone = self._take(batch.taken)
+        gone = self._take([job for job in batch.taken if job not in batch.ends] if batch.ends else batch.taken)
         for id in batch.over:
             gone += self._forget(id)
         return gone
@@ -129,7 +140,7 @@ class BatchWriter:
     def _write_jobs(self, batch: Batch) -> None:
         submitted, marks, ends = batch.submitted, batch.marks, batch.ends
         fresh = [record for job, record in submitted.items() if job not in ends]
-        self._insert(_INSERT_JOBS, _JOB_ROW, [self._job_row(record) for record in fresh])
+        self._insert(insert_jobs, [self._job_row(record) for record in fresh])
         alike: dict[tuple[int, int | None, str | None], list[int]] = {}
         for job, mark in marks.items():
             if job not in ends:
@@ -137,7 +148,8 @@ class BatchWriter:
         for stands, jobs in alike.items():
             self._db.execute(_MARK_JOBS, (numbers(jobs), *stands))
         if ends:
-            self._insert(_INSERT_ENDED, _ENDED_ROW, [self._ended_row(job, end) for job, end in ends.items()])
+            taken = set(batch.taken)
+            self._insert(insert_ended, [self._ended_row(job, end) for job, end in ends.items() if job not in taken])
             self._db.execute(_DELETE.format("jobs"), (numbers([job for job in ends if job not in submitted]),))
 
     def _job_row(self, record: JobRecord) -> tuple[Any, ...]:
@@ -150,13 +162,13 @@ class BatchWriter:
         body = ended.body if len(ended.body) <= INLINE_SIZE else None
         return job, self.clusters[ended.job.cluster], ended.job.handle, over, body
 
-    def _insert(self, statement: str, row: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _insert(self, statement: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> None:
         at, many = 0, MOST_ROWS
         while at < len(rows):
             while many > len(rows) - at:
                 many //= 2
             values = [value for each in rows[at : at + many] for value in each]
-            self._db.execute(statement + ", ".join([row] * many), values)
+            self._db.execute(statement(many), values)
             at += many
 
     def _take(self, jobs: list[int]) -> list[int]:
