@@ -583,7 +583,8 @@ def test_nothing_is_written_to_a_broken_connection(caplog: pytest.LogCaptureFixt
             await there.heard("opened")
             transport = there.links[0]._transport
             assert transport is not None
-            transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+            assert transport._raw is not None
+            transport._raw.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             for number in range(50):  # in the same turn of the loop, which cannot notice meanwhile
                 link.send_now([(Chunk(b"name", number), [b"x" * 1000])])
             await here.heard("lost: ")

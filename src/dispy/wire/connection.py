@@ -11,7 +11,7 @@ import os
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -34,11 +34,10 @@ from dispy.wire.session import (
     Suspected,
 )
 from dispy.wire.tls import certified_name, certified_roles, verifies
+from dispy.wire.tlsstream import SHUTDOWN_TIMEOUT, TlsStream
 
 WRITE_SIZE: Final = 256 << 10
 """Bytes that are given to the loop at once."""
-SHUTDOWN_TIMEOUT: Final = 5.0
-"""Seconds that a closed link has for sending what is queued."""
 
 
 class LinkHandler(Protocol):
@@ -82,7 +81,7 @@ class Approach(Struct, frozen=True):
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
-class Link(asyncio.BufferedProtocol):
+class Link:
     """A connection to another process. What `send` takes in one turn of the loop is written at once, at its end."""
 
     peer: Peer
@@ -98,7 +97,7 @@ class Link(asyncio.BufferedProtocol):
         self._approach = approach
         self._handler = handler
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._transport: TlsStream | None = None
         self._session: Session | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flush_asked = False
@@ -163,7 +162,7 @@ class Link(asyncio.BufferedProtocol):
         """Write now what is queued. A message that cannot be encoded breaks the link, and the log says which."""
         self._flush_asked = False
         session, transport = self._session, self._transport
-        if session is None or transport is None:
+        if session is None or transport is None or not session.has_to_say:
             return
         try:
             buffers = session.data_to_send(self._loop.time())
@@ -214,10 +213,10 @@ class Link(asyncio.BufferedProtocol):
 
     # For the loop.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: TlsStream) -> None:
         """TLS is up; begin the handshake."""
-        self._transport = cast("asyncio.Transport", transport)
-        tls = cast("ssl.SSLObject", transport.get_extra_info("ssl_object"))
+        self._transport = transport
+        tls = transport.tls
         approach, settings = self._approach, self.settings
         verified = verifies(settings.credentials)
         shown = tls.getpeercert(True) if approach.dialled else None
@@ -289,7 +288,7 @@ class Link(asyncio.BufferedProtocol):
         transport, unwritten = self._transport, self._unwritten
         assert transport is not None
         while unwritten and not self._writing_paused:
-            if _is_gone(transport):
+            if transport.is_closing:
                 unwritten.clear()
                 return
             batch: list[memoryview] = []
@@ -413,20 +412,6 @@ class Link(asyncio.BufferedProtocol):
     def _abort_transport(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-
-
-def _is_gone(transport: asyncio.Transport) -> bool:
-    """Whether nothing can be written any more.
-
-    A TLS transport says so a turn of the loop after its socket broke; writes until then are lost, each with a warning.
-    """
-    if transport.is_closing():
-        return True
-    try:
-        transport.get_extra_info("socket").getpeername()
-    except OSError:
-        return True
-    return False
 
 
 def _why(error: Exception | None) -> str:

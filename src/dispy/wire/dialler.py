@@ -15,12 +15,13 @@ from msgspec.structs import replace
 
 from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, SettingsError
 from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_HURRY, REDIAL_MOST
-from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler
+from dispy.wire.connection import Approach, Link, LinkHandler
 from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of, is_loopback
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
 from dispy.wire.tls import dialler_context
+from dispy.wire.tlsstream import secure
 
 _SHORT_LIFE: Final = 1.0
 """A link that lived shorter (seconds) does not end the waiting between dials: something is wrong with it."""
@@ -208,14 +209,7 @@ async def _attempt(family: socket.AddressFamily, address: tuple[Any, ...], where
 async def _authenticate(sock: socket.socket, context: ssl.SSLContext, link: Link) -> Link:
     where = link.where
     try:
-        await asyncio.get_running_loop().create_connection(
-            lambda: link,
-            sock=sock,
-            ssl=context,
-            server_hostname="",
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
-            ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
-        )
+        await secure(sock, context, link, server_side=False)
         await link.opened
     except HandshakeRejected:
         # Whoever is refused may end at once, and its last words must have left by then.

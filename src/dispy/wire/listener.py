@@ -15,12 +15,13 @@ from typing import Any, Final
 from dispy.errors import ConnectFailed, NodeError, PortInUse
 from dispy.model import ProcessId, Role
 from dispy.settings import HANDSHAKE_TIMEOUT
-from dispy.wire.connection import SHUTDOWN_TIMEOUT, Approach, Link, LinkHandler
+from dispy.wire.connection import Approach, Link, LinkHandler
 from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of, can_be_used, is_loopback, shown
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
 from dispy.wire.tls import ListenerTls, listener_tls
+from dispy.wire.tlsstream import secure
 
 UNAUTHENTICATED_LIMIT: Final = 64
 UNAUTHENTICATED_PER_ADDRESS: Final = 8
@@ -165,13 +166,7 @@ class Listener:
         link = Link(self._settings, self._handler, approach)
         try:
             tune(connection)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: link,
-                connection,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
-                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
-            )
+            await secure(connection, self._tls.context, link, server_side=True)
             await link.opened
         except HandshakeRejected as error:
             self._refuse(host, error.reason, str(error))

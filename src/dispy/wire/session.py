@@ -111,6 +111,8 @@ class Session:
         self._handshake_bytes = 0
         self._decoder: FrameDecoder | None = None
         self._queue: list[tuple[AnyMessage, Sequence[Buffer]]] = []
+        self._is_greeting = True
+        """The handshake may have something to say."""
         self._events: list[SessionEvent] = []
         self._started_at = self._heard_at = self._sent_at = now
         self._every = min(self._intervals.heartbeat, HEARTBEAT_INTERVAL)
@@ -136,9 +138,17 @@ class Session:
             self._queue.append((Goodbye(reason), ()))
             self._leaving = True
 
+    @property
+    def has_to_say(self) -> bool:
+        """Whether `data_to_send` may have anything."""
+        return bool(self._queue) or self._is_greeting
+
     def data_to_send(self, now: float) -> list[memoryview]:
         """What to write now; the parts of payloads that are large are not copied."""
-        buffers = [memoryview(data) for data in self._handshake.data_to_send()]
+        buffers = []
+        if self._is_greeting:
+            self._is_greeting = not self.established
+            buffers = [memoryview(data) for data in self._handshake.data_to_send()]
         if self._queue:
             queue, self._queue = self._queue, []
             buffers += encode_frames(queue)
