@@ -89,7 +89,13 @@ class Node:
 
     def open(self, key: ComputationId = MAP) -> Effects:
         self.said(msg.OpenComputation(spec(key)))
-        return self.handle(ev.ComputationPrepared(key))
+        return self.prepared(key)
+
+    def prepared(self, key: ComputationId = MAP) -> Effects:
+        """Files are here, and a fork server stands as after a first job."""
+        effects = self.handle(ev.ComputationPrepared(key))
+        started = self.handle(ev.ForkServerStarted(key))
+        return Effects(effects.actions + started.actions, effects.sends)
 
     def run(self, *jobs: int, key: ComputationId = MAP) -> Effects:
         return self.said(msg.RunJobs(key, [JobSpec(job, 1, 1) for job in jobs]), b"x" * len(jobs))

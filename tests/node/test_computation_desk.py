@@ -76,12 +76,13 @@ def test_opened_again_while_it_closes(ready: Node) -> None:
 def test_fork_server_is_started_again_twice_then_the_computation_refused(ready: Node) -> None:
     ready.run(1, 2, 3)
     effects = ready.handle(ev.ForkServerDied(MAP, "killed by SIGKILL"))
-    assert effects.actions == [do.RestartComputation(MAP)]
+    assert effects.actions == [do.StartForkServer(MAP)]
     ended = [each.jobs[0] for each in (send.message for send in effects.sends) if isinstance(each, msg.JobsDone)]
     assert [(each.job, each.ending) for each in ended] == [(1, Ending.DIED), (2, Ending.DIED)]
-    assert ready.handle(ev.ComputationPrepared(MAP)) == Effects([do.ForkWorker(MAP, 3)], [])
-    assert ready.handle(ev.ForkServerDied(MAP, "x")).actions == [do.RestartComputation(MAP)]
-    ready.handle(ev.ComputationPrepared(MAP))
+    told = [Send(ANNA, msg.ComputationReady(MAP))]
+    assert ready.handle(ev.ForkServerStarted(MAP)) == Effects([do.ForkWorker(MAP, 3)], told)
+    assert ready.handle(ev.ForkServerDied(MAP, "x")).actions == [do.StartForkServer(MAP)]
+    ready.handle(ev.ForkServerStarted(MAP))
     effects = ready.handle(ev.ForkServerDied(MAP, "x"))
     assert effects.actions == [do.CleanComputation(MAP, False)]
     reason = "its fork server died 3 times; last: x"
@@ -152,6 +153,7 @@ def test_nothing_is_told_of_a_computation_that_is_cleaned_away(ready: Node) -> N
     for event in (
         ev.ComputationAdvanced(MAP, "x"),
         ev.ComputationPrepared(MAP),
+        ev.ForkServerStarted(MAP),
         ev.ComputationFailed(MAP, "x"),
         ev.ForkServerDied(MAP, "x"),
         ev.WorkerDied(1, 0, "x", setup_failed=True),
@@ -165,7 +167,7 @@ def test_bounds_of_a_computation_can_change_while_it_is_opened(node: Node) -> No
     node.lease()
     node.said(msg.OpenComputation(spec(), b"", 4, oversubscribe=True))
     assert node.said(msg.OpenComputation(spec(), b"", 1)) == Effects()
-    node.handle(ev.ComputationPrepared(MAP))
+    node.prepared()
     assert forks(node.run(1, 2, 3)) == [MAP]
     assert node.said(msg.OpenComputation(spec(), b"", 0)) == Effects(
         [do.ForkWorker(MAP, 2)], [Send(ANNA, msg.ComputationReady(MAP))]
@@ -223,7 +225,12 @@ def test_only_what_is_being_cleaned_is_gone_afterwards(ready: Node) -> None:
 
 
 def test_nothing_is_prepared_on_a_free_node(node: Node) -> None:
-    for event in (ev.ComputationPrepared(MAP), ev.ComputationFailed(MAP, "x"), ev.ForkServerDied(MAP, "x")):
+    for event in (
+        ev.ComputationPrepared(MAP),
+        ev.ForkServerStarted(MAP),
+        ev.ComputationFailed(MAP, "x"),
+        ev.ForkServerDied(MAP, "x"),
+    ):
         assert node.handle(event) == Effects(), event
 
 
@@ -270,7 +277,8 @@ def test_a_close_waits_for_heavy_jobs(node: Node) -> None:
     node.said(msg.OpenComputation(spec()))
     heavy(node, 1, memory=1)
     assert node.said(msg.CloseComputation(MAP)) == Effects()
-    assert node.handle(ev.ComputationPrepared(MAP)).actions == [do.ForkWorker(MAP, 1)]
+    assert node.handle(ev.ComputationPrepared(MAP)).actions == [do.StartForkServer(MAP)]
+    assert node.handle(ev.ForkServerStarted(MAP)).actions == [do.ForkWorker(MAP, 1)]
     node.forked(1)
     assert node.handle(ev.WorkerAnswered(1, [Answer(1)])).actions == [do.CleanComputation(MAP, True)]
 

@@ -28,7 +28,7 @@ def test_jobs_wait_until_the_computation_is_ready(node: Node) -> None:
     node.lease()
     node.said(msg.OpenComputation(spec()))
     assert node.run(1) == Effects()
-    assert node.handle(ev.ComputationPrepared(MAP)).actions == [do.ForkWorker(MAP, 1)]
+    assert node.prepared(MAP).actions == [do.StartForkServer(MAP), do.ForkWorker(MAP, 1)]
 
 
 def test_long_jobs_are_given_one_at_a_time(ready: Node) -> None:
@@ -78,7 +78,7 @@ def test_a_computation_may_oversubscribe_and_others_may_not(node: Node) -> None:
     node.lease()
     node.open()
     node.said(msg.OpenComputation(spec(REDUCE), b"", 4, oversubscribe=True))
-    node.handle(ev.ComputationPrepared(REDUCE))
+    node.prepared(REDUCE)
     assert forks(node.run(1, 2, 3)) == [MAP, MAP], "two CPUs are there"
     assert forks(node.run(11, 12, 13, 14, key=REDUCE)) == [REDUCE, REDUCE], "four in all"
     node.forked(1, 2, 3, 4)
@@ -92,7 +92,7 @@ def test_a_computation_may_oversubscribe_and_others_may_not(node: Node) -> None:
 def test_a_computation_that_oversubscribes_no_more_lets_workers_go(node: Node) -> None:
     node.lease()
     node.said(msg.OpenComputation(spec(), b"", 4, oversubscribe=True))
-    node.handle(ev.ComputationPrepared(MAP))
+    node.prepared(MAP)
     assert forks(node.run(1, 2, 3, 4, 5)) == [MAP] * 4
     node.forked(1, 2, 3, 4)
     for worker in (1, 2, 3):
@@ -106,7 +106,7 @@ def test_a_computation_that_oversubscribes_no_more_lets_workers_go(node: Node) -
 def test_without_permission_a_computation_gets_what_the_node_offers(node: Node) -> None:
     node.lease()
     node.said(msg.OpenComputation(spec(), b"", 4))
-    node.handle(ev.ComputationPrepared(MAP))
+    node.prepared(MAP)
     assert forks(node.run(1, 2, 3)) == [MAP, MAP]
 
 
@@ -132,14 +132,14 @@ def test_the_owner_of_a_node_can_let_everybody_oversubscribe(node: Node) -> None
     node.core.desk.feeder.oversubscribe = True
     node.lease()
     node.said(msg.OpenComputation(spec(), b"", 3))
-    node.handle(ev.ComputationPrepared(MAP))
+    node.prepared(MAP)
     assert forks(node.run(1, 2, 3, 4)) == [MAP] * 3
 
 
 def test_a_limit_beneath_the_cpus_is_kept(node: Node) -> None:
     node.lease()
     node.said(msg.OpenComputation(spec(), b"", 1, oversubscribe=True))
-    node.handle(ev.ComputationPrepared(MAP))
+    node.prepared(MAP)
     assert forks(node.run(1, 2, 3)) == [MAP]
     assert node.forked(1) == [fed(1, 1)]
 
@@ -148,7 +148,7 @@ def test_the_largest_limit_counts(node: Node) -> None:
     node.lease()
     for key, limit in ((MAP, 5), (REDUCE, 3)):
         node.said(msg.OpenComputation(spec(key), b"", limit, oversubscribe=True))
-        node.handle(ev.ComputationPrepared(key))
+        node.prepared(key)
     assert len(forks(node.run(*range(1, 9)))) == 5
     node.handle(ev.OfferChanged(0, "x"))
     assert node.core.desk.feeder.capacity == 0
@@ -157,7 +157,7 @@ def test_the_largest_limit_counts(node: Node) -> None:
 def test_a_process_of_an_isolated_computation_runs_one_job(node: Node) -> None:
     node.lease()
     node.said(msg.OpenComputation(ComputationSpec(MAP, "compute", "function", "cpython-3.11", isolate=True)))
-    node.handle(ev.ComputationPrepared(MAP))
+    node.prepared(MAP)
     node.run(1, 2, 3, 4)
     assert node.forked(1, 2) == [fed(1, 1), fed(2, 1)]
     assert node.handle(ev.WorkerAnswered(1, [Answer(1, ended_at=50.0001)])).actions == []
@@ -271,7 +271,7 @@ def test_what_a_stalled_worker_has_ahead_stays_when_every_cpu_is_taken(node: Nod
     """Its computation may use one CPU, and that is busy."""
     node.lease()
     node.said(msg.OpenComputation(spec(), b"", 1))
-    node.handle(ev.ComputationPrepared(MAP))
+    node.prepared(MAP)
     node.run(1)
     node.forked(1)
     node.handle(ev.WorkerAnswered(1, [Answer(1, ended_at=50.001)]))

@@ -96,7 +96,7 @@ def opened(node: Node, computation: Any, limit: int = 0, *, oversubscribe: bool 
     """Open a computation with its bounds."""
     one = ComputationSpec(computation, "compute", "function", "cpython-3.11", isolate=isolate)
     node.said(msg.OpenComputation(one, b"", limit, oversubscribe=oversubscribe))
-    node.handle(ev.ComputationPrepared(computation))
+    node.prepared(computation)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def opened(spec: ComputationSpec) -> NodeCore:
     core.handle(ev.SchedulerSaid(ANNA, msg.AskLease(b"A", Holder("anna", "pc", 1, "p")), b""), 0.0)
     core.handle(ev.SchedulerSaid(ANNA, msg.OpenComputation(spec), b""), 0.0)
     core.handle(ev.ComputationPrepared(MAP), 0.0)
+    core.handle(ev.ForkServerStarted(MAP), 0.0)
     return core
 
 

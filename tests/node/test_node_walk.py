@@ -57,9 +57,9 @@ class World:
     def act(self, action: do.Action) -> None:
         match action:
             case do.PrepareComputation():
-                self.todo.append(self.prepared(action.computation.id))
-            case do.RestartComputation():
-                self.todo.append(self.prepared(action.computation))
+                self.todo.append(self.tried(ev.ComputationPrepared(action.computation.id)))
+            case do.StartForkServer():
+                self.todo.append(self.tried(ev.ForkServerStarted(action.computation)))
             case do.CleanComputation():
                 self.todo.append(ev.ComputationCleaned(action.computation))
             case do.ForkWorker():
@@ -92,10 +92,10 @@ class World:
             case do.Exit():
                 self.exited = True
 
-    def prepared(self, key: ComputationId) -> ev.Event:
+    def tried(self, success: ev.ComputationPrepared | ev.ForkServerStarted) -> ev.Event:
         if self.random.random() < 0.1:
-            return ev.ComputationFailed(key, "no")
-        return ev.ComputationPrepared(key)
+            return ev.ComputationFailed(success.computation, "no")
+        return success
 
     def recall(self, action: do.RecallFromWorker) -> ev.Event:
         jobs = self.workers.get(action.worker, [])

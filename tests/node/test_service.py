@@ -391,14 +391,17 @@ def test_wrong_python_is_refused(settings: NodeSettings) -> None:
     run(work)
 
 
-def test_failing_setup_is_refused_with_its_trace(settings: NodeSettings) -> None:
+def test_code_that_cannot_be_loaded_is_refused_with_the_first_job_which_comes_back(settings: NodeSettings) -> None:
     async def work() -> None:
         async with running(settings) as (node, anna):
             await anna.lease(node)
             anna.sources.offer_bytes(b"no pickle", hashed=True)
-            await anna.open(function("def compute(): pass"), code=anna.sources.offer_bytes(b"no pickle", hashed=True))
+            broken = function("def compute(): pass")
+            spec = await anna.ready(broken, code=anna.sources.offer_bytes(b"no pickle", hashed=True))
+            anna.run(spec, {7: ()})
             refused = await anna.hear(msg.ComputationRefused)
-            assert refused.reason
+            assert refused.reason.startswith("loading the code failed")
+            assert (await anna.hear(msg.JobsRecalled)).jobs == [HeldAttempt(7, 1)]
             spec = await anna.ready(function("def compute(): return 5"), key="2")
             anna.run(spec, {1: ()})
             assert (await anna.result(1))[1] == 5

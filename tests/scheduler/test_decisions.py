@@ -254,16 +254,21 @@ def test_what_a_node_gives_back_that_it_does_not_have_is_counted(busy: Any) -> N
 # ---- refusals and closing ----
 
 
-@pytest.mark.parametrize("message", [msg.ComputationAdvanced(MAP, "setup"), msg.ComputationReady(MAP)])
-def test_what_a_node_says_of_a_computation_that_is_not_being_opened_is_counted(busy: Any, message: Any) -> None:
-    assert busy.said(N1, message) == Effects()
-    assert busy.core.counters.ignored == 1
+def test_what_a_node_does_for_the_first_job_of_an_open_computation_is_known(busy: Any) -> None:
+    assert busy.said(N1, msg.ComputationAdvanced(MAP, "its code is being loaded")) == Effects()
+    assert busy.core.explain(1).endswith("which is preparing the computation: its code is being loaded.")
+    assert busy.core.explain(1, busy.now + 3.5).endswith("its code is being loaded since 3 s.")
+    assert busy.said(N1, msg.ComputationReady(MAP)) == Effects(), "nobody is told twice that it is open"
+    assert busy.core.explain(1).endswith("and runs there or is about to.")
+
+
+def test_what_a_node_says_of_a_computation_that_is_not_open_is_counted(busy: Any) -> None:
     busy.said(N1, msg.ComputationAdvanced(REDUCE, "setup"))
     busy.said(N1, msg.ComputationReady(REDUCE))
     busy.said(N1, msg.ComputationRefused(REDUCE, "no"))
     busy.said(N1, msg.ComputationClosed(REDUCE))
     busy.said(N1, msg.ComputationClosed(MAP))
-    assert busy.core.counters.ignored == 6
+    assert busy.core.counters.ignored == 5
 
 
 def test_a_refusal_of_a_computation_that_closes_is_ignored(busy: Any) -> None:

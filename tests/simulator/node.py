@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from dispy.model import BlobRef, ComputationId, NodeInfo, ProcessId
+from dispy.model import BlobRef, ComputationId, ComputationSpec, NodeInfo, ProcessId
 from dispy.node import effects as do
 from dispy.node import events as node_events
 from dispy.node.core import NodeCore
@@ -43,6 +43,8 @@ class SimNode(Process):
         )
         self.core = NodeCore(self.info, wall_offset=WALL, zombie_interval=60.0)
         self.links: dict[ProcessId, Link] = {}
+        self.hosted: dict[ComputationId, ComputationSpec] = {}
+        """What is open here."""
         self.servers: dict[ComputationId, SimServer] = {}
         self.files: dict[int, int] = {}
         """Descriptor → the task whose arguments it holds."""
@@ -138,7 +140,8 @@ class SimNode(Process):
 
     def job_begins(self) -> None:
         """A worker begins a job: all that run share the CPUs and the GPUs."""
-        running = [each for server in self.servers.values() for each in server.workers.values() if each.running]
+        alive = [server for server in self.servers.values() if server.alive]
+        running = [each for server in alive for each in server.workers.values() if each.running]
         assert sum(each.extra.cpus for each in running) <= self.most, "jobs use more CPUs than there are"
         gpus = [number for each in running for number in each.extra.gpus]
         assert len(set(gpus)) == len(gpus), "two jobs use one GPU"
@@ -148,10 +151,14 @@ class SimNode(Process):
     def _act(self, action: do.Action) -> None:
         match action:
             case do.PrepareComputation(_, spec, _):
-                self._prepare(spec.id, spec.isolate)
-            case do.RestartComputation(computation):
-                self._prepare(computation, self.servers[computation].is_isolated)
+                self.hosted[spec.id] = spec
+                self._prepare(spec, node_events.ComputationPrepared(spec.id))
+            case do.StartForkServer(computation):
+                spec = self.hosted[computation]
+                self.servers[computation] = SimServer(self, computation, is_isolated=spec.isolate)
+                self._prepare(spec, node_events.ForkServerStarted(computation))
             case do.CleanComputation(computation):
+                del self.hosted[computation]
                 server = self.servers.pop(computation, None)
                 if server is not None:
                     server.kill()
@@ -200,18 +207,19 @@ class SimNode(Process):
     def _later(self, event: node_events.Event) -> None:
         self.world.clock.at(self.world.soon(), lambda: self.handle(event))
 
-    def _prepare(self, computation: ComputationId, is_isolated: bool) -> None:
+    def _prepare(self, spec: ComputationSpec, success: node_events.Event) -> None:
+        """Take a step on the way to its workers, which succeeds or fails."""
         world = self.world
-        server = self.servers[computation] = SimServer(self, computation, is_isolated=is_isolated)
+        server = self.servers.get(spec.id)
 
         def done() -> None:
-            if self.servers.get(computation) is not server:
+            if self.hosted.get(spec.id) is not spec or self.servers.get(spec.id) is not server:
                 return
             if not self.machine.reliable and world.happens(world.chances.setup_failure):
                 final = world.random.random() < 0.5
-                self.handle(node_events.ComputationFailed(computation, "setup failed", "trace", final))
+                self.handle(node_events.ComputationFailed(spec.id, "setup failed", "trace", final))
             else:
-                self.handle(node_events.ComputationPrepared(computation))
+                self.handle(success)
 
         world.clock.at(world.soon() + 0.05 * world.random.random(), done)
 
@@ -262,6 +270,7 @@ class SimNode(Process):
         if goodbye:
             self.writer.close()
         super().die()
+        self.hosted.clear()
         for server in self.servers.values():
             server.kill()
         self.servers.clear()

@@ -143,6 +143,7 @@ def _check_node(node: SimNode) -> None:
     assert not node.core.claims.claims, f"somebody still claims results of {name}"
     assert not node.machine.disk.leases, f"{name} still has results on its disk: {node.machine.disk.leases}"
     assert not node.servers, f"{name} still has fork servers"
+    assert not node.hosted, f"{name} still has open computations"
     assert not node.descriptors, f"{name} still has arguments: {node.descriptors}"
     assert not node.offered, f"{name} still offers results: {node.offered}"
     assert not node.lent, f"{name} still has files that jobs brought: {node.lent}"

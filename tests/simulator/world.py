@@ -172,8 +172,12 @@ class World:
     def open(self, program: SimProgram, *, reentrant: bool, open_ended: bool = True) -> ComputationId:
         cluster = ComputationId(f"{program.number:016x}{len(program.clusters) + 1:016x}")
         program.clusters[cluster] = reentrant
-        isolate = self.happens(0.1)
-        spec = ComputationSpec(cluster, f"function {len(program.clusters)}", "function", isolate=isolate)
+        name, isolate, has_setup = (
+            f"function {len(program.clusters)}",
+            self.happens(0.1),
+            len(program.clusters) % 3 == 0,
+        )
+        spec = ComputationSpec(cluster, name, "function", isolate=isolate, has_setup=has_setup)
         if program.file is not None:
             note_cluster(program, spec, reentrant=reentrant)
         user, exclusive = "", False

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dispy.model import ComputationId
 from dispy.node import events as ev
-from dispy.node.effects import AnswerParcel, CleanComputation, Effects, PrepareComputation, RestartComputation, Send
+from dispy.node.effects import AnswerParcel, CleanComputation, Effects, PrepareComputation, Send, StartForkServer
 from dispy.node.jobs import JobDesk
-from dispy.node.serving import Computation, ComputationState, Lease
+from dispy.node.serving import Computation, ComputationState, ForkServerState, Lease
 from dispy.wire import messages as msg
 
 FORK_SERVER_LIVES = 3
@@ -86,8 +86,9 @@ class ComputationDesk:
         for computation in lease.computations.values():
             if computation.state is ComputationState.CLOSING and computation.is_empty:
                 computation.state = ComputationState.CLEANING
-                effects.actions.append(CleanComputation(computation.id, computation.prepared))
-                computation.prepared = False
+                has_run = computation.server is ForkServerState.STANDING
+                effects.actions.append(CleanComputation(computation.id, has_run))
+                computation.server = ForkServerState.ABSENT
 
     def advanced(self, lease: Lease | None, event: ev.ComputationAdvanced, effects: Effects) -> None:
         """Its preparation has come to a step that may take long."""
@@ -95,16 +96,34 @@ class ComputationDesk:
             _tell(lease, msg.ComputationAdvanced(event.computation, event.step), effects)
 
     def prepared(self, lease: Lease | None, event: ev.ComputationPrepared, effects: Effects) -> None:
-        """Its fork server stands."""
+        """Its files are here. Its fork server starts with its first job, or now if users expect its setup to run."""
         if lease is None or (computation := _living(lease, event.computation)) is None:
             return
         computation.prepared = True
-        if computation.state is ComputationState.OPENING:
+        if not computation.spec.has_setup:
+            self._ready(lease, computation, effects)
+
+    def start_needed(self, lease: Lease, effects: Effects) -> None:
+        """Start the fork servers that are needed and are not there."""
+        for computation in lease.computations.values():
+            if computation.server is ForkServerState.ABSENT and computation.lacks_server:
+                computation.server = ForkServerState.STARTING
+                effects.actions.append(StartForkServer(computation.id))
+
+    def started(self, lease: Lease | None, event: ev.ForkServerStarted, effects: Effects) -> None:
+        """Its fork server stands; that is told also of one that was ready before, to whom its start was told."""
+        if lease is None or (computation := _living(lease, event.computation)) is None:
+            return
+        computation.server = ForkServerState.STANDING
+        self._ready(lease, computation, effects)
+
+    def _ready(self, lease: Lease, computation: Computation, effects: Effects) -> None:
+        if computation.state in (ComputationState.OPENING, ComputationState.READY):
             computation.state = ComputationState.READY
             _tell(lease, msg.ComputationReady(computation.id), effects)
 
     def failed(self, lease: Lease | None, event: ev.ComputationFailed, effects: Effects) -> None:
-        """It could not be prepared."""
+        """It could not be prepared, or its fork server not be started."""
         if lease is not None and (computation := _living(lease, event.computation)) is not None:
             self._refuse(lease, computation, event.reason, event.trace, final=event.final, effects=effects)
 
@@ -117,7 +136,7 @@ class ComputationDesk:
             _tell(lease, msg.ComputationRefused(computation.id, reason, trace, final), effects)
             computation.told_closed = True
         self._jobs.returning.give_back(lease, computation, effects)
-        computation.prepared = False
+        computation.server = ForkServerState.ABSENT
         computation.state = ComputationState.CLOSING
 
     def cleaned(self, lease: Lease | None, event: ev.ComputationCleaned, effects: Effects) -> None:
@@ -136,18 +155,16 @@ class ComputationDesk:
     def fork_server_died(
         self, lease: Lease | None, event: ev.ForkServerDied, now: float, wall: float, effects: Effects
     ) -> None:
-        """End the jobs that ran below it and start it again, some times. `wall` is the wall clock at `now`."""
+        """End the jobs that ran below it; it may be started again some times. `wall` is the wall clock at `now`."""
         if lease is None or (computation := _living(lease, event.computation)) is None:
             return
         for worker in list(computation.workers.values()):
             running = next(iter(worker.jobs), 0)
             death = ev.WorkerDied(worker.id, running, event.cause, ended=wall)
             self._jobs.worker_died(lease, death, now, effects)
-        computation.prepared = False
+        computation.server = ForkServerState.ABSENT
         computation.deaths += 1
-        if computation.deaths < FORK_SERVER_LIVES:
-            effects.actions.append(RestartComputation(computation.id))
-        else:
+        if computation.deaths >= FORK_SERVER_LIVES:
             reason = f"its fork server died {computation.deaths} times; last: {event.cause}"
             self._refuse(lease, computation, reason, "", final=True, effects=effects)
 

@@ -65,6 +65,8 @@ class NodeCore(Leases):
                 self.computations.advanced(self.lease, event, effects)
             case ev.ComputationPrepared():
                 self.computations.prepared(self.lease, event, effects)
+            case ev.ForkServerStarted():
+                self.computations.started(self.lease, event, effects)
             case ev.ComputationFailed():
                 self.computations.failed(self.lease, event, effects)
             case ev.ComputationCleaned():
@@ -297,6 +299,8 @@ class NodeCore(Leases):
         if lease.expired and lease.is_idle and not lease.ended:
             lease.ended = bool(self.line) or lease.zombie_at is None
         if not (self.departure and self.departure.at_once):
+            if not lease.ended:
+                self.computations.start_needed(lease, effects)
             self.desk.feeder.dispatch(lease.computations.values(), now, effects.actions)
         if self.desk.forcing.timed:
             self.desk.forcing.watch_time(lease, now, effects)

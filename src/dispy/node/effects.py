@@ -26,7 +26,7 @@ class Send(Struct, frozen=True):
 
 
 class PrepareComputation(Struct, frozen=True):
-    """Fetch code and files from the peer, start the fork server, run setup.
+    """Find the interpreter, fetch code and files from the peer, build the environment.
 
     Answered by ComputationPrepared or ComputationFailed.
     """
@@ -36,8 +36,11 @@ class PrepareComputation(Struct, frozen=True):
     setup_args: bytes
 
 
-class RestartComputation(Struct, frozen=True):
-    """Start its fork server again, with setup. Answered like PrepareComputation."""
+class StartForkServer(Struct, frozen=True):
+    """Start its fork server, which loads the code and runs setup.
+
+    Answered by ForkServerStarted or ComputationFailed.
+    """
 
     computation: ComputationId
 
@@ -217,7 +220,7 @@ class Exit(Struct, frozen=True):
 
 Action = (
     PrepareComputation
-    | RestartComputation
+    | StartForkServer
     | CleanComputation
     | ForkWorker
     | FeedWorker

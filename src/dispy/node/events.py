@@ -58,13 +58,19 @@ class ComputationAdvanced(Struct, frozen=True):
 
 
 class ComputationPrepared(Struct, frozen=True):
-    """Files and code are here and setup has run (also after a restart of its fork server)."""
+    """Files, code and environment are here."""
+
+    computation: ComputationId
+
+
+class ForkServerStarted(Struct, frozen=True):
+    """Its fork server stands: the code is loaded and setup has run."""
 
     computation: ComputationId
 
 
 class ComputationFailed(Struct, frozen=True):
-    """It cannot be prepared: Python differs, disk full, load or setup failed."""
+    """It cannot be prepared, or its fork server not started: Python differs, disk full, load or setup failed."""
 
     computation: ComputationId
     reason: str
@@ -263,6 +269,7 @@ Event = (
     | SchedulerSaid
     | ComputationAdvanced
     | ComputationPrepared
+    | ForkServerStarted
     | ComputationFailed
     | ComputationCleaned
     | ForkServerDied

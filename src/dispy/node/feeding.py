@@ -6,11 +6,12 @@ Called after every event, it decides from the whole state; it changes tables and
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from msgspec import Struct, field
 
 from dispy.node.effects import Action, Arguments, FeedWorker, ForkWorker, JobExtra, RecallFromWorker, RetireWorker
-from dispy.node.serving import Computation, HeldJob, Worker, WorkerState
+from dispy.node.serving import Computation, ForkServerState, HeldJob, Worker, WorkerState
 from dispy.node.slots import (
     NEWCOMER_SECONDS,
     STALL_SECONDS,
@@ -18,6 +19,8 @@ from dispy.node.slots import (
     prefetch_depth,
     share_out,
 )
+
+STANDING: Final = ForkServerState.STANDING
 
 
 class Feeder(Struct):
@@ -40,7 +43,7 @@ class Feeder(Struct):
 
     def dispatch(self, computations: Iterable[Computation], now: float, actions: list[Action]) -> None:
         """Give out what can be given out."""
-        running = [computation for computation in computations if computation.prepared]
+        running = [computation for computation in computations if computation.server is STANDING]
         self._resize(running, actions)
         if self.heavy:
             self.heavy = {worker: job for worker, job in self.heavy.items() if worker.jobs.get(job.sequence) is job}
@@ -62,7 +65,7 @@ class Feeder(Struct):
         """When `dispatch` is to be called although nothing happened."""
         times = []
         for computation in computations:
-            if not computation.prepared:
+            if computation.server is not STANDING:
                 continue
             if computation.starved_since is not None:
                 times.append(computation.starved_since + STARVE_SECONDS)

@@ -68,12 +68,16 @@ class HostedComputation:
         return self._python
 
     def prepare(self) -> None:
-        """Begin to fetch and set up; ComputationPrepared or ComputationFailed is posted."""
-        self._task = asyncio.get_running_loop().create_task(self._prepare(), name=f"prepare {self.spec.name}")
+        """Begin to fetch what it needs; ComputationPrepared or ComputationFailed is posted."""
+        self._begin(self._fetch(), ev.ComputationPrepared(self.id))
 
-    def restart(self) -> None:
-        """Begin to start the fork server again; posts as `prepare`."""
-        self._task = asyncio.get_running_loop().create_task(self._told(self._start()), name="restart")
+    def start(self) -> None:
+        """Begin to start the fork server; ForkServerStarted or ComputationFailed is posted."""
+        self._begin(self._start(), ev.ForkServerStarted(self.id))
+
+    def _begin(self, work: Coroutine[Any, Any, None], success: ev.Event) -> None:
+        task = self._told(work, success)
+        self._task = asyncio.get_running_loop().create_task(task, name=f"prepare {self.spec.name}")
 
     def clean(self, *, run_cleanup: bool) -> None:
         """Begin to clear it away; ComputationCleaned is posted."""
@@ -142,10 +146,7 @@ class HostedComputation:
         await self._stop_preparing()
         await self._remove_once()
 
-    async def _prepare(self) -> None:
-        await self._told(self._fetch_and_start())
-
-    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _told(self, work: Coroutine[Any, Any, None], success: ev.Event) -> None:
         """Await the work and post how it went."""
         post = self._places.post
         try:
@@ -163,14 +164,14 @@ class HostedComputation:
         except OSError as error:
             self._failed(f"the node cannot prepare it: {exhaustion(error) or error}", final=False)
         else:
-            post(ev.ComputationPrepared(self.id))
+            post(success)
 
     def _failed(self, reason: str, trace: str = "", *, final: bool = True) -> None:
         if not final:  # of what cannot be otherwise only the program's user is told
             self._places.say(f"{self.spec.name} is refused for now: {reason}")
         self._places.post(ev.ComputationFailed(self.id, reason, trace, final))
 
-    async def _fetch_and_start(self) -> None:
+    async def _fetch(self) -> None:
         places, spec = self._places, self.spec
         self._python = await places.environments.find(spec.python)
         self._workdir = places.workdirs.open(spec)
@@ -182,7 +183,6 @@ class HostedComputation:
             await self._fetch_file(file)
         if spec.code is not None:
             self._code = await self._exchange.fetch_bytes(spec.code)
-        await self._start()
 
     async def _start(self) -> None:
         server = ForkServer(self._fork_server_spec(), self)
@@ -351,6 +351,7 @@ class HostedComputation:
 
     def fork_server_died(self, cause: str) -> None:
         """The fork server is gone."""
+        logger.warning("the fork server of %s died: %s", self.spec.name, cause)
         if self.server is not None:
             self._places.prefix.forget_process(self.server.pid)
             self._places.prefix.forget_mark(self.server.mark)

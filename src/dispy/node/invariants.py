@@ -6,7 +6,7 @@ Part of the node's core, for tests.
 from __future__ import annotations
 
 from dispy.node.jobs import JobDesk
-from dispy.node.serving import ComputationState, HeldJob, Lease, WorkerState
+from dispy.node.serving import ComputationState, ForkServerState, HeldJob, Lease, WorkerState
 
 
 def check_jobs(desk: JobDesk, lease: Lease | None) -> None:
@@ -18,7 +18,10 @@ def check_jobs(desk: JobDesk, lease: Lease | None) -> None:
     workers = desk.feeder.workers
     computations = {} if lease is None else lease.computations
     running = [
-        each for computation in computations.values() if computation.prepared for each in computation.workers.values()
+        each
+        for computation in computations.values()
+        if computation.server is ForkServerState.STANDING
+        for each in computation.workers.values()
     ]
     staying = [each for each in running if each.state is not WorkerState.RETIRING]
     assert len(staying) <= max(desk.feeder.cpus, desk.feeder.capacity), "more workers than CPUs"

@@ -43,7 +43,7 @@ class Performer:
         self._arguments: dict[bytes, _SharedArguments] = {}
         self.performers: Mapping[type, Callable[[Any], None]] = {
             do.PrepareComputation: self._prepare,
-            do.RestartComputation: self._restart,
+            do.StartForkServer: self._start,
             do.CleanComputation: self._clean,
             do.ForkWorker: self._fork,
             do.FeedWorker: self._feed,
@@ -83,9 +83,8 @@ class Performer:
         logger.info("preparing %s%s for %s", spec.name, of, self._holder())
         hosted.prepare()
 
-    def _restart(self, action: do.RestartComputation) -> None:
-        logger.warning("the fork server of %s died; starting it again", self._hosted[action.computation].spec.name)
-        self._hosted[action.computation].restart()
+    def _start(self, action: do.StartForkServer) -> None:
+        self._hosted[action.computation].start()
 
     def _clean(self, action: do.CleanComputation) -> None:
         self._hosted[action.computation].clean(run_cleanup=action.run_cleanup)

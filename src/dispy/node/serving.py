@@ -154,11 +154,21 @@ class Worker(Struct, eq=False):
         return now >= self.progress_at + STALL_SECONDS
 
 
+class ForkServerState(Enum):
+    """Whether the jobs of a computation have a process from which their workers are forked."""
+
+    ABSENT = auto()
+    """Not yet, or not any more."""
+    STARTING = auto()
+    STANDING = auto()
+
+
 class ComputationState(Enum):
     """Where a computation is between its opening and its end."""
 
     OPENING = auto()
     READY = auto()
+    """Its jobs may come."""
     CLOSING = auto()
     """No more jobs come; those that are here end first."""
     CLEANING = auto()
@@ -184,7 +194,9 @@ class Computation(Struct, eq=False):
     mean: float | None = None
     """Measured seconds per job, None before the first one."""
     prepared: bool = False
-    """Whether a fork server stands and its jobs may start (False while it is started again, or cleaned away)."""
+    """Whether its files and its environment are here."""
+    server: ForkServerState = ForkServerState.ABSENT
+    """Its jobs can start while it stands."""
     told_closed: bool = False
     """The scheduler has been told that it is not here (refused); nothing is said when it is cleaned."""
     deaths: int = 0
@@ -217,6 +229,13 @@ class Computation(Struct, eq=False):
             and not self.arriving
             and not any(worker.jobs for worker in self.workers.values())
         )
+
+    @property
+    def lacks_server(self) -> bool:
+        """Whether a fork server is to be started: for the jobs that are here, or to run setup before any come."""
+        if not self.prepared or self.refused or self.state is ComputationState.CLEANING:
+            return False
+        return not self.is_empty or (self.spec.has_setup and self.state is not ComputationState.CLOSING)
 
     def enqueue(self, job: HeldJob) -> None:
         """Its arguments are here: it can start when there is room."""

@@ -222,6 +222,8 @@ def _in_flight(tables: Tables, record: JobRecord) -> str:
         return f"{text}, whose link is broken; it is given {tables.grace:g} s to come back."
     if node.is_suspect:
         return f"{text}, which has been silent for a while."
+    if share.step and share.state is ShareState.READY:
+        return f"{text}, which is preparing the computation: {_step(share, tables.now)}."
     before = list(share.flight).index(record.job)
     if before < share.slots or record.cpus:
         return f"{text} and runs there or is about to."
@@ -288,9 +290,7 @@ def _why_not(share: Share, now: float) -> str:
             )
         case ShareState.WANTED | ShareState.OPENING:
             if share.step:
-                seconds = int(now - share.step_at)
-                since = f" since {seconds} s" if seconds else ""
-                return f"is preparing the computation: {share.step}{since}"
+                return f"is preparing the computation: {_step(share, now)}"
             return "is preparing the computation (files, code, setup)"
         case ShareState.CLOSING | ShareState.CLOSED if not share.is_renewed:
             seconds = int(now - share.step_at)
@@ -301,6 +301,12 @@ def _why_not(share: Share, now: float) -> str:
             return "is deallocated for this cluster (allocate_node uses it again)"
         case _:
             return "has all its CPUs busy"
+
+
+def _step(share: Share, now: float) -> str:
+    """What a node does to prepare a computation, and for how long."""
+    seconds = int(now - share.step_at)
+    return f"{share.step} since {seconds} s" if seconds else share.step
 
 
 def _parked(shares: list[Share]) -> list[str]:

@@ -99,7 +99,7 @@ class Share(Struct, eq=False):
     trace: str = ""
     """The traceback that came with that."""
     step: str = ""
-    """What the node does to prepare it, since `step_at`."""
+    """What the node does to prepare it, or before its first job can start there, since `step_at`."""
     step_at: float = 0.0
     """While it is closing: since then."""
     final: bool = False

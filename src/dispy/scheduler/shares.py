@@ -121,20 +121,27 @@ def held_by(holder: Holder) -> str:
 
 
 def computation_advanced(tables: Tables, node: NodeRecord, id: ComputationId, step: str, now: float) -> None:
-    """The node says what it does to prepare it."""
+    """The node says what it does to prepare it, or for its first job."""
     share = node.shares.get(id)
-    if share is None or share.state is not ShareState.OPENING:
+    if share is None or share.state not in (ShareState.OPENING, ShareState.READY):
         tables.counters.ignored += 1
         return
     share.step, share.step_at = step, now
 
 
 def computation_ready(tables: Tables, out: Outbox, node: NodeRecord, id: ComputationId) -> None:
-    """Setup has run: jobs of the cluster may go there."""
+    """Files are there, setup (if there is one) has run: jobs of the cluster may go there.
+
+    The node says so again when it has done what it does for the first job.
+    """
     share = node.shares.get(id)
+    if share is not None and share.state is ShareState.READY:
+        share.step = ""
+        return
     if share is None or share.state is not ShareState.OPENING:
         tables.counters.ignored += 1
         return
+    share.step = ""
     share.state = ShareState.READY
     tables.reconsider(share.cluster)
     out.notice(NodeOpened(id, node.id))
