@@ -164,6 +164,8 @@ def test_what_a_killed_daemon_and_guard_left_is_ended_at_the_next_start(
     used.submit(1)
     wait_until(lambda: [path for path in tmp_path.glob("prefix-victim/jobs/*/child.pid") if path.read_text()])
     daemon = psutil.Process(node.pid)
+    # `setsid` becomes it
+    wait_until(lambda: any(each.name() == "sleep" for each in daemon.children(recursive=True)))
     below = daemon.children(recursive=True)
     sleeping = next(each for each in below if each.name() == "sleep")
     # The fork server must not see that the guard is gone, and the guard not that the daemon is.

@@ -233,13 +233,17 @@ def allow_processes(pid: int, count: str) -> None:
     subprocess.run(["prlimit", f"--pid={pid}", f"--nproc={count}:"], user=USER, group=group, check=True)
 
 
+def no_setup() -> int:
+    return 0
+
+
 @needs_root
 @pytest.mark.real
 def test_a_user_who_may_have_no_more_processes(node: Callable[..., Any], wait_until: Callable[..., Any]) -> None:
     """The node says so and tries again; when the user may have more, the job runs."""
     daemon = node()
     daemon.wait_for("ready")
-    cluster = dispy.JobCluster(abs)
+    cluster = dispy.JobCluster(abs, setup=no_setup)  # so that there is a fork server before the first job
     try:
         wait_until(lambda: cluster.status().nodes, timeout=SOON)
         below = psutil.Process(daemon.pid).children(recursive=True)

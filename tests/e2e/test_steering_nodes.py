@@ -167,18 +167,20 @@ def test_closed_node_can_be_allocated_again(cluster_on: Callable[..., Any]) -> N
     assert job() == 2
 
 
-def test_closing_a_node_can_end_its_jobs(cluster_on: Callable[..., Any]) -> None:
-    def sleeping() -> None:
+def test_closing_a_node_can_end_its_jobs(
+    cluster_on: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    def sleeping(began: str) -> None:
+        import pathlib
         import time
 
+        pathlib.Path(began).touch()
         time.sleep(60)
 
     cluster, events = cluster_on(sleeping)
     node = events.wait_for(dispy.DispyNode.Initialized)
-    job = cluster.submit()
-    while job.status is dispy.DispyJob.Created:
-        job.finish.wait(0.01)
-    job.finish.wait(0.3)
+    job = cluster.submit(str(tmp_path / "began"))
+    wait_until((tmp_path / "began").exists)
     cluster.close_node(node, terminate_pending=True)
     assert job.finish.wait(20)
     assert job.status is dispy.DispyJob.Terminated
