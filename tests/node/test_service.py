@@ -30,7 +30,7 @@ from dispy.model import (
     ProcessId,
     Role,
 )
-from dispy.node import service
+from dispy.node import performing, service
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
 from dispy.secrets import credentials_from_key
@@ -257,7 +257,10 @@ def test_two_thousand_jobs(settings: NodeSettings) -> None:
     run(work)
 
 
-def test_large_arguments_and_results(settings: NodeSettings) -> None:
+@pytest.mark.parametrize("room", [True, False])
+def test_large_arguments_and_results(settings: NodeSettings, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    monkeypatch.setattr(performing, "has_room", lambda _size, _taken: room)
+
     async def work() -> None:
         async with running(settings) as (node, anna):
             await anna.lease(node)

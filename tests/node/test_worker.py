@@ -12,7 +12,7 @@ import pytest
 
 from dispy import buffers
 from dispy.model import Ending
-from dispy.node import calls, deaths, jobside, linux, worker
+from dispy.node import calls, deaths, freememory, jobside, linux, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, SENT_FILE
 from dispy.node.hygiene import read_output
 
@@ -67,6 +67,21 @@ def test_arguments_that_came_as_a_file_are_read_where_they_lie_and_stay_as_they_
     assert answers == [(200_000, b"abc")] * 2
     assert os.pread(fd, 1 << 20, 0) == b"".join(body)
     os.close(fd)
+
+
+def test_a_large_result_without_room_in_memory_lies_on_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for has_room in (True, False):
+        monkeypatch.setattr(freememory, "has_room", lambda _size, answer=has_room: answer)
+        fd = freememory.file_of([b"abc", memoryview(b"def")], 6)
+        assert os.pread(fd, 10, 0) == b"abcdef"
+        assert ("memfd" in os.readlink(f"/proc/self/fd/{fd}")) is has_room
+        with pytest.raises(OSError, match=r"Bad file descriptor|not permitted"):
+            os.write(fd, b"x")
+        os.close(fd)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_in_memory_cannot_be_changed_and_its_mapping_goes_with_the_last_that_uses_it() -> None:

@@ -160,6 +160,23 @@ def test_a_content_for_which_there_is_no_memory_fails_alone() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("size", [1, len(DATA)])
+def test_what_has_no_room_in_memory_lies_in_a_file_that_nobody_finds(tmp_path: Path, size: int) -> None:
+    async def test() -> None:
+        pair = Pair()
+        ref = pair.sources.offer_bytes(DATA[:size], hashed=True)
+        fd = await pair.taker.fetch_aside(ref, tmp_path / "below")
+        assert not list((tmp_path / "below").iterdir())
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(fd, b"x", 0)
+        assert os.fstat(fd).st_mode & 0o777 == 0o400
+        assert content(fd) == DATA[:size]
+        with pytest.raises(TransferError, match="not offered here"):
+            await pair.taker.fetch_aside(BlobRef(b"?" * 32, 5), tmp_path)
+
+    run(test)
+
+
 def test_memfd_to_bytes_and_withdrawal() -> None:
     async def test() -> None:
         pair = Pair()

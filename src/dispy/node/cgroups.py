@@ -156,21 +156,21 @@ def find(proc: Path = Path("/proc/self")) -> Groups | None:
 
 def _parents(proc: Path) -> Iterator[tuple[Path, bool]]:
     """Groups that this process may have been given, and whether they are of v2."""
-    mounts = _mounts((proc / "mountinfo").read_text())
-    own = _own_groups((proc / "cgroup").read_text())
-    if "" in own and "" in mounts:
-        path = _below(mounts[""], own[""])
+    mounted = mounts((proc / "mountinfo").read_text())
+    own = own_groups((proc / "cgroup").read_text())
+    if "" in own and "" in mounted:
+        path = below(mounted[""], own[""])
         if path is not None:
             yield path, True
-            if path != mounts[""][1]:
+            if path != mounted[""][1]:
                 yield path.parent, True
-    if "memory" in own and "memory" in mounts:
-        path = _below(mounts["memory"], own["memory"])
+    if "memory" in own and "memory" in mounted:
+        path = below(mounted["memory"], own["memory"])
         if path is not None:
             yield path, False
 
 
-def _mounts(text: str) -> dict[str, tuple[str, Path]]:
+def mounts(text: str) -> dict[str, tuple[str, Path]]:
     """What is mounted where: (group, directory) by controller of v1; v2 has no name."""
     found: dict[str, tuple[str, Path]] = {}
     for line in text.splitlines():
@@ -184,7 +184,7 @@ def _mounts(text: str) -> dict[str, tuple[str, Path]]:
     return found
 
 
-def _own_groups(text: str) -> dict[str, str]:
+def own_groups(text: str) -> dict[str, str]:
     """The groups of a process by controller of v1; v2 has no name."""
     found = {}
     for line in text.splitlines():
@@ -194,7 +194,7 @@ def _own_groups(text: str) -> dict[str, str]:
     return found
 
 
-def _below(mount: tuple[str, Path], group: str) -> Path | None:
+def below(mount: tuple[str, Path], group: str) -> Path | None:
     """Where a group is seen; None when it is outside of what is mounted."""
     root, at = mount
     inside = os.path.relpath(group, root)

@@ -19,7 +19,7 @@ from typing import Final
 
 from dispy import namespace
 from dispy.buffers import Readable
-from dispy.node import calls, linux
+from dispy.node import calls, freememory
 from dispy.node.channel import INLINE, PROVISIONAL, REPLY, RUNNING, SENT_FILE, send_with
 
 LOGGER_NAME: Final = "dispynode"
@@ -101,7 +101,7 @@ def dispy_provisional_result(result: object, relay: bool = False, timeout: float
     size = sum(map(len, parts))
     if size <= INLINE:
         return 0 if _speaker.say(PROVISIONAL, b"".join(parts)) else -1
-    fd = linux.memory_file("dispy-result", parts)
+    fd = freememory.file_of(parts, size)
     try:
         return 0 if _speaker.say(PROVISIONAL, b"", [fd], size) else -1
     finally:

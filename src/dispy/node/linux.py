@@ -160,15 +160,28 @@ def memory_file(name: str, parts: Iterable[bytes | bytearray | memoryview]) -> i
     """A file in memory with this content, which nobody can change any more; returns its descriptor."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+        _write_all(fd, parts)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def disk_file(parts: Iterable[bytes | bytearray | memoryview]) -> int:
+    """As `memory_file`, without a name in the working directory: for what has no room in memory."""
+    import tempfile  # is seldom needed
+
+    with tempfile.TemporaryFile(buffering=0, dir=os.curdir) as file:
+        _write_all(file.fileno(), parts)
+        return os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
 
 
 def mapped(fd: int) -> ctypes.Array[ctypes.c_char]:

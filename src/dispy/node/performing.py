@@ -16,6 +16,7 @@ from dispy.model import ProcessId
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.callers import Callers
+from dispy.node.freememory import has_room
 from dispy.node.hosting import HostedComputation
 from dispy.node.places import NodePlaces
 from dispy.node.variables import told_of
@@ -24,9 +25,10 @@ logger = logging.getLogger("dispy.node")
 
 
 class _SharedArguments(Struct):
-    """Arguments that are being fetched or lie in a memfd."""
+    """Arguments that are being fetched or lie in a memfd, or in a file without a name."""
 
     peer: ProcessId
+    size: int
     task: asyncio.Task[None] | None
     descriptor: int | None = None
 
@@ -137,12 +139,18 @@ class Performer:
         if shared is not None:
             self._forget_arguments(do.ForgetArguments(name))
         task = self._loop.create_task(self._fetch(action), name="fetch arguments")
-        self._arguments[name] = _SharedArguments(action.peer, task)
+        self._arguments[name] = _SharedArguments(action.peer, action.blob.size, task)
 
     async def _fetch(self, action: do.FetchArguments) -> None:
         name = action.blob.name
+        arriving = sum(each.size for each in self._arguments.values() if each.task is not None) - action.blob.size
         try:
-            descriptor = await self._callers.exchange(action.peer).fetch_memfd(action.blob)
+            exchange = self._callers.exchange(action.peer)
+            # What lies in memory already is not free; what is on its way will not be.
+            if has_room(action.blob.size, arriving):
+                descriptor = await exchange.fetch_memfd(action.blob)
+            else:
+                descriptor = await exchange.fetch_aside(action.blob, self._places.store.directory)
         except (TransferError, NodeError, OSError) as error:
             self._arguments.pop(name, None)
             self._places.post(ev.ArgumentsFailed(name, str(error)))

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from dispy import namespace
 from dispy.buffers import Readable
-from dispy.node import calls, chunk, jobside, linux, tripwires
+from dispy.node import calls, chunk, freememory, jobside, linux, tripwires
 from dispy.node.channel import (
     ANCILLARY,
     CANCEL,
@@ -298,7 +298,7 @@ class _Worker:
                 sizes = sum(map(len, parts)), len(stdout), len(stderr), len(error)
                 times = started, ended
                 apart, inline = (pack(sequence, ending, carried, flags, *sizes, *times) for carried in (1, 0))
-                self._send_large(apart, inline, [*parts, stdout, stderr, error])
+                self._send_large(apart, inline, [*parts, stdout, stderr, error], sum(sizes))
                 parts, result = [], b""
             else:
                 body = result if output is None and not error else b"".join((result, stdout, stderr, error))
@@ -335,10 +335,10 @@ class _Worker:
         """Whether so much was left behind by jobs that another process is better."""
         return bool(self._growth_limit) and linux.private_memory() > self._cell[MEMORY_AT_FORK] + self._growth_limit
 
-    def _send_large(self, apart: bytes, inline: bytes, parts: list[Readable]) -> None:
+    def _send_large(self, apart: bytes, inline: bytes, parts: list[Readable], size: int) -> None:
         """Send a body by descriptor, or behind its header if no descriptor can be had."""
         try:
-            fd = linux.memory_file("dispy-result", parts)
+            fd = freememory.file_of(parts, size)
         except OSError:  # the job has lowered a limit for good
             for part in (inline, *parts):
                 self._socket.sendall(part)

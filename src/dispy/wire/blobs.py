@@ -19,6 +19,7 @@ from dispy.model import BlobRef, Role
 from dispy.wire.blobsources import BlobSources, FileSource, SourceError
 from dispy.wire.blobstore import (
     INLINE_SIZE,
+    AsideSink,
     BlobStore,
     MemfdSink,
     MemorySink,
@@ -120,6 +121,10 @@ class BlobExchange:
     async def fetch_memfd(self, ref: BlobRef) -> int:
         """A sealed memfd with the content; the descriptor belongs to the caller. Raises as `fetch_memory`."""
         return await self._fetch(ref, MemfdSink(ref))
+
+    async def fetch_aside(self, ref: BlobRef, directory: Path) -> int:
+        """As `fetch_memfd`, but the content lies in a file without a name in this directory, for reading only."""
+        return await self._fetch(ref, AsideSink(ref, directory), str(directory))
 
     async def fetch_file(self, ref: BlobRef, store: BlobStore) -> Path:
         """The file in the store, fetched unless it is there; fetches of one content into one store are shared.

@@ -139,6 +139,29 @@ class MemfdSink(DescriptorSink):
         return self.fd
 
 
+class AsideSink(DescriptorSink):
+    """Collects a blob in a file without a name, for what has no room in memory; what it gives cannot be written to."""
+
+    def __init__(self, ref: BlobRef, directory: Path) -> None:
+        self._directory = directory
+        super().__init__(ref, self._create)
+
+    def finish(self) -> int:
+        """See `Sink`; the descriptor belongs to the caller."""
+        self.open()
+        self.check()
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        super().discard()
+        return fd
+
+    def _create(self) -> int:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=self._directory, prefix=".", suffix=_PART_SUFFIX)
+        os.unlink(name)
+        os.fchmod(fd, 0o400)
+        return fd
+
+
 class FileSink(DescriptorSink):
     """Writes a blob into a temporary file and renames it when it is complete and right."""
 
