@@ -10,6 +10,7 @@ from dispy.errors import TransferError
 from dispy.model import BlobRef, ComputationId, Ending, JobDone, ProcessId
 from dispy.scheduler.events import Event, NodeSaid
 from dispy.scheduler.intake import ResultIntake
+from dispy.scheduler.room import Room
 from dispy.wire.messages import AckResults, JobsDone, RecallJobs, RunJobs
 
 NODE = ProcessId("1" * 32)
@@ -200,3 +201,25 @@ def test_the_next_jobs_say_what_is_here_and_save_a_message() -> None:
         assert world.acknowledged == []
 
     run(scene)
+
+
+def test_large_results_that_are_not_safe_have_a_bound() -> None:
+    async def go() -> None:
+        world = World()
+        safe: list[Callable[[], object]] = []
+        exchange: Any = world
+        world.intake = ResultIntake(NODE, exchange, world.event, world.spawn, world.later, safe.append, Room(2))
+        for number in range(1, 21):
+            await world.batch(number, said(number, large=number))
+        assert sorted(world.fetches) == [blob(1).name, blob(2).name]
+        for number in range(1, 21):
+            await world.fetched(number, b"x")
+            assert len(world.fetches) == min(1, 20 - number)
+            for function in safe[:]:
+                safe.remove(function)
+                function()
+            await world.rest()
+            assert len(world.fetches) <= 2
+        assert [job for job, *_ in world.told] == list(range(1, 21))
+
+    asyncio.run(go())

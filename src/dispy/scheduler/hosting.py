@@ -12,6 +12,7 @@ from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.events import Event
 from dispy.scheduler.links import Reached
+from dispy.scheduler.room import Room
 from dispy.wire.messages import FileOffered
 
 
@@ -38,3 +39,5 @@ class Hosting(Struct, frozen=True):
     """Calls a function when everything is safe that `note` has heard until now: at once, or later, in order."""
     deliver: Callable[[Reached, FileOffered], Awaitable[str]]
     """Gives a file that a job sends to its program; returns why that failed, else nothing."""
+    room: Room
+    """For large results that are not safe yet."""

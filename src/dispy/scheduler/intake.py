@@ -14,6 +14,7 @@ from dispy.errors import TransferError
 from dispy.logs import logger
 from dispy.model import Ending, JobDone, ProcessId
 from dispy.scheduler.events import Event, NodeSaid
+from dispy.scheduler.room import Room
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.frames import Buffer
 from dispy.wire.link import Link
@@ -38,8 +39,10 @@ class ResultIntake:
         spawn: Callable[[Coroutine[None, None, None]], None],
         later: Callable[[float, Callable[[], None]], object],
         after: Callable[[Callable[[], object]], None] | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`after` lets acknowledgements wait until what came is safe (see `Hosting`)."""
+        """`after` lets acknowledgements wait until what came is safe (see `Hosting`); `room` bounds what is fetched and
+        is not safe yet."""
         self.link: Link | None = None
         self._node = node
         self._exchange = exchange
@@ -47,6 +50,7 @@ class ResultIntake:
         self._spawn = spawn
         self._later = later
         self._after = after
+        self._room = room
         self._pending: Counter[int] = Counter()
         """How many results of a batch are still on their way."""
         self._line: deque[_Late] = deque()
@@ -160,6 +164,17 @@ class ResultIntake:
         return not self._closed
 
     async def _take_one(self, number: int, said: JobDone, body: bytes | memoryview) -> None:
+        if self._room is None or self._after is None or said.blob is None:
+            await self._fetch_one(number, said, body)
+            return
+        size, room = said.blob.size, self._room
+        await room.take(size)
+        try:
+            await self._fetch_one(number, said, body)
+        finally:
+            self._after(lambda: room.give(size))
+
+    async def _fetch_one(self, number: int, said: JobDone, body: bytes | memoryview) -> None:
         done: JobDone | None = said
         if self._is_wanted() and said.blob is not None:
             try:

@@ -31,6 +31,7 @@ from dispy.scheduler.events import (
 from dispy.scheduler.intake import ResultIntake
 from dispy.scheduler.places import KnownPlaces, Place
 from dispy.scheduler.relays import Relays
+from dispy.scheduler.room import Room
 from dispy.scheduler.targets import Targets
 from dispy.settings import NODE_PORT_OFFSET, USUAL_MULTICAST, Multicast
 from dispy.wire.blobs import BlobExchange, BlobSources
@@ -96,8 +97,9 @@ class NodeLinks:
         on_leased: Callable[[Reached], None],
         on_relay: Callable[[Place], None],
         after: Callable[[Callable[[], object]], None] | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`after` lets messages to nodes wait until what they say is safe (see `Hosting`)."""
+        """`after` lets messages to nodes wait until it is safe; `room` is for large results (see `Hosting`)."""
         self.settings = settings
         self.base_port = base_port
         self.client_port = client_port
@@ -119,6 +121,7 @@ class NodeLinks:
         self._on_known_elsewhere = on_known_elsewhere
         self._on_leased = on_leased
         self._after = after
+        self._room = room
         self._asker: Asker | None = None
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -328,7 +331,9 @@ class NodeLinks:
             dialler = target.dialler if target is not None else None
             exchange = BlobExchange(link, self.sources)
             local = target is not None and target.local
-            intake = ResultIntake(process, exchange, self._on_event, self._spawn, self._loop.call_later, self._after)
+            intake = ResultIntake(
+                process, exchange, self._on_event, self._spawn, self._loop.call_later, self._after, self._room
+            )
             intake.link = link
             address, port = link.peer.address, link.peer.port
             self.nodes[process] = Reached(process, address, port, exchange, intake, link, dialler, local=local)

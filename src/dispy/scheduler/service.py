@@ -100,6 +100,7 @@ class SchedulerService:
             on_known_elsewhere=self._ask_again,
             on_leased=self._note_leased,
             after=None if hosting is None else hosting.after,
+            room=None if hosting is None else hosting.room,
             on_relay=self._relay_is_there,
         )
         self.offers = FileOffers(self.links.sources, lambda: (owner.spec for owner in self.owners.values()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 from dispy.errors import SettingsError, TransferError
@@ -17,7 +18,7 @@ from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import ClusterOwner
 from dispy.sharing.doings import Doings
-from dispy.sharing.lateness import LateLine, Step
+from dispy.sharing.lateness import LateLine
 from dispy.sharing.settling import SafeBatches
 from dispy.sharing.sightings import Sightings
 from dispy.sharing.submitting import Batch, SubmitLine
@@ -86,7 +87,7 @@ class Attachment:
         self._safe = SafeBatches()
         self._untold: dict[int, tuple[SafeBatches, int]] = {}
         """Jobs whose callbacks have not returned, with the batches in which they ended."""
-        self._late = LateLine(doings.spawn)
+        self._late = LateLine(doings.spawn, doings.fetch, self.jobs.__contains__)
 
     # ---- what the program wants ----
 
@@ -313,7 +314,8 @@ class Attachment:
                 end = at + done.result_size + done.stdout_size + done.stderr_size + done.error_size
             if (done is not None and done.blob is not None) or over.job in self._late:
                 pending += 1
-                self._late.add(over.job, self._take_late(over, bytes(view[at:end]), safe, sequence))
+                ref = None if done is None else done.blob
+                self._late.add(over.job, ref, partial(self._take_late, over, bytes(view[at:end]), safe, sequence))
             elif self._end(over, bytes(view[at:end])):
                 pending += 1
                 self._untold[over.job] = (safe, sequence)
@@ -363,42 +365,32 @@ class Attachment:
         if said.blob is None and said.job not in self._late:
             self._speak(said, bytes(payload))
         else:
-            self._late.add(said.job, self._speak_late(said, bytes(payload)))
+            self._late.add(said.job, said.blob, partial(self._speak_late, said, bytes(payload)))
 
     def _speak(self, said: JobSaid, body: bytes | memoryview) -> None:
         if (record := self.jobs.get(said.job)) is not None:
             self.owner.job_spoke(JobSpoke(record, said.node, body), self.nodes.view(said.node))
 
-    def _speak_late(self, said: JobSaid, body: bytes | memoryview) -> Step:
-        async def step() -> None:
-            data = body
-            if said.blob is not None:
-                try:
-                    data = await self._doings.fetch(said.blob)
-                except TransferError as error:
-                    logger.warning("an interim result could not be fetched from the scheduler: %s", error)
-                    return
-            self._speak(said, data)
+    def _speak_late(self, said: JobSaid, body: bytes, fetched: memoryview | TransferError | None) -> None:
+        if isinstance(fetched, TransferError):
+            logger.warning("an interim result could not be fetched from the scheduler: %s", fetched)
+        elif fetched is not None or said.blob is None:
+            self._speak(said, body if fetched is None else fetched)
 
-        return step
-
-    def _take_late(self, over: JobOver, body: bytes | memoryview, safe: SafeBatches, sequence: int) -> Step:
-        async def step() -> None:
-            data, cause = body, ""
-            if over.done is not None and over.done.blob is not None and over.job in self.jobs:
-                try:
-                    data = await self._doings.fetch(over.done.blob)
-                except TransferError as error:
-                    cause = f"the result could not be fetched from the scheduler: {error}"
-            if cause:
-                if safe is not self._safe or not self.accepted:
-                    return  # it is told again on the next link
-                over.done, over.state, over.cause = None, JobState.Terminated, cause
-            if self._end(over, data):
-                self._untold[over.job] = (safe, sequence)
-            else:
-                safe.safe(sequence)
-            self._batch_ended()
-            self.acknowledge()
-
-        return step
+    def _take_late(
+        self, over: JobOver, body: bytes, safe: SafeBatches, sequence: int, fetched: memoryview | TransferError | None
+    ) -> None:
+        data: bytes | memoryview = body
+        if isinstance(fetched, TransferError):
+            if safe is not self._safe or not self.accepted:
+                return  # it is told again on the next link
+            cause = f"the result could not be fetched from the scheduler: {fetched}"
+            over.done, over.state, over.cause = None, JobState.Terminated, cause
+        elif fetched is not None:
+            data = fetched
+        if self._end(over, data):
+            self._untold[over.job] = (safe, sequence)
+        else:
+            safe.safe(sequence)
+        self._batch_ended()
+        self.acknowledge()

@@ -25,6 +25,7 @@ from dispy.scheduler.hosting import Hosting
 from dispy.scheduler.identity import ServiceSettings, this_holder
 from dispy.scheduler.links import Reached
 from dispy.scheduler.places import Place
+from dispy.scheduler.room import Room
 from dispy.scheduler.service import SchedulerService
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SHARED_AHEAD_SECONDS, SMALL_POOL, SUSPECT_TIMEOUT
 from dispy.sharing.clients import ClientLinks
@@ -49,6 +50,8 @@ from dispy.words import counted
 
 LISTEN_AGAIN: Final = 5.0
 """Seconds between attempts to listen for nodes while another program does so at that port."""
+UNSTORED_RESULTS: Final = 64 << 20
+"""Bytes of large results that are fetched from nodes before they are on the disk; others wait at their nodes."""
 _LOCK: Final = "lock"
 
 
@@ -147,7 +150,7 @@ class SharedScheduler:
                 multicast=settings.multicast,
                 ext_host=settings.ext_host,
             ),
-            hosting=Hosting(core, restored.token, self._note, self.store.after, self._deliver),
+            hosting=Hosting(core, restored.token, self._note, self.store.after, self._deliver, Room(UNSTORED_RESULTS)),
         )
         rules = Rules(
             items,

@@ -26,8 +26,8 @@ from dispy.wire.sharing import CancelSubmitted, CloseCluster, JobsStored, Submit
 
 UNSTORED_LIMIT: Final = 128 << 20
 """Bytes that a client may send of one cluster before they are stored. It keeps to the half of that by itself."""
-
-
+AT_ONCE: Final = 16
+"""Jobs of a batch whose arguments and files are fetched, and written to the disk, at once."""
 LARGEST: Final = 1 << 53
 """Numbers in options of jobs."""
 
@@ -202,26 +202,32 @@ class Incoming:
 
     async def _stage(self, message: SubmitJobs, giver: Giver) -> SubmitJobs | None:
         """Fetch what the jobs of a batch need; None when its client is gone."""
-        jobs: list[JobSpec] = []
-        for spec in message.jobs:
-            blob = spec.blob
-            while True:
-                try:
-                    blob = await self._fetch(spec, giver)
-                except (TransferError, OSError) as error:
-                    if giver.is_gone:
-                        return None
-                    if may_pass(error):
-                        self._guest.say(
-                            f"the scheduler cannot keep what job {spec.job} needs, and tries again: {error}"
-                        )
-                        await asyncio.sleep(AGAIN_AFTER)
-                        continue
+        jobs = list(message.jobs)
+        wanting = [place for place, spec in enumerate(jobs) if _refs([spec])]
+        for start in range(0, len(wanting), AT_ONCE):
+            places = wanting[start : start + AT_ONCE]
+            for place, staged in zip(
+                places, await asyncio.gather(*(self._stage_one(jobs[place], giver) for place in places)), strict=True
+            ):
+                if staged is None:
+                    return None
+                jobs[place] = staged
+        return SubmitJobs(message.cluster, message.sequence, jobs)
+
+    async def _stage_one(self, spec: JobSpec, giver: Giver) -> JobSpec | None:
+        """Fetch what one job needs; None when its client is gone."""
+        while True:
+            try:
+                return msgspec.structs.replace(spec, blob=await self._fetch(spec, giver))
+            except (TransferError, OSError) as error:
+                if giver.is_gone:
+                    return None
+                if not may_pass(error):
                     # Its node cannot fetch it either, and says so of this job.
                     self._guest.say(f"what job {spec.job} needs cannot be fetched from the program: {error}")
-                break
-            jobs.append(msgspec.structs.replace(spec, blob=blob))
-        return SubmitJobs(message.cluster, message.sequence, jobs)
+                    return spec
+                self._guest.say(f"the scheduler cannot keep what job {spec.job} needs, and tries again: {error}")
+            await asyncio.sleep(AGAIN_AFTER)
 
     async def _fetch(self, spec: JobSpec, giver: Giver) -> BlobRef | None:
         """Files and arguments of one job; returns where nodes find the arguments, if not in the batch."""
