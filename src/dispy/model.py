@@ -71,6 +71,13 @@ class BlobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     hashed: bool = True
 
 
+class BlobPlace(msgspec.Struct, frozen=True, array_like=True):
+    """A node that has a blob or fetches it, and where it listens."""
+
+    process: ProcessId
+    places: tuple[tuple[str, int], ...]
+
+
 class FileSpec(msgspec.Struct, frozen=True, array_like=True):
     """A file that a computation needs in its working directory."""
 
@@ -228,6 +235,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """Why it offers no CPU now, for people; empty when it does."""
     addresses: tuple[tuple[str, int], ...] = ()
     """Hosts and ports, beyond those where it listens, where it says that it can be reached (`--ext_host`)."""
+    port: int = 0
+    """TCP port at which it listens."""
 
 
 class AvailInfo(msgspec.Struct, frozen=True):

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 import pytest
 
-from dispy.wire.transfer import LARGE_CHUNK, SMALL_CHUNK, WINDOW_CHUNKS, WINDOW_LIMIT, Download
+from dispy.wire.transfer import (
+    LARGE_CHUNK,
+    ORIGIN,
+    PEER_PATIENCE,
+    PIECE,
+    SMALL_CHUNK,
+    STALL_TIMEOUT,
+    WINDOW_CHUNKS,
+    WINDOW_LIMIT,
+    Download,
+)
 
 
 def test_first_requests_are_small_and_limited() -> None:
@@ -139,3 +150,176 @@ def test_the_rate_follows_what_comes_later_by_half() -> None:
     download.arrived(*first, 0.003125)
     download.arrived(*second, 0.01)
     assert download.chunk_size == SMALL_CHUNK
+
+
+def bring(download: Download, now: float = 0.0, source: str = ORIGIN, limit: int = 1 << 30) -> list[int]:
+    """Let a source bring and write what it is asked for now; the pieces that are whole."""
+    pieces = []
+    asked = download.next_requests(now, 0, source)
+    while asked and limit > 0:
+        for offset, size in asked:
+            assert download.arrived(offset, size, now, source) == size
+            limit -= size
+            pieces.append(download.written(offset, size))
+        asked = download.next_requests(now, 0, source) if limit > 0 else []
+    return [piece for piece in pieces if piece is not None]
+
+
+def test_no_request_crosses_a_piece() -> None:
+    download = _simulate(1e9, round_trip=0.001)
+    for offset, size in download.next_requests(1.0):
+        assert offset // PIECE == (offset + size - 1) // PIECE
+
+
+def test_the_origin_is_asked_for_our_share_only() -> None:
+    download = Download(10 * PIECE)
+    download.take_share(1, 3)
+    assert bring(download) == [4, 7, 1]  # from a third of the way on
+    assert download.held() == [(1, 1), (4, 1), (7, 1)]
+    assert not download.is_complete
+    download.take_share(1, 2)
+    assert bring(download) == [3, 5, 9]
+    download.take_share(0, 1)
+    assert bring(download) == [6, 8, 0, 2]
+    assert download.is_complete
+    assert download.held() == [(0, 10)]
+
+
+def test_what_others_have_is_asked_of_them() -> None:
+    download = Download(6 * PIECE)
+    download.take_share(0, 1)
+    download.add_source("a")
+    download.source_has("a", [(2, 2), (5, 100), (-7, 3)])
+    assert bring(download) == [0, 1, 4]
+    assert bring(download, source="a") == [2, 3, 5]
+    assert download.is_complete
+    assert download.has_shared
+
+
+def test_those_who_get_all_from_others_begin_at_different_pieces() -> None:
+    firsts = []
+    for share in range(4):
+        download = Download(8 * PIECE)
+        download.take_share(share, 4)
+        download.add_source("a")
+        download.source_has("a", [(0, 8)])
+        firsts.append(download.next_requests(0.0, 0, "a")[0][0] // PIECE)
+    assert firsts == [0, 2, 4, 6]
+
+
+def test_what_a_dropped_source_owes_is_asked_of_the_others() -> None:
+    download = Download(4 * PIECE)
+    download.take_share(0, 1)
+    for source in ("a", "b"):
+        download.add_source(source)
+        download.source_has(source, [(1, 2)])
+    asked = download.next_requests(0.0, 0, "a")
+    assert download.arrived(*asked[0], 0.1, "a") == asked[0][1]
+    download.drop_source("a")
+    assert download.arrived(*asked[1], 0.1, "a") == 0
+    download.written(*asked[0])
+    assert bring(download, 0.2, "b") == [1, 2]
+    assert bring(download, 0.2) == [0, 3]
+    assert download.is_complete
+    assert download.sources == [ORIGIN, "b"]
+
+
+def test_a_silent_source_is_named_and_one_that_owes_nothing_is_not() -> None:
+    download = Download(40 * PIECE)
+    download.take_share(0, 1)
+    for source in ("owes", "empty"):
+        download.add_source(source)
+    download.source_has("owes", [(1, 2)])
+    download.next_requests(10.0, 0, "owes")
+    download.next_requests(10.0, 0, "empty")
+    assert download.look(10.0 + PEER_PATIENCE) == []
+    assert download.look(10.1 + PEER_PATIENCE) == ["owes"]
+
+
+def test_where_nothing_moves_the_origin_gives_more_and_more_of_others_shares() -> None:
+    download = Download(64 * PIECE)
+    download.take_share(1, 2)
+    taken = bring(download)
+    assert sorted(taken) == list(range(1, 64, 2))
+    now, stalls = 0.0, []
+    while not download.is_complete:
+        now += STALL_TIMEOUT + 0.1
+        download.look(now)
+        stalls.append(bring(download, now))
+    assert [len(each) for each in stalls] == [1, 2, 4, 8, 16, 1]
+    assert stalls[0] == [32]  # everybody begins elsewhere
+    assert sorted(chain(*stalls)) == list(range(0, 64, 2))
+
+
+def test_where_all_are_slow_nothing_is_taken_for_a_stall() -> None:
+    download = Download(64 * PIECE)
+    download.take_share(0, 2)
+    for second in range(4):  # one piece a second
+        bring(download, float(second), limit=1)
+        while download.next_requests(float(second)):
+            pass
+    for offset in range(0, 64 * PIECE, SMALL_CHUNK):
+        download.arrived(offset, SMALL_CHUNK, 4.0)
+    before = download.received
+    download.look(4.0 + 2 * STALL_TIMEOUT)
+    assert download.received == before
+
+
+def test_what_came_of_others_is_fetched_again_when_it_is_wrong() -> None:
+    download = Download(4 * PIECE - 5)
+    download.take_share(0, 2)
+    download.add_source("a")
+    download.source_has("a", [(1, 1), (3, 1)])
+    assert bring(download) == [0, 2]
+    assert bring(download, source="a") == [1, 3]
+    assert download.is_complete
+    download.distrust()
+    assert download.sources == [ORIGIN]
+    assert not download.has_shared
+    assert download.received == 2 * PIECE
+    assert bring(download) == [1, 3]
+    assert download.is_complete
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_walk_with_others(seed: int) -> None:
+    """Sources come, have, bring, break and go; every byte is written once, by whoever it came from."""
+    chance = random.Random(seed)
+    size = chance.randrange(1, 12 * PIECE)
+    count = -(-size // PIECE)
+    download = Download(size)
+    covered = bytearray(size)
+    flying: dict[str, list[tuple[int, int]]] = {ORIGIN: []}
+    now = 0.0
+    while not download.is_complete:
+        now += chance.random()
+        for source in download.sources:
+            flying[source] += download.next_requests(now, 0, source)
+        action, source = chance.random(), chance.choice(download.sources)
+        if action < 0.02:
+            download.restart()
+            flying[ORIGIN].clear()
+        elif action < 0.08:
+            name = chance.choice("abc")
+            download.add_source(name)
+            flying.setdefault(name, [])
+            download.source_has(name, [(chance.randrange(count), chance.randrange(1, 5))])
+        elif action < 0.11 and source != ORIGIN:
+            download.drop_source(source)
+            flying.pop(source)
+        elif action < 0.14:
+            shares = chance.randrange(1, 4)
+            download.take_share(chance.randrange(shares), shares)
+        elif action < 0.3:
+            for silent in download.look(now):
+                download.drop_source(silent)
+                flying.pop(silent)
+        elif flying[source]:
+            offset, length = flying[source].pop(chance.randrange(len(flying[source])))
+            length = chance.choice((length, length, chance.randint(1, length)))
+            assert download.arrived(offset, length, now, source) == length
+            download.written(offset, length)
+            assert not any(covered[offset : offset + length])
+            covered[offset : offset + length] = b"\1" * length
+    assert all(covered)
+    assert download.held() == [(0, count)]

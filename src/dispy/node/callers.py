@@ -14,7 +14,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dispy.errors import AuthenticationRejected, LinkError, PortInUse, SettingsError
 from dispy.model import ProcessId, Role
@@ -22,12 +22,13 @@ from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.settings import NodeSettings
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, NODE_PORT_OFFSET, SUSPECT_TIMEOUT
-from dispy.wire.blobs import BlobExchange, BlobSources
+from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
 from dispy.wire.datagrams import RateLimit
 from dispy.wire.discovery import Answerer, DiscoveryRefused, listen_hosts
 from dispy.wire.interfaces import is_own
 from dispy.wire.link import BROKEN_OFF, Dialler, Link, LinkSettings, Listener, better_link
-from dispy.wire.messages import AnyMessage
+from dispy.wire.messages import AnyMessage, BlobShared
+from dispy.wire.peers import PeerLinks
 
 logger = logging.getLogger("dispy.node")
 
@@ -55,6 +56,7 @@ class Callers:
         settings: NodeSettings,
         process: ProcessId,
         sources: BlobSources,
+        store: BlobStore,
         *,
         post: Callable[[ev.Event], None],
         give_up: Callable[[str], None],
@@ -93,6 +95,7 @@ class Callers:
             suspect_timeout=SUSPECT_TIMEOUT * settings.msg_timeout / GRACE_TIMEOUT,
             grace_timeout=settings.msg_timeout,
         )
+        self._peers = PeerLinks(structs.replace(self._link_settings, role=Role.PEER), store)
 
     async def start(self) -> None:
         """Listen and take part in discovery.
@@ -148,7 +151,7 @@ class Callers:
             port,
             settings=self._link_settings,
             handler=self,
-            accept=frozenset({Role.CLIENT, Role.SCHEDULER, Role.ADMIN}),
+            accept=frozenset({Role.CLIENT, Role.SCHEDULER, Role.PEER, Role.ADMIN}),
             on_refused=self._refused,
         )
 
@@ -209,6 +212,7 @@ class Callers:
         self._callers.clear()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._peers.close()
                 await asyncio.gather(*(link.wait_closed() for link in links))
         except TimeoutError:
             logger.debug("a link took more than %g s to close", CLOSE_TIMEOUT)
@@ -245,6 +249,9 @@ class Callers:
             self._admins.add(link)
             link.ended.add_done_callback(lambda _: self._admins.discard(link))
             return
+        if peer.role is Role.PEER:
+            self._peers.link_opened(link)
+            return
         caller = self._callers.get(peer.process)
         if caller is None:
             self._callers[peer.process] = _Caller(link, BlobExchange(link, self._sources))
@@ -274,12 +281,17 @@ class Callers:
         if link in self._admins:
             self._obey(link, messages)
             return
+        if link.peer.role is Role.PEER:
+            self._peers.messages_arrived(link, messages)
+            return
         process = link.peer.process
         caller = self._callers.get(process)
         if caller is None or caller.link is not link:
             return
         for message, payload in messages:
-            if not caller.exchange.message_arrived(message, payload):
+            if type(message) is BlobShared:
+                self._peers.told(process, message)
+            elif not caller.exchange.message_arrived(message, payload):
                 self._post(ev.SchedulerSaid(process, message, payload))
 
     def _obey(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
@@ -294,15 +306,22 @@ class Callers:
 
     def link_suspected(self, link: Link) -> None:
         """Silence; the link says when it is lost."""
+        if link.peer.role is Role.PEER:
+            self._peers.link_suspected(link)
         logger.debug("nothing is heard of %s at %s", link.peer.name, link.peer.address)
 
     def link_recovered(self, link: Link) -> None:
         """The silence was nothing."""
+        if link.peer.role is Role.PEER:
+            self._peers.link_recovered(link)
         logger.debug("%s at %s is heard again", link.peer.name, link.peer.address)
 
     def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
         """A scheduler is gone, perhaps for a while."""
         process = link.peer.process
+        if link.peer.role is Role.PEER:
+            self._peers.link_lost(link, cause, goodbye)
+            return
         caller = self._callers.get(process)
         if caller is None or caller.link is not link:
             return
@@ -318,6 +337,7 @@ class Callers:
 
     def _forget_caller(self, process: ProcessId, cause: str) -> None:
         caller = self._callers.pop(process, None)
+        self._peers.forget(process)
         if caller is not None:
             caller.exchange.close(cause)
 

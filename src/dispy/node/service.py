@@ -134,6 +134,7 @@ class NodeService:
             settings,
             self.process,
             self._sources,
+            self._places.store,
             post=self.handle,
             give_up=self._give_up,
             answer_admin=self.steering.answer,
@@ -161,7 +162,8 @@ class NodeService:
             self.upkeep.start()
             await self.callers.start()
             # Nobody has heard the description yet: nothing else has run since the port was opened.
-            self.core.info = msgspec.structs.replace(self.core.info, addresses=self.callers.ext_hosts)
+            where = {"addresses": self.callers.ext_hosts, "port": self.callers.port}
+            self.core.info = msgspec.structs.replace(self.core.info, **where)
         except BaseException:
             await self.close()
             raise

@@ -29,6 +29,7 @@ from dispy.scheduler.events import (
     NodeSuspected,
 )
 from dispy.scheduler.intake import ResultIntake
+from dispy.scheduler.passing import BlobPassing
 from dispy.scheduler.places import KnownPlaces, Place
 from dispy.scheduler.relays import Relays
 from dispy.scheduler.room import Room
@@ -127,6 +128,7 @@ class NodeLinks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = loop
         self._asked_at = 0.0
+        self._passing = BlobPassing(loop, self.sources, self.nodes, self.places)
 
     async def start_discovery(self) -> None:
         """Begin to ask for nodes and to hear their announcements."""
@@ -232,6 +234,7 @@ class NodeLinks:
 
     async def close(self, reason: str, *, goodbye: bool = True) -> None:
         """Stop, and say goodbye to all; without that nodes go on with what they have, for whoever comes back."""
+        self._passing.close()
         if self._asker is not None:
             self._asker.close()
             self._asker = None
@@ -329,7 +332,7 @@ class NodeLinks:
         reached = self.nodes.get(process)
         if reached is None:
             dialler = target.dialler if target is not None else None
-            exchange = BlobExchange(link, self.sources)
+            exchange = self._passing.exchange(link)
             local = target is not None and target.local
             intake = ResultIntake(
                 process, exchange, self._on_event, self._spawn, self._loop.call_later, self._after, self._room
@@ -416,6 +419,7 @@ class NodeLinks:
         self.relays.forget(node)
         if reached is None:
             return
+        self._passing.gone(node)
         reached.intake.close()
         reached.exchange.close("the node was lost")
         if reached.link is not None:
@@ -426,6 +430,7 @@ class NodeLinks:
         reached = self.nodes.pop(node, None)
         if reached is None:
             return
+        self._passing.gone(node)
         reached.intake.close()
         self.places.forget(node)
         self.relays.forget(node)

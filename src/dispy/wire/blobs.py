@@ -10,79 +10,72 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from dispy.errors import TransferError
 from dispy.model import BlobRef, Role
-from dispy.wire.blobsources import BlobSources, FileSource, SourceError
+from dispy.wire.blobsources import BlobSources, FileSource, MemorySource, SourceError
 from dispy.wire.blobstore import (
-    INLINE_SIZE,
     AsideSink,
     BlobStore,
     MemfdSink,
     MemorySink,
-    Piece,
     Sink,
+    WrongContent,
     blob_text,
     write_error,
 )
 from dispy.wire.datagrams import clean_name
+from dispy.wire.fetch import BlobLink, Fetch
 from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, NeedChunk
-from dispy.wire.transfer import LARGE_CHUNK, Download
+from dispy.wire.transfer import LARGE_CHUNK
 
 __all__ = ["BlobExchange", "BlobLink", "BlobSources", "BlobStore"]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 READS_LIMIT: Final = 4096
 """Requests of one peer that may wait for the disk."""
 REASON_LIMIT: Final = 500
+SHARED_SIZE: Final = 16 << 20
+"""Blobs that are named by their hash and have this size or more are passed on between those that fetch them."""
 _READS_AT_ONCE: Final = 16
 
 
-class BlobPeer(Protocol):
-    """What an exchange must know of the other side."""
+class Offered(Protocol):
+    """Where an exchange looks for what the other side asks for."""
 
-    @property
-    def name(self) -> str:
-        """What people read."""
-
-    @property
-    def role(self) -> Role:
-        """What it is on this link."""
-
-
-class BlobLink(Protocol):
-    """What an exchange needs of a link."""
-
-    @property
-    def peer(self) -> BlobPeer:
-        """The other side."""
-
-    def send(self, message: AnyMessage, payload: Sequence[bytes | memoryview] = ()) -> None:
-        """Queue a message; after a loss it does nothing."""
+    def find(self, name: bytes, *, hashed_only: bool = False) -> MemorySource | FileSource:
+        """The source with this name. Raises SourceError."""
 
 
 class BlobExchange:
     """Fetches blobs over a link and serves those that this process offers.
 
     When the link breaks, fetches wait for `link_replaced` and go on where they were, or for `close`.
-    `on_fetched` hears the name of a blob that the other side has got whole; nothing is withdrawn here.
+    `on_fetched` hears the name of a blob that the other side has got whole; nothing is withdrawn here. `on_shareable`
+    hears, once for each, which blobs the other side asks for that it could pass on.
     """
 
     def __init__(
-        self, link: BlobLink, sources: BlobSources, *, on_fetched: Callable[[bytes], None] | None = None
+        self,
+        link: BlobLink,
+        sources: Offered,
+        *,
+        on_fetched: Callable[[bytes], None] | None = None,
+        on_shareable: Callable[[BlobRef], None] | None = None,
     ) -> None:
         self._link = link
         self._sources = sources
         self._on_fetched = on_fetched
+        self._on_shareable = on_shareable
+        self._told: set[bytes] = set()
         self._loop = asyncio.get_running_loop()
-        self._fetches: dict[bytes, _Fetch[object]] = {}
+        self._fetches: dict[bytes, Fetch[Any]] = {}
         self._unwanted: Counter[bytes] = Counter()
-        self._reads: list[NeedChunk] = []
+        self._reads: list[tuple[NeedChunk, FileSource]] = []
         self._reading = False
         self._closed = ""
 
@@ -99,6 +92,7 @@ class BlobExchange:
                     why = clean_name(reason, REASON_LIMIT) or "no reason given"
                     fetch.gone(f"{self._link.peer.name} cannot give {blob_text(fetch.ref)}: {why}")
             case BlobFetched(name):
+                self._told.discard(name)
                 if self._on_fetched is not None:
                     self._on_fetched(name)
             case _:
@@ -135,6 +129,8 @@ class BlobExchange:
         while True:
             path = await store.path_of(ref)
             if path is not None:
+                if is_shareable(ref):
+                    self._link.send(BlobFetched(ref.name))
                 return path
             arriving = store.arriving.get(ref.name)
             if arriving is None:
@@ -143,7 +139,7 @@ class BlobExchange:
             await asyncio.wait([arriving])
         ended = store.arriving[ref.name] = self._loop.create_future()
         try:
-            return await self._fetch(ref, await store.sink(ref), str(store.directory))
+            return await self._fetch(ref, await store.sink(ref), str(store.directory), store.fetching)
         finally:
             del store.arriving[ref.name]
             ended.set_result(None)
@@ -171,7 +167,7 @@ class BlobExchange:
         for fetch in self._fetches.values():
             fetch.fail(TransferError(self._closed))
 
-    def _asked_by(self, name: bytes) -> _Fetch[object] | None:
+    def _asked_by(self, name: bytes) -> Fetch[Any] | None:
         """The fetch that an answer is for. Answers come in the order of requests, those of an ended fetch first."""
         if name in self._unwanted:
             self._unwanted[name] -= 1
@@ -180,17 +176,20 @@ class BlobExchange:
             return None
         return self._fetches.get(name)
 
-    async def _fetch(self, ref: BlobRef, sink: Sink[T], place: str = "memory") -> T:
+    async def _fetch(
+        self, ref: BlobRef, sink: Sink[T], place: str = "memory", shared: dict[bytes, Fetch[Any]] | None = None
+    ) -> T:
         while (other := self._fetches.get(ref.name)) is not None:
             await asyncio.wait([other.released])
         if self._closed:
             raise TransferError(self._closed)
-        fetch = _Fetch(self._link, ref, sink, self._loop)
+        fetch = Fetch(self._link, ref, sink, self._loop)
         self._fetches[ref.name] = fetch
+        if shared is not None:
+            shared[ref.name] = fetch
         try:
             fetch.pump()
-            await fetch.arrived_whole
-            result = await fetch.finish()
+            result = await _whole(fetch)
         except OSError as error:
             fetch.abandon()
             raise write_error(ref, error, place) from error
@@ -198,7 +197,10 @@ class BlobExchange:
             fetch.abandon()
             raise
         finally:
+            fetch.end()
             del self._fetches[ref.name]
+            if shared is not None:
+                del shared[ref.name]
             if fetch.answers_due:
                 self._unwanted[ref.name] = fetch.answers_due
             fetch.released.set_result(None)
@@ -215,10 +217,13 @@ class BlobExchange:
             source = self._sources.find(need.name, hashed_only=self._link.peer.role is Role.PEER)
             if not (0 < need.size <= LARGE_CHUNK and need.offset >= 0 and need.offset + need.size <= source.ref.size):
                 raise SourceError("the request goes beyond its end or is too large")
+            if self._on_shareable is not None and is_shareable(source.ref) and need.name not in self._told:
+                self._told.add(need.name)
+                self._on_shareable(source.ref)
             if isinstance(source, FileSource):
                 if len(self._reads) >= READS_LIMIT:
                     raise SourceError("too much is asked for at once")
-                self._reads.append(need)
+                self._reads.append((need, source))
                 self._read_more()
                 return
             content = source.read(need.offset, need.size)
@@ -236,16 +241,13 @@ class BlobExchange:
         reading = self._loop.run_in_executor(None, self._read, batch)
         reading.add_done_callback(lambda done: self._read_done(link, done))
 
-    def _read(self, batch: list[NeedChunk]) -> list[tuple[NeedChunk, bytes | str]]:
+    def _read(self, batch: list[tuple[NeedChunk, FileSource]]) -> list[tuple[NeedChunk, bytes | str]]:
         """In a thread: the contents, or why there are none."""
         answers: list[tuple[NeedChunk, bytes | str]] = []
         descriptors: dict[bytes, int] = {}
         try:
-            for need in batch:
+            for need, source in batch:
                 try:
-                    source = self._sources.find(need.name)
-                    if not isinstance(source, FileSource):
-                        raise SourceError("it is not offered here any more")
                     if need.name not in descriptors:
                         descriptors[need.name] = source.open()
                     answers.append((need, source.read(descriptors[need.name], need.offset, need.size)))
@@ -269,113 +271,16 @@ class BlobExchange:
         self._read_more()
 
 
-class _Fetch(Generic[T_co]):
-    """One blob on its way in: asks, and hands what arrives to the sink, one thread at a time."""
+def is_shareable(ref: BlobRef) -> bool:
+    """Whether it is worth passing on between those that fetch it."""
+    return ref.hashed and ref.size >= SHARED_SIZE
 
-    def __init__(self, link: BlobLink, ref: BlobRef, sink: Sink[T_co], loop: asyncio.AbstractEventLoop) -> None:
-        self.ref = ref
-        self.arrived_whole: asyncio.Future[None] = loop.create_future()
-        """Done when all is in the sink."""
-        self.released: asyncio.Future[None] = loop.create_future()
-        """Done when another fetch of the same blob may begin."""
-        self._link = link
-        self._sink = sink
-        self._loop = loop
-        self._download = Download(ref.size)
-        self._pieces: list[Piece] = []
-        self._backlog = 0
-        self._refused = 0
-        self._in_thread = False
-        self._abandoned = False
 
-    def pump(self) -> None:
-        """Ask for what the window allows; notice the end."""
-        if self.arrived_whole.done():
-            return
-        if self._download.is_complete and not self._backlog:
-            self.arrived_whole.set_result(None)
-            return
-        for offset, size in self._download.next_requests(self._loop.time(), self._backlog):
-            self._link.send(NeedChunk(self.ref.name, offset, size))
-
-    def arrived(self, offset: int, payload: bytes | memoryview) -> None:
-        """Take a chunk."""
-        kept = self._download.arrived(offset, len(payload), self._loop.time())
-        if not kept or self.arrived_whole.done():
-            return
-        piece = (offset, payload if kept == len(payload) else payload[:kept])
-        if self._sink.writes_inline:
-            try:
-                self._sink.write([piece])
-            except OSError as error:
-                self.fail(error)
-        else:
-            self._pieces.append(piece)
-            self._backlog += kept
-            self._write_more()
-        self.pump()
-
-    def gone(self, cause: str) -> None:
-        """Take a refusal of one request."""
-        self._refused += 1
-        self.fail(TransferError(cause))
-
-    @property
-    def answers_due(self) -> int:
-        """How many requests have neither been answered nor refused."""
-        return self._download.requests - self._refused
-
-    def restart(self, link: BlobLink) -> None:
-        """Ask again, over another link."""
-        self._link = link
-        self._refused = 0
-        self._download.restart()
-        self.pump()
-
-    def fail(self, error: Exception) -> None:
-        """Nothing more is waited for."""
-        if not self.arrived_whole.done():
-            self.arrived_whole.set_exception(error)
-
-    async def finish(self) -> T_co:
-        """What the sink makes of it."""
-        if self._sink.writes_inline and self.ref.size <= INLINE_SIZE:
-            return self._sink.finish()
-        self._in_thread = True
-        finishing = self._loop.run_in_executor(None, self._sink.finish)
-        finishing.add_done_callback(self._thread_done)
-        # The thread cannot be stopped: when we are cancelled, the sink is discarded after it.
-        return await asyncio.shield(finishing)
-
-    def abandon(self) -> None:
-        """Leave nothing behind, as soon as no thread works on it."""
-        self._abandoned = True
-        if self.arrived_whole.done() and not self.arrived_whole.cancelled():
-            self.arrived_whole.exception()  # else asyncio complains that nobody has looked at it
-        if not self._in_thread:
-            self._sink.discard()
-
-    def _write_more(self) -> None:
-        if self._in_thread or not self._pieces:
-            return
-        self._in_thread = True
-        pieces, self._pieces = self._pieces, []
-        writing = self._loop.run_in_executor(None, self._sink.write, pieces)
-        writing.add_done_callback(self._thread_done)
-        writing.add_done_callback(lambda done: self._written(pieces, done))
-
-    def _written(self, pieces: list[Piece], done: asyncio.Future[None]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if self._abandoned or done.cancelled():
-            return
-        if isinstance(error, Exception):
-            self.fail(error)
-            return
-        self._backlog -= sum(len(content) for _, content in pieces)
-        self._write_more()
-        self.pump()
-
-    def _thread_done(self, _done: object) -> None:
-        self._in_thread = False
-        if self._abandoned:
-            self._sink.discard()
+async def _whole(fetch: Fetch[T]) -> T:
+    while True:
+        await fetch.arrived_whole
+        try:
+            return await fetch.finish()
+        except WrongContent:
+            if not fetch.distrust():
+                raise

@@ -86,6 +86,8 @@ class FileSource(Struct, frozen=True):
     identity: FileIdentity
     opened: OpenFile | None = None
     """Where it is to be read, whatever has become of its path."""
+    is_growing: bool = False
+    """It is still being written, and who asks knows which parts are there."""
 
     def open(self) -> int:
         """A descriptor for reading.
@@ -97,7 +99,7 @@ class FileSource(Struct, frozen=True):
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC) if self.opened is None else os.dup(self.opened.fd)
         except OSError as error:
             raise SourceError(f"{self.path} cannot be read: {error.strerror}") from error
-        if FileIdentity.of(os.fstat(fd)) != self.identity:
+        if not self.is_growing and FileIdentity.of(os.fstat(fd)) != self.identity:
             os.close(fd)
             raise SourceError(f"{self.path} has changed since it was offered")
         return fd
@@ -176,6 +178,10 @@ class BlobSources:
         source = self._sources.pop(name, None)
         if isinstance(source, MemorySource) and source.fd >= 0:
             os.close(source.fd)
+
+    def offers(self, name: bytes) -> bool:
+        """Whether something of this name is offered."""
+        return name in self._sources
 
     def find(self, name: bytes, *, hashed_only: bool = False) -> MemorySource | FileSource:
         """The source with this name.

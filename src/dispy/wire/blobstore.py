@@ -15,12 +15,15 @@ import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from dispy import failpoints, pages
 from dispy.errors import TransferError
 from dispy.model import BlobRef
 from dispy.words import size
+
+if TYPE_CHECKING:
+    from dispy.wire.fetch import Fetch
 
 Piece = tuple[int, bytes | memoryview]
 """Offset and content."""
@@ -30,6 +33,10 @@ INLINE_SIZE: Final = 256 << 10
 """Blobs in memory up to this size are written and hashed in the loop: a thread would take longer."""
 _PART_SUFFIX: Final = ".part"
 _HASH_BLOCK: Final = 1 << 20
+
+
+class WrongContent(TransferError):
+    """What arrived is not what its name promises."""
 
 
 class Sink(Protocol[T_co]):
@@ -86,18 +93,26 @@ class DescriptorSink:
         self._open_file = open_file
         self._digest = hashlib.sha256()
         self._hashed = 0
+        self._ahead: dict[int, int] = {}
+        """Written and not hashed because something before it is missing: offset → size."""
 
     def write(self, pieces: Sequence[Piece]) -> None:
         """See `Sink`."""
         self.open()
         for offset, content in pieces:
-            if self._ref.hashed and offset == self._hashed:
-                self._digest.update(content)
-                self._hashed += len(content)
             rest, at = memoryview(content), offset
             while rest:
                 written = os.pwrite(self.fd, rest, at)
                 rest, at = rest[written:], at + written
+            if not self._ref.hashed:
+                continue
+            if offset == self._hashed:
+                self._digest.update(content)
+                self._hashed += len(content)
+                while size := self._ahead.pop(self._hashed, 0):
+                    self._hash_written(size)
+            elif offset > self._hashed:
+                self._ahead[offset] = len(content)
 
     def open(self) -> None:
         """Open the file unless it is open."""
@@ -108,19 +123,25 @@ class DescriptorSink:
         """Compare content and name; what came out of order is read again for that. Raises TransferError."""
         if not self._ref.hashed:
             return
-        while self._hashed < self._ref.size:
-            block = os.pread(self.fd, min(_HASH_BLOCK, self._ref.size - self._hashed), self._hashed)
+        self._hash_written(self._ref.size - self._hashed)
+        digest, self._digest, self._hashed = self._digest.digest(), hashlib.sha256(), 0
+        self._ahead.clear()  # after WrongContent parts are written anew
+        check_digest(self._ref, digest)
+
+    def _hash_written(self, size: int) -> None:
+        while size > 0:
+            block = os.pread(self.fd, min(_HASH_BLOCK, size), self._hashed)
             if not block:
                 raise TransferError(f"{blob_text(self._ref)} was cut while it was written")
             self._digest.update(block)
             self._hashed += len(block)
-        check_digest(self._ref, self._digest.digest())
+            size -= len(block)
 
     def discard(self) -> None:
         """See `Sink`."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
 
 class MemfdSink(DescriptorSink):
@@ -192,12 +213,14 @@ class FileSink(DescriptorSink):
 class BlobStore:
     """A directory of blobs, each in a file named by the hexadecimal digits of its SHA-256.
 
-    It belongs to one process; `arriving` lets several exchanges of that process share the fetch of one blob.
+    It belongs to one process; `arriving` lets several exchanges of that process share the fetch of one blob, and
+    `fetching` has what is on its way.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.arriving: dict[bytes, asyncio.Future[None]] = {}
+        self.fetching: dict[bytes, Fetch[Any]] = {}
         self._prepared = False
 
     async def path_of(self, ref: BlobRef) -> Path | None:
@@ -215,7 +238,7 @@ class BlobStore:
             TransferError: it does not fit on the disk, or is not named by its hash.
         """
         await asyncio.to_thread(self._check_room, ref)
-        return FileSink(ref, self._path(ref))
+        return FileSink(ref, self.place(ref))
 
     def _check_room(self, ref: BlobRef) -> None:
         self._prepare()
@@ -228,7 +251,7 @@ class BlobStore:
 
     def _existing(self, ref: BlobRef) -> Path | None:
         self._prepare()
-        path = self._path(ref)
+        path = self.place(ref)
         try:
             if path.stat().st_size != ref.size:
                 return None
@@ -252,7 +275,8 @@ class BlobStore:
             self._prepared = False
             raise TransferError(f"files cannot be kept in {self.directory}: {error.strerror}") from error
 
-    def _path(self, ref: BlobRef) -> Path:
+    def place(self, ref: BlobRef) -> Path:
+        """Where the file with this content is, when it is here."""
         if not ref.hashed or len(ref.name) != 32:
             raise TransferError(f"{blob_text(ref)} is not named by its hash, so it cannot be kept as a file")
         return self.directory / ref.name.hex()
@@ -264,9 +288,9 @@ def blob_text(ref: BlobRef) -> str:
 
 
 def check_digest(ref: BlobRef, digest: bytes) -> None:
-    """Raises TransferError when a content is not what its name promises."""
+    """Raises WrongContent when a content is not what its name promises."""
     if digest != ref.name:
-        raise TransferError(
+        raise WrongContent(
             f"{blob_text(ref)} arrived with another content (its SHA-256 begins with {digest.hex()[:12]})"
         )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dispy.model import (
     AvailInfo,
+    BlobPlace,
+    BlobRef,
     ComputationId,
     ComputationSpec,
     FileSpec,
@@ -27,7 +29,9 @@ from dispy.wire.sharing import SharingMessage
 
 PROTOCOL = 1
 """Number of this protocol; processes with another one refuse each other in words."""
-CAPABILITIES: tuple[str, ...] = ("jobs", "blobs", "recall")
+PASSES_ON = "peers"
+"""The capability of nodes that pass blobs on to each other."""
+CAPABILITIES: tuple[str, ...] = ("jobs", "blobs", "recall", PASSES_ON)
 """What this side can do beyond the number; an unknown capability of the other side is ignored."""
 
 
@@ -75,7 +79,35 @@ class BlobFetched(Message, frozen=True):
     name: bytes
 
 
+# ---- node to node, about a blob of which a scheduler has told both ----
+
+
+class AskPieces(Message, frozen=True):
+    """Tell me which pieces (of 1 MiB) of this blob you have and get. The ticket proves that I may have it."""
+
+    name: bytes
+    ticket: bytes
+
+
+class PiecesHeld(Message, frozen=True):
+    """You can ask me for these pieces: first and number of each range."""
+
+    name: bytes
+    ranges: list[tuple[int, int]]
+
+
 # ---- scheduler to node ----
+
+
+class BlobShared(Message, frozen=True):
+    """Others fetch this blob or have it: these can be asked for pieces. Whoever shows you the ticket may have yours."""
+
+    blob: BlobRef
+    ticket: bytes
+    share: int
+    """Which of `shares` parts you should ask me for: pieces whose number has this remainder."""
+    shares: int
+    places: list[BlobPlace]
 
 
 class AskLease(Message, frozen=True):
@@ -370,5 +402,8 @@ AnyMessage = (
     | SteerNode
     | StatusTold
     | NodeSteered
+    | AskPieces
+    | PiecesHeld
+    | BlobShared
     | SharingMessage
 )
