@@ -153,5 +153,7 @@ def loads(body: Any, load: Loads = pickle.loads) -> Any:
     Raises:
         Exception: what unpickling raises.
     """
+    if type(body) is bytes and body[:1] != MAGIC[:1]:  # a plain pickle, as nearly all are: on the path of every job
+        return load(body)
     pickled, buffers = split(body)
     return load(pickled, buffers=[bytearray(each) if each.readonly else each for each in buffers])
