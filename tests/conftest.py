@@ -27,7 +27,7 @@ import pytest
 REQUIRE_REAL = os.environ.get("DISPY_REQUIRE_REAL", "") not in {"", "0"}
 PORTAL_THREADS = ("dispy-loop", "dispy-callbacks", "dispy-files-")
 """The threads of `dispy.portal` live as long as their process."""
-PORTAL_DESCRIPTORS = ["anon_inode:[eventpoll]", "socket", "socket"]
+PORTAL_DESCRIPTORS = ["anon_inode:[eventpoll]", "socket", "socket", "socket", "socket"]
 SETTLE_TIMEOUT = 5.0
 """Seconds that threads, processes and connections get to be gone after a test."""
 READY = "ready"

@@ -51,7 +51,8 @@ class DurableMarks:
         self._sources = sources
         self._address = address
         self._post = post
-        self._keepers: dict[ComputationId, MarkKeeper] = {}
+        self.keepers: dict[ComputationId, MarkKeeper] = {}
+        """Of each durable cluster."""
         self._untold: dict[int, tuple[MarkKeeper, JobEnded]] = {}
         """Jobs whose callbacks have not returned; also of a cluster that is over."""
         self._told: deque[int] = deque()
@@ -59,16 +60,13 @@ class DurableMarks:
         self._unsynced: set[MarkKeeper] = set()
         self._syncing: set[MarkKeeper] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._keepers)
-
     def add(self, cluster: ComputationId, keeper: MarkKeeper) -> None:
         """A durable cluster."""
-        self._keepers[cluster] = keeper
+        self.keepers[cluster] = keeper
 
     def forget(self, cluster: ComputationId) -> None:
         """It is over."""
-        self._keepers.pop(cluster, None)
+        self.keepers.pop(cluster, None)
 
     def store(self, records: Sequence[JobRecord]) -> None:
         """Jobs were submitted."""
@@ -125,8 +123,8 @@ class DurableMarks:
         try:
             yield
         except Exception:
-            for cluster in [cluster for cluster, known in self._keepers.items() if known is keeper]:
-                del self._keepers[cluster]
+            for cluster in [cluster for cluster, known in self.keepers.items() if known is keeper]:
+                del self.keepers[cluster]
             logger.exception(
                 "durable jobs cannot be stored any more: they run, but those that have not ended are lost, or run "
                 "again, if this program is killed"
@@ -135,7 +133,7 @@ class DurableMarks:
     def _by_keeper(self, things: Iterable[Any], cluster_of: Callable[[Any], ComputationId]) -> Any:
         sorted_out: dict[MarkKeeper, list[Any]] = {}
         for thing in things:
-            keeper = self._keepers.get(cluster_of(thing))
+            keeper = self.keepers.get(cluster_of(thing))
             if keeper is not None:
                 sorted_out.setdefault(keeper, []).append(thing)
         return sorted_out.items()

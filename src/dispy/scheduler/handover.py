@@ -22,9 +22,15 @@ LATE_PAUSE: Final = 0.001
 class Handover:
     """The line of jobs in front of a loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[list[JobRecord]], None]) -> None:
-        """`take` gets the jobs, in the loop and in their order."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        wake: Callable[[Callable[[], None]], None],
+        take: Callable[[list[JobRecord]], None],
+    ) -> None:
+        """`wake` lets a function run in the loop; `take` gets the jobs there, in their order."""
         self._loop = loop
+        self._wake = wake
         self._take = take
         self._line: deque[JobRecord] = deque()
         self._flushing = False
@@ -37,7 +43,7 @@ class Handover:
         if not self._flushing:
             self._flushing = True
             self._late_at = time.monotonic() + LATE
-            self._loop.call_soon_threadsafe(self._flush)
+            self._wake(self._flush)
         elif time.monotonic() > self._late_at and not self._is_here():
             time.sleep(LATE_PAUSE)
 

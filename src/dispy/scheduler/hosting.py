@@ -26,6 +26,9 @@ class LoopHost(Protocol):
     def post(self, function: Callable[..., object], *args: object) -> None:
         """Run a function in the loop soon; from any thread."""
 
+    def wake(self, function: Callable[[], object]) -> None:
+        """As `post`; its order among other things does not matter."""
+
 
 class Hosting(Struct, frozen=True):
     """What is different in a daemon. Without it the service works for the clusters of its own process."""

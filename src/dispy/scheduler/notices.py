@@ -110,7 +110,7 @@ class NoticeBoard:
                         untold.add(ended.job.job)
                 except BaseException:  # other jobs have ended as well
                     logger.exception("the end of job %s could not be told; dispy goes on", ended.job.job)
-        if self._durable:
+        if self._durable.keepers:
             self._durable.end(jobs, untold)
         for owner in touched.values():
             try:

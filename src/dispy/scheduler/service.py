@@ -123,7 +123,7 @@ class SchedulerService:
             self._spawn,
             None if going_on is None else going_on.pid,
         )
-        self._handover = Handover(portal.loop, self._take)
+        self._handover = Handover(portal.loop, portal.wake, self._take)
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -308,7 +308,7 @@ class SchedulerService:
         self._handover.flush_now()
 
     def _take(self, records: list[JobRecord]) -> None:
-        if self.durable:
+        if self.durable.keepers:
             self.durable.store(records)
         self.handle(JobsSubmitted(records))
 
@@ -329,8 +329,9 @@ class SchedulerService:
         self._arm()
 
     def _empty_inbox(self) -> None:
-        while self._inbox:
-            event = self._inbox.popleft()
+        inbox = self._inbox
+        while inbox:
+            event = inbox.popleft()
             self._perform(event, self.core.handle(event, self.portal.loop.time()))
 
     def _arm(self) -> None:
@@ -361,11 +362,12 @@ class SchedulerService:
             self.core.check()
         if self._hosting is not None:
             self._hosting.note(event, effects)
-        if self.durable:
+        if self.durable.keepers:
             self.durable.hand(effects)
         if effects.sends:
             self.links.send(effects.sends)
-        self._notices.tell(effects.notices)
+        if effects.notices:
+            self._notices.tell(effects.notices)
 
     def _ask_again(self, node: ProcessId) -> None:
         """The node turned out to be one that a cluster may have named in another way."""

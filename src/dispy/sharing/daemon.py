@@ -65,6 +65,10 @@ class LoopHere:
         """Run a function in the loop soon; from any thread."""
         self.loop.call_soon_threadsafe(function, *args)
 
+    def wake(self, function: Callable[[], object]) -> None:
+        """Run a function in the loop soon; from any thread."""
+        self.loop.call_soon_threadsafe(function)
+
 
 class SharedScheduler:
     """The daemon. `start`, wait for `ended`, then `close`."""

@@ -66,7 +66,7 @@ class RemoteScheduler(Inquiries):
         self._uplink = Uplink(portal.loop, settings, self)
         self._sources = self._uplink.sources
         self._offers = FileOffers(self._sources, lambda: (each.owner.spec for each in self.attachments.values()))
-        self._handover = Handover(portal.loop, self._take)
+        self._handover = Handover(portal.loop, portal.wake, self._take)
         self._questions = Questions()
         self._touched: dict[ComputationId, Attachment] = {}
         """Clusters of which the last read has spoken."""

@@ -162,7 +162,7 @@ class Link:
         """Write now what is queued. A message that cannot be encoded breaks the link, and the log says which."""
         self._flush_asked = False
         session, transport = self._session, self._transport
-        if session is None or transport is None or not session.has_to_say:
+        if session is None or transport is None or not (session.outgoing or session.is_greeting):
             return
         try:
             buffers = session.data_to_send(self._loop.time())
@@ -170,7 +170,9 @@ class Link:
             logger.exception("the link to %s is broken off: what is to be sent there cannot be", self.where)
             self.abort(str(error))
             return
-        if buffers:
+        if len(buffers) == 1 and len(buffers[0]) <= WRITE_SIZE and not (self._unwritten or self._writing_paused):
+            transport.writelines(buffers)
+        elif buffers:
             self._unwritten.extend(buffers)
             self._write()
 

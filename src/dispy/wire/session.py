@@ -110,9 +110,10 @@ class Session:
         self._unread_end = 0
         self._handshake_bytes = 0
         self._decoder: FrameDecoder | None = None
-        self._queue: list[tuple[AnyMessage, Sequence[Buffer]]] = []
-        self._is_greeting = True
-        """The handshake may have something to say."""
+        self.outgoing: list[tuple[AnyMessage, Sequence[Buffer]]] = []
+        """What `data_to_send` will encode."""
+        self.is_greeting = True
+        """Whether the handshake may have something to say."""
         self._events: list[SessionEvent] = []
         self._started_at = self._heard_at = self._sent_at = now
         self._every = min(self._intervals.heartbeat, HEARTBEAT_INTERVAL)
@@ -130,27 +131,22 @@ class Session:
         if not self.established:
             raise LocalProtocolError(f"{type(message).__name__} cannot be sent before the handshake is done")
         if not self.ended and not self._leaving:
-            self._queue.append((message, payload))
+            self.outgoing.append((message, payload))
 
     def say_goodbye(self, reason: str) -> None:
         """Queue a goodbye, the last message. From now on nothing arrives but the end: `Ended`."""
         if self.established and not self.ended and not self._leaving:
-            self._queue.append((Goodbye(reason), ()))
+            self.outgoing.append((Goodbye(reason), ()))
             self._leaving = True
-
-    @property
-    def has_to_say(self) -> bool:
-        """Whether `data_to_send` may have anything."""
-        return bool(self._queue) or self._is_greeting
 
     def data_to_send(self, now: float) -> list[memoryview]:
         """What to write now; the parts of payloads that are large are not copied."""
         buffers = []
-        if self._is_greeting:
-            self._is_greeting = not self.established
+        if self.is_greeting:
+            self.is_greeting = not self.established
             buffers = [memoryview(data) for data in self._handshake.data_to_send()]
-        if self._queue:
-            queue, self._queue = self._queue, []
+        if self.outgoing:
+            queue, self.outgoing = self.outgoing, []
             buffers += encode_frames(queue)
         if buffers:
             self._sent_at = now
@@ -224,7 +220,7 @@ class Session:
             self._suspected = True
             self._events.append(Suspected())
         if now - self._sent_at >= self._every:
-            self._queue.append((Heartbeat(), ()))
+            self.outgoing.append((Heartbeat(), ()))
 
     def silent_for(self, now: float) -> float:
         """Seconds since the last byte of the other side."""
@@ -290,7 +286,7 @@ class Session:
                 self.established = True
                 self._events.append(Established(self._handshake.peer))
                 if self._intervals.heartbeat < HEARTBEAT_INTERVAL:
-                    self._queue.append((Heartbeat(self._intervals.heartbeat), ()))
+                    self.outgoing.append((Heartbeat(self._intervals.heartbeat), ()))
         rest = bytes(unread[at:end])
         if self.established:
             self._decoder = FrameDecoder()

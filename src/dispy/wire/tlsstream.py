@@ -79,7 +79,7 @@ class TlsStream(asyncio.BufferedProtocol):
 
     def writelines(self, buffers: Iterable[memoryview]) -> None:
         """Write all of it; nothing is written any more when `is_closing`."""
-        if self._state is not _State.OPEN:
+        if self.is_closing:
             return
         write = self.tls.write
         try:
