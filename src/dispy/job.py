@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from dispy import buffers
 from dispy.model import ComputationId, JobDone, JobState
 from dispy.settings import INLINE_SIZE
-from dispy.shipping import loads_result
 
 if TYPE_CHECKING:
     from dispy.scheduler.jobs import JobRecord
@@ -124,13 +124,14 @@ class DispyJob:
         Args:
             clear: reset `finish` afterwards.
         """
-        job = self._original()
+        job = self if self._ended else self._original()
         if not job._ended:
             job._wait()
-        result = job.result
+        if job._lazy is not None:
+            job._load()
         if clear:
             self.finish.clear()
-        return result
+        return job._result
 
     def __await__(self) -> Generator[Any, None, Any]:
         """`await job` is `job()` in a running asyncio loop, which goes on meanwhile."""
@@ -258,7 +259,7 @@ class DispyJob:
             return
         value, problem = None, None
         try:
-            value = loads_result(data)
+            value = buffers.loads(data)
         except BaseException as error:  # any class of the user can raise anything while it is rebuilt
             if _is_of_user(error):
                 raise

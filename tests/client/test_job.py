@@ -152,7 +152,7 @@ def test_ctrl_c_of_the_user_leaves_the_result_to_be_asked_for(monkeypatch: pytes
     job = DispyJob()
     settle(job, result=pickle.dumps(b"x" * (INLINE_SIZE + 1)))
     with monkeypatch.context() as patched:
-        patched.setattr("dispy.job.loads_result", lambda _: _raise(KeyboardInterrupt))
+        patched.setattr("dispy.buffers.loads", lambda _: _raise(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             _ = job.status
     assert (job.status, len(job.result)) == (DispyJob.Finished, INLINE_SIZE + 1)

@@ -52,6 +52,8 @@ class ClusterRecord:
     state: ClusterState = ClusterState.OPEN
     jobs: int = 0
     """Jobs that have not ended: queued and in flight."""
+    id: ComputationId = field(init=False)
+    """The client's name for it."""
     plain: JobQueue = field(init=False)
     """Jobs without wishes about their node."""
     special: dict[Shape, JobQueue] = field(default_factory=dict)
@@ -83,12 +85,8 @@ class ClusterRecord:
     """Whether a job has ended since."""
 
     def __post_init__(self) -> None:
-        self.plain = JobQueue(self.computation.id)
-
-    @property
-    def id(self) -> ComputationId:
-        """The client's name for it."""
-        return self.computation.id
+        self.id = self.computation.id
+        self.plain = JobQueue(self.id)
 
     @property
     def queues(self) -> list[JobQueue]:

@@ -104,13 +104,16 @@ class Lane:
             jobs.popleft()
         return jobs[0]
 
-    def take(self) -> JobRecord:
-        """Remove and return the first job that waits; there must be one."""
-        jobs = self.jobs
-        while (record := jobs.popleft()).state is not JobState.Created:
-            pass
-        self.waiting -= 1
-        return record
+    def take(self, count: int) -> list[JobRecord]:
+        """Remove and return the first jobs that wait; there must be so many."""
+        jobs, created = self.jobs, JobState.Created
+        self.waiting -= count
+        taken: list[JobRecord] = []
+        for _ in range(count):
+            while (record := jobs.popleft()).state is not created:
+                pass
+            taken.append(record)
+        return taken
 
     def put_back(self, records: Iterable[JobRecord]) -> None:
         """Queue jobs that were handed out before: where their ids belong, which is near the front."""
@@ -162,19 +165,16 @@ class JobQueue:
 
     def append(self, record: JobRecord) -> None:
         """Queue a new job."""
-        lane = self._lane(0 if record.options is None else record.options.priority)
+        priority = 0 if record.options is None else record.options.priority
+        lane = self._lanes.get(priority) or self._lane(priority)
         lane.jobs.append(record)
         lane.waiting += 1
         self.waiting += 1
 
     def take(self, count: int) -> list[JobRecord]:
         """Remove the first jobs of the lane that is served next; it must have so many."""
-        lane = self.top()
         self.waiting -= count
-        if count == 1:
-            return [lane.take()]
-        take = lane.take
-        return [take() for _ in range(count)]
+        return self.top().take(count)
 
     def put_back(self, records: Iterable[JobRecord]) -> None:
         """Queue jobs that were handed out before."""

@@ -124,6 +124,7 @@ class SchedulerService:
             None if going_on is None else going_on.pid,
         )
         self._handover = Handover(portal.loop, portal.wake, self._take)
+        self.submit = self._handover.submit
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -132,10 +133,6 @@ class SchedulerService:
         self._checks = flag("DISPY_CHECK")
 
     # From any thread.
-
-    def submit(self, record: JobRecord) -> None:
-        """Queue a job; the loop takes what is queued by large portions, and when it is late with that we wait a bit."""
-        self._handover.submit(record)
 
     def cancel(self, record: JobRecord) -> None:
         """Cancel a job."""
