@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from corenode import MAP, REDUCE, Answer, Node, ahead, done, fed, forks, heavy, node, ready, spec
+import sys
+from types import FrameType
 
-from dispy.model import ComputationId, ComputationSpec
+import pytest
+from corenode import ANNA, MAP, REDUCE, Answer, Node, ahead, done, fed, forks, heavy, node, ready, spec
+
+from dispy.model import ComputationId, ComputationSpec, JobSpec
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.effects import Effects
@@ -410,3 +413,23 @@ def test_a_cpu_does_not_change_hands_at_once(ready: Node) -> None:
     ready.run(5, key=REDUCE)
     ready.wait(0.5 * NEWCOMER_SECONDS)
     assert ready.handle(ev.WorkerAnswered(2, [Answer(2)])).actions == [fed(2, 3)]
+
+
+def test_a_lonely_job_costs_few_calls(ready: Node) -> None:
+    """Two decisions, and the deadlines after them."""
+    calls = 0
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    core, now = ready.core, ready.now
+    sys.setprofile(note)
+    try:
+        core.handle(ev.SchedulerSaid(ANNA, msg.RunJobs(MAP, [JobSpec(1, 1, 1)], 2), b"x"), now)
+        core.next_deadline()
+        core.handle(ev.WorkerAnswered(1, [Answer(2)]), now + 0.001)
+        core.next_deadline()
+    finally:
+        sys.setprofile(None)
+    assert calls <= 66
