@@ -54,6 +54,20 @@ def test_a_directory_of_a_node_is_tidied(tmp_path: Path) -> None:
     assert [each.exists() for each in (fresh, open_, lock)] == [True] * 3
 
 
+def test_a_file_that_stands_in_a_directory_as_well_stays(tmp_path: Path) -> None:
+    blob = make(tmp_path / "blobs/aa.lent", 40)
+    (tmp_path / "jobs" / "open-1").mkdir(parents=True)
+    placed = tmp_path / "jobs" / "open-1" / "data"
+    placed.hardlink_to(blob)
+    later = time.time() + 40 * DAY
+    assert tidy(tmp_path, [placed.parent], later, keep_size=1, keep_seconds=30 * DAY) == []
+    placed.unlink()
+    soon = time.time() + 20 * DAY  # its content is old, but it was needed until now
+    assert tidy(tmp_path, [], soon, keep_size=None, keep_seconds=30 * DAY) == []
+    gone = tidy(tmp_path, [], later, keep_size=None, keep_seconds=30 * DAY)
+    assert {each.path for each in gone} == {placed.parent, blob}
+
+
 def test_an_environment_is_one_entry_with_a_stamp(tmp_path: Path) -> None:
     environments = tmp_path / "environments"
     python = make(environments / "one/bin/python", 40)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef, ComputationId, ComputationSpec, FileSpec
@@ -29,6 +29,8 @@ from dispy.node.workers import ForkServer
 from dispy.wire.blobs import BlobExchange
 
 logger = logging.getLogger("dispy.node")
+
+T = TypeVar("T")
 
 CLEANUP_TIMEOUT: Final = 60.0
 """Seconds that a cleanup function may take; a node must not stay locked by one that hangs."""
@@ -134,8 +136,10 @@ class HostedComputation:
         places = self._places
         assert self._workdir is not None
         places.check_size(file)
-        source = await self._exchange.fetch_file(file.blob, places.store)
-        await _to_the_end(asyncio.to_thread(places.workdirs.place, self._workdir, file, source))
+        is_placed = False
+        while not is_placed:  # another computation may have taken it from under our hands
+            await self._exchange.fetch_file(file.blob, places.store)
+            is_placed = await _to_the_end(asyncio.to_thread(places.workdirs.place, self._workdir, file, places.store))
 
     async def end(self) -> None:
         """Clear it away now: no cleanup function, no event."""
@@ -360,11 +364,11 @@ class HostedComputation:
         self._places.post(ev.ForkServerDied(self.id, cause))
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
     """Await work in a thread, also when we are cancelled: what it writes must not appear after we have removed it."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await task
         raise

@@ -15,6 +15,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from dispy.wire.lending import is_lent
+
 OWN_NAMES: Final = frozenset({"blobs", "environments", "init", "jobs", "left", "left.tmp", "lock", "own", "spool"})
 """What the node itself keeps at the top of its directory."""
 STAMP: Final = ".used"
@@ -115,7 +117,8 @@ def _entries(prefix: Path) -> Iterator[Entry]:
     for path in _inside(prefix / "blobs"):
         with contextlib.suppress(OSError):  # it has just gone
             status = path.lstat()
-            yield Entry(path, status.st_size, status.st_mtime)
+            if status.st_nlink == 1:  # else it stands in a computation's directory, and does not go before that
+                yield Entry(path, status.st_size, status.st_ctime if is_lent(path) else status.st_mtime)
     kept = [path for path in _inside(prefix) if path.name not in OWN_NAMES]
     for path in (*_inside(prefix / "environments"), *_inside(prefix / "jobs"), *kept):
         if path.is_dir() and not path.is_symlink():

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import time
 from pathlib import Path
 
@@ -26,12 +25,13 @@ from dispy.model import ComputationSpec, FileSpec
 from dispy.node import leftovers
 from dispy.node.leftovers import start_time
 from dispy.node.litter import OWN_NAMES
+from dispy.node.placing import place_file
 from dispy.wire import beneath
+from dispy.wire.blobstore import BlobStore
 
 logger = logging.getLogger("dispy.node")
 
 _END_TIMEOUT = 10.0
-_COPY_SIZE = 8 << 20
 
 
 class DirectoryGone(NodeError):
@@ -357,8 +357,10 @@ class Workdirs:
         except OSError as error:
             raise NodeError(_why(f"the directory {path} cannot be made", error)) from error
 
-    def place(self, workdir: Workdir, file: FileSpec, source: Path) -> None:
-        """Copy a received file to its name in the directory. To be called in a thread.
+    def place(self, workdir: Workdir, file: FileSpec, store: BlobStore) -> bool:
+        """Put a received file under its name into the directory. To be called in a thread.
+
+        It is the store's own file where that can lend it, else a copy. False: it is not in the store any more.
 
         Raises:
             NodeError: the name leads outside, or it cannot be written.
@@ -371,12 +373,14 @@ class Workdirs:
             finally:
                 os.close(root)
             try:
-                _write(folder, parts[-1], file, source, self._owner)
+                if not place_file(folder, parts[-1], file, store, self._owner):
+                    return False
             finally:
                 os.close(folder)
         except OSError as error:
             raise NodeError(_why(f"the file {file.path} cannot be written", error)) from error
         workdir.placed[file.path] = file.blob.name
+        return True
 
     def close(self, workdir: Workdir, *, keep: bool) -> None:
         """Remove what is not to be kept. To be called in a thread."""
@@ -422,29 +426,6 @@ def checked_parts(name: str) -> tuple[str, ...]:
         return beneath.checked_parts(name)
     except TransferError as error:
         raise NodeError(str(error)) from error
-
-
-def _write(folder: int, name: str, file: FileSpec, source: Path, owner: tuple[int, int] | None) -> None:
-    temporary = f".dispy-{os.getpid()}-{file.blob.name.hex()[:16]}"
-    target = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
-    )
-    try:
-        with open(source, "rb") as content, open(target, "wb", closefd=False) as output:
-            shutil.copyfileobj(content, output, _COPY_SIZE)
-        if owner is not None:
-            os.fchown(target, *owner)
-        os.fchmod(target, stat.S_IMODE(file.mode) & 0o777)
-        if file.mtime > 0:
-            os.utime(target, (file.mtime, file.mtime))
-        failpoints.hit("placed.before-rename")
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
-        raise
-    finally:
-        os.close(target)
 
 
 def _why(what: str, error: OSError) -> str:

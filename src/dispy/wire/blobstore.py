@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from dispy import failpoints, pages
 from dispy.errors import TransferError
 from dispy.model import BlobRef
+from dispy.wire import lending
 from dispy.words import size
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ INLINE_SIZE: Final = 256 << 10
 """Blobs in memory up to this size are written and hashed in the loop: a thread would take longer."""
 _PART_SUFFIX: Final = ".part"
 _HASH_BLOCK: Final = 1 << 20
+_LOCKS: Final = 16
 
 
 class WrongContent(TransferError):
@@ -222,6 +225,8 @@ class BlobStore:
         self.arriving: dict[bytes, asyncio.Future[None]] = {}
         self.fetching: dict[bytes, Fetch[Any]] = {}
         self._prepared = False
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        """One content is lent and taken back by one thread at a time."""
 
     async def path_of(self, ref: BlobRef) -> Path | None:
         """The file with this content, or None when it is not here.
@@ -253,14 +258,35 @@ class BlobStore:
         self._prepare()
         path = self.place(ref)
         try:
-            if path.stat().st_size != ref.size:
-                return None
-            os.utime(path)  # what was not used for longest is removed first where room is wanted
-            return path
-        except FileNotFoundError:
-            return None
+            with self._lock_of(ref):
+                if not path.exists() and not lending.take_back(path, ref.name):
+                    return None
+                if path.stat().st_size != ref.size:
+                    return None
+                os.utime(path)  # what was not used for longest is removed first where room is wanted
+                return path
         except OSError as error:
             raise TransferError(f"{path} cannot be read: {error.strerror}") from error
+
+    def lend(self, ref: BlobRef, folder: int, name: str) -> bool:
+        """Give a file that is here a second name in an open directory; False where it has to be copied. In a thread.
+
+        Whoever uses it there may change it; the store looks at it before it gives it to somebody else.
+
+        Raises:
+            FileNotFoundError: it was lent to somebody else in the meantime: ask `path_of` again.
+            OSError: the name is taken.
+        """
+        with self._lock_of(ref):
+            return ref.size >= lending.LEAST_SIZE and lending.lend(self.place(ref), folder, name)
+
+    def readable(self, ref: BlobRef) -> Path | None:
+        """The file, also when it is lent and may have been changed; None when it is not here. Does not look inside."""
+        path = self.place(ref)
+        return next((each for each in (path, lending.lent(path)) if each.exists()), None)
+
+    def _lock_of(self, ref: BlobRef) -> threading.Lock:
+        return self._locks[ref.name[0] % len(self._locks)]
 
     def _prepare(self) -> None:
         """Make the directory; remove what an earlier process left unfinished."""

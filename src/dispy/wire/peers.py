@@ -279,7 +279,7 @@ class PeerLinks:
 
     def _held_whole(self, name: bytes) -> list[Range]:
         ref = self._refs[name]
-        return [(0, -(-ref.size // PIECE))] if self._store.place(ref).exists() else []
+        return [(0, -(-ref.size // PIECE))] if self._store.readable(ref) is not None else []
 
     def _tell(self, name: bytes, ranges: list[Range]) -> None:
         """We have more pieces."""
@@ -297,7 +297,7 @@ class PeerLinks:
         try:
             if fetch is not None and (file := fetch.opened) is not None:
                 return FileSource(ref, self._store.directory, FileIdentity.of(os.fstat(file.fd)), file, True)
-            path = self._store.place(ref)
+            path = self._store.readable(ref) or self._store.place(ref)
             return FileSource(ref, path, FileIdentity.of(path.stat()))
         except OSError as error:
             raise SourceError(f"it is not here any more: {error.strerror}") from error
