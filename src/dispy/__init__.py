@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dispy.logs import logger
     from dispy.nodes import DispyNode, DispyNodeAvailInfo, NodeAllocate
     from dispy.recover import recover_jobs
+    from dispy.scattered import Scattered
     from dispy.settings import VERSION as __version__  # noqa: N811
     from dispy.sharedcluster import SharedJobCluster
     from dispy.standing import ClusterStatus
@@ -36,6 +37,7 @@ _PUBLIC = {
     "DispyNodeAvailInfo": "dispy.nodes",
     "JobCluster": "dispy.cluster",
     "NodeAllocate": "dispy.nodes",
+    "Scattered": "dispy.scattered",
     "SharedJobCluster": "dispy.sharedcluster",
     "as_completed": "dispy.waiting",
     "fault_recover_jobs": "dispy.recover",
@@ -53,6 +55,7 @@ __all__ = [
     "DispyNodeAvailInfo",
     "JobCluster",
     "NodeAllocate",
+    "Scattered",
     "SharedJobCluster",
     "__version__",
     "as_completed",

@@ -106,6 +106,7 @@ class ClusterClosing(ClusterBase):
         self.is_closed = True
         KEEPERS.pop(self._id, None)
         self.end_time = time.time()
+        self._close_scattered()
         release(self)
         if not self._portal.in_callback:
             self._see_callbacks_off(terminate, until)

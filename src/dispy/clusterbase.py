@@ -39,6 +39,9 @@ class ClusterBase:
         """Jobs that have not ended."""
         return self._ledger.pending
 
+    def _close_scattered(self) -> None:
+        """The cluster is closed: nobody needs its objects any more."""
+
     def _check_process(self) -> None:
         if os.getpid() != self.pid:
             raise ClosedError(

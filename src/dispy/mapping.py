@@ -21,6 +21,7 @@ from dispy.errors import ClosedError, JobFailed, SettingsError, ShippingError
 from dispy.job import DispyJob
 from dispy.joboptions import DEPENDS, PREFIX, take_options
 from dispy.model import JobDone, JobOptions, JobState
+from dispy.scattered import naming
 from dispy.shipping import dumps_arguments, dumps_calls, loads_result
 from dispy.submission import JobSubmission
 
@@ -177,18 +178,19 @@ class _Feed:
 
     def _submit(self, columns: list[list[Any]]) -> None:
         cluster, calls = self._cluster, len(columns[0])
-        try:
-            data = dumps_calls(cluster._shipment, columns)
-        except Exception as refusal:
-            calls = self._up_to_culprit(columns, refusal)
-            if not calls:
-                return
-            data = dumps_calls(cluster._shipment, [column[:calls] for column in columns])
+        with naming(cluster._id) as named:
+            try:
+                data = dumps_calls(cluster._shipment, columns)
+            except Exception as refusal:
+                calls = self._up_to_culprit(columns, refusal)
+                if not calls:
+                    return
+                data = dumps_calls(cluster._shipment, [column[:calls] for column in columns])
         job = ChunkJob(self._next, calls, buffers.size(data))
         job.weight = self._chunking.weight(calls, job.sent)
         job._when_ended(self._heard)
         cluster._check_submission()
-        cluster._enqueue(job, data, self._options)
+        cluster._enqueue(job, data, cluster._needing(named.values(), self._options) if named else self._options)
         self._waiting[job.first] = job
         self._weight += job.weight
         self._next += calls

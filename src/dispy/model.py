@@ -124,12 +124,17 @@ class ComputationSpec(msgspec.Struct, frozen=True):
 
 
 class JobDepends(msgspec.Struct, frozen=True, array_like=True):
-    """Files that one job needs beyond those of its computation; removed when it has ended.
-
-    Code that it alone needs travels with its arguments.
-    """
+    """What one job needs beyond its computation and its arguments. Code that it alone needs travels with these."""
 
     files: tuple[FileSpec, ...] = ()
+    """In the computation's directory; removed when it has ended."""
+    objects: tuple[BlobRef, ...] = ()
+    """Scattered objects that its arguments name."""
+
+    @property
+    def contents(self) -> list[BlobRef]:
+        """All that is to be fetched for it."""
+        return [*(file.blob for file in self.files), *self.objects]
 
 
 class JobOptions(msgspec.Struct, frozen=True, array_like=True):

@@ -129,6 +129,22 @@ def load_names(data: bytes) -> None:
     inject(names)
 
 
+find_scattered: Callable[[bytes], object] | None = None
+"""Set in workers: gives the object that has this name."""
+
+
+def scattered(name: bytes) -> object:
+    """What stands in pickled arguments for an object that was scattered (see `dispy.scattered`).
+
+    Raises:
+        LookupError: this process is no worker, or the object is not here.
+        Exception: what unpickling it raises.
+    """
+    if find_scattered is None:
+        raise LookupError("a scattered object is there in jobs only, where it stands among their arguments")
+    return find_scattered(name)
+
+
 brought_by_job: Final[list[Callable[[], object]]] = []
 """What takes away again what the running job alone has brought."""
 

@@ -333,8 +333,8 @@ async def _offer_contents(service: SchedulerService, names: Iterable[bytes], fol
 async def _record(service: SchedulerService, stored: JobStored, folder: Path) -> JobRecord:
     options, args, blob = stored.options, stored.args, None
     if options is not None and options.depends is not None:
-        await _offer_contents(service, [file.blob.name for file in options.depends.files], folder)
-        service.offers.hold(options.depends.files)
+        await _offer_contents(service, [blob.name for blob in options.depends.contents], folder)
+        service.offers.hold(options.depends.contents)
     if len(args) > INLINE_SIZE:
         args, blob = b"", service.links.sources.offer_bytes(args)
     return JobRecord(stored.job, stored.cluster, args, None, blob, options)

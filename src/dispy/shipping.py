@@ -23,7 +23,8 @@ from msgspec import Struct, field
 
 from dispy import buffers, namespace, pickling
 from dispy.codenames import MAIN
-from dispy.errors import ShippingError
+from dispy.errors import DispyError, ShippingError
+from dispy.scattered import Scattered
 from dispy.settings import is_sendable
 from dispy.sources import (
     LocalFile,
@@ -42,6 +43,7 @@ __all__ = [
     "dumps_arguments",
     "dumps_calls",
     "dumps_for_job",
+    "dumps_object",
     "dumps_setup_args",
     "loads_result",
     "pack",
@@ -219,8 +221,17 @@ def dumps_arguments(
     context = shipment.context
     try:
         return pickling.dumps_body(context.shipped, (args, kwargs), large, context.travelling.__contains__)
+    except DispyError:  # of a scattered object
+        raise
     except Exception as error:
         raise _refusal(args, kwargs) from error
+
+
+def _text(argument: object) -> str:
+    """An argument of a program."""
+    if isinstance(argument, Scattered):
+        raise ShippingError(f"{argument!r} cannot be given to a program, whose arguments are texts")
+    return str(argument)
 
 
 def dumps_calls(shipment: Shipment, columns: list[list[object]]) -> bytes | list[buffers.Readable]:
@@ -238,7 +249,7 @@ def dumps_calls(shipment: Shipment, columns: list[list[object]]) -> bytes | list
 
 def _dumps_words(args: tuple[object, ...]) -> bytes:
     """The arguments of a program."""
-    return pickle.dumps((tuple(map(str, args)), {}), 5)
+    return pickle.dumps((tuple(map(_text, args)), {}), 5)
 
 
 def dumps_for_job(
@@ -270,12 +281,29 @@ def dumps_for_job(
 
     try:
         data = pickling.dumps_for_job(context.shipped, names, find_modules, is_own, context.travelling, (args, kwargs))
-    except ShippingError:
+    except DispyError:
         raise
     except Exception as error:
         raise _refusal(args, kwargs) from error
     _check(files.values())
     return data, list(files.values())
+
+
+def dumps_object(shipment: Shipment, value: object) -> list[buffers.Readable]:
+    """Pickle an object for jobs that get it beside their arguments; the parts stay as they are.
+
+    Raises:
+        ShippingError: it cannot be pickled; the message names the part.
+    """
+    context = shipment.context
+    try:
+        large = pickling.is_large(iter([value]))
+        data = pickling.dumps_body(context.shipped, value, large, context.travelling.__contains__)
+        return [data] if isinstance(data, bytes) else data
+    except DispyError:
+        raise
+    except Exception as error:
+        raise ShippingError(namespace.find_culprit(value, "the object", pickling.dumps_nowhere)) from error
 
 
 def dumps_setup_args(shipment: Shipment, args: tuple[object, ...]) -> bytes:
@@ -289,6 +317,8 @@ def dumps_setup_args(shipment: Shipment, args: tuple[object, ...]) -> bytes:
     context = shipment.context
     try:
         return pickling.dumps_value(context.shipped, tuple(args), context.travelling.__contains__)
+    except DispyError:
+        raise
     except Exception as error:
         raise _refusal(args, {}) from error
 

@@ -9,24 +9,21 @@ from typing import Any
 import msgspec
 
 from dispy.buffers import Readable
-from dispy.clusterbase import ClusterBase
 from dispy.errors import ClosedError, SettingsError, ShippingError, TransferError
 from dispy.job import DispyJob
 from dispy.joboptions import DEPENDS, take_options
 from dispy.model import JobDepends, JobOptions, JobState
-from dispy.recovery.journal import Journal
+from dispy.scattered import naming
+from dispy.scattering import ObjectScattering
 from dispy.scheduler.jobs import JobRecord
 from dispy.settings import INLINE_SIZE
-from dispy.shipping import Shipment, dumps_arguments, dumps_for_job
+from dispy.shipping import dumps_arguments, dumps_for_job
 
 _record_numbers = iter(range(1, 1 << 62))
 
 
-class JobSubmission(ClusterBase):
+class JobSubmission(ObjectScattering):
     """What a cluster does with jobs."""
-
-    _shipment: Shipment
-    _journal: Journal | None
 
     def submit(self, *args: Any, **kwargs: Any) -> DispyJob:
         """Queue a job with these arguments.
@@ -66,8 +63,8 @@ class JobSubmission(ClusterBase):
         if kwargs or node:
             depends = kwargs.pop(DEPENDS, None)
             options = take_options(kwargs, node)
-        if depends:
-            data, options = self._with_depends(options or JobOptions(), depends, args, kwargs)
+        if depends or self._scattered is not None:
+            data, options = self._with_needs(options, depends, args, kwargs)
         else:
             data = dumps_arguments(self._shipment, args, kwargs)
         job = DispyJob(job_id)
@@ -97,6 +94,18 @@ class JobSubmission(ClusterBase):
         self._check_open()
         if self._ledger.is_sealed:
             raise ClosedError(f"cluster {self.name} is being closed; make another {type(self).__name__}")
+
+    def _with_needs(
+        self, options: JobOptions | None, depends: Sequence[Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes | list[Readable], JobOptions | None]:
+        """The arguments of a job that may need more than these, and its options, which say what."""
+        data: bytes | list[Readable]
+        with naming(self._id) as named:
+            if depends:
+                data, options = self._with_depends(options or JobOptions(), depends, args, kwargs)
+            else:
+                data = dumps_arguments(self._shipment, args, kwargs)
+        return data, self._needing(named.values(), options) if named else options
 
     def _with_depends(
         self, options: JobOptions, depends: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]

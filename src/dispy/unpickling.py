@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from dispy import buffers, namespace
+from dispy.scattered import named_by
 
 CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
 
@@ -58,6 +59,7 @@ def _first_record(data: bytes) -> object:
 _INSTEAD: Final[Mapping[tuple[str, str], Callable[..., object]]] = {
     (CLOUDPICKLE, "_make_function"): _make_function,
     (CLOUDPICKLE, "_class_setstate"): _leave_class,
+    (namespace.__name__, namespace.scattered.__name__): named_by,
     (namespace.__name__, namespace.load_for_job.__name__): _without_code,
     (namespace.__name__, namespace.load_later.__name__): _first_record,
 }

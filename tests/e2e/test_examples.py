@@ -26,6 +26,7 @@ EXPECTED = {
     "provisional_results": ["so far: 3.1", "result: 3.1"],
     "replace_data": ["saw edition 1", "saw edition 2", "job 2 on one saw edition 3"],
     "sample": ["nap 9: ", " s on one, from ", "speedup"],
+    "scattered": ["78498 primes, ", "9592 primes up to 100000, the largest is 99991"],
     "shared": ["anna has 5000 jobs", "bob's 10 jobs have ended", "most of anna's jobs still wait: True"],
     "shared_variables": ["jobs on one have added up 1275", "in all: 1275"],
 }

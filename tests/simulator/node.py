@@ -50,6 +50,8 @@ class SimNode(Process):
         """Descriptor → the task whose arguments it holds."""
         self.descriptors: dict[bytes, int | None] = {}
         """Arguments that are here, or (None) being fetched."""
+        self.objects: dict[bytes, int | None] = {}
+        """Scattered objects, likewise."""
         self.writer = Writer(self)
         self.offered = machine.disk.blobs()
         """Results that can be fetched."""
@@ -165,8 +167,17 @@ class SimNode(Process):
                 self._later(node_events.ComputationCleaned(computation))
             case do.ForkWorker(computation, number):
                 self._tell(computation, lambda server: server.fork(number))
-            case do.FeedWorker(computation, number, jobs, extra):
-                self._tell(computation, lambda server: server.do(number, lambda worker: worker.feed(jobs, extra)))
+            case do.FeedWorker(computation, number, jobs, extra, objects):
+                assert all(self.objects[name] == descriptor for name, descriptor in objects), "an object is not here"
+                self._tell(
+                    computation, lambda server: server.do(number, lambda worker: worker.feed(jobs, extra, objects))
+                )
+            case do.FetchObject(peer, blob):
+                self._fetch_object(peer, blob)
+            case do.ForgetObject(name):
+                self.objects.pop(name, None)
+                for each in self.servers:
+                    self._tell(each, lambda server: server.forget(name))
             case do.RecallFromWorker(computation, number, before):
                 self._tell(computation, lambda server: server.do(number, lambda worker: worker.recall(before)))
             case do.CancelInWorker(computation, number, sequence):
@@ -249,6 +260,25 @@ class SimNode(Process):
                 self.handle(node_events.ArgumentsFetched(blob.name, descriptor))
 
         self.world.clock.at(self.world.soon() + 0.02, done)
+
+    def _fetch_object(self, peer: ProcessId, blob: BlobRef) -> None:
+        world, link = self.world, self.links.get(peer)
+        random = world.scattering
+        self.objects.setdefault(blob.name)
+
+        def done() -> None:
+            if self.objects.get(blob.name, 0) is not None or link is None or self.links.get(peer) is not link:
+                return
+            if link.streams[TO_NODE].holds:
+                world.clock.at(world.clock.now + 0.1, done)
+            elif random.random() < 0.1:
+                del self.objects[blob.name]
+                self.handle(node_events.ObjectFailed(blob.name, "it is gone"))
+            else:
+                descriptor = self.objects[blob.name] = next(self._numbers)
+                self.handle(node_events.ObjectFetched(blob.name, descriptor))
+
+        world.clock.at(world.clock.now + 0.05 * random.random(), done)
 
     # Its life.
 

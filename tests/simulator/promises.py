@@ -145,5 +145,6 @@ def _check_node(node: SimNode) -> None:
     assert not node.servers, f"{name} still has fork servers"
     assert not node.hosted, f"{name} still has open computations"
     assert not node.descriptors, f"{name} still has arguments: {node.descriptors}"
+    assert not node.objects, f"{name} still has scattered objects: {node.objects}"
     assert not node.offered, f"{name} still offers results: {node.offered}"
     assert not node.lent, f"{name} still has files that jobs brought: {node.lent}"

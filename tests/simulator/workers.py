@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,9 +52,14 @@ class SimWorker:
         self.alive = True
         self.extra = do.JobExtra()
         """What the job has that it runs."""
+        self.objects: set[bytes] = set()
+        """Scattered objects that it has been given."""
         self._told = 0.0
 
-    def feed(self, jobs: list[tuple[int, do.Arguments]], extra: do.JobExtra | None) -> None:
+    def feed(
+        self, jobs: list[tuple[int, do.Arguments]], extra: do.JobExtra | None, objects: Sequence[tuple[bytes, int]]
+    ) -> None:
+        self.objects |= {name for name, _ in objects}
         if extra is not None or not self.running:
             self.extra = extra or do.JobExtra()
         for sequence, arguments in jobs:
@@ -73,6 +78,9 @@ class SimWorker:
         self.version += 1
         version = self.version
         world.job_started(self.job, self.node)
+        options = world.tasks[self.job].record.options
+        if options is not None and options.depends is not None:
+            assert {blob.name for blob in options.depends.objects} <= self.objects, "a job lacks its objects"
         self.node.job_begins()
         duration = world.tasks[self.job].duration
         if world.happens(world.chances.talkative):
@@ -206,6 +214,11 @@ class SimServer:
         worker = self.workers.get(number)
         if worker is not None and worker.alive:
             action(worker)
+
+    def forget(self, name: bytes) -> None:
+        """Its workers let go of an object when they read of it, which is after the jobs that came before."""
+        for worker in self.workers.values():
+            worker.objects.discard(name)
 
     def die(self) -> None:
         """Replies that were sent arrive; of the workers' deaths nothing is heard."""

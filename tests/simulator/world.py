@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 
+from msgspec.structs import replace
+
 from dispy.model import (
     BlobRef,
     ComputationId,
@@ -30,6 +32,8 @@ from simulator.workers import LARGE
 
 LONGEST = 3600.0
 """Virtual seconds after which a run that does not come to rest has failed."""
+OBJECTS = [BlobRef(name, LARGE) for name in (b"one", b"two", b"three")]
+"""What programs have scattered."""
 
 
 @dataclass
@@ -54,6 +58,9 @@ class World:
         self.random = Random(seed)
         self.sharing = Random(f"sharing {seed}")
         """Chances of its own: what is shared leaves everything else of a seed as it is."""
+        self.scattering = Random(f"scattering {seed}")
+        """The same for scattered objects, which jobs of one seed in four have."""
+        self.scattered = self.scattering.choice([0.0, 0.0, 0.0, 0.3])
         self.chances = chances or chances_of(self.random)
         self.shared = shared
         self.verbose = verbose
@@ -212,11 +219,18 @@ class World:
         args, blob = b"%d" % serial, None
         if self.happens(self.chances.large):
             args, blob = b"", BlobRef(b"%d" % serial, LARGE, False)
+        if self.scattered and self.scattering.random() < self.scattered:
+            options = self._with_objects(options or JobOptions())
         record = JobRecord(program.next_job(), cluster, args, blob=blob, options=options)
         program.jobs[record.job] = Told(record)
         again = program.clusters[cluster] or (options is not None and options.retries > 0)
         self.tasks[serial] = Task(program, record, duration, again)
         return record
+
+    def _with_objects(self, options: JobOptions) -> JobOptions:
+        depends = options.depends or JobDepends(())
+        objects = tuple(self.scattering.sample(OBJECTS, self.scattering.randint(1, len(OBJECTS))))
+        return replace(options, depends=replace(depends, objects=objects))
 
     def wishes(self) -> JobOptions:
         random = self.random

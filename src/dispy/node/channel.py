@@ -19,6 +19,8 @@ Job channel (daemon ↔ worker): daemon → worker is `JOB` + extra + arguments;
 the JSON object in front, 0 for the usual job; one descriptor rides along when `fds` is 1 (then the arguments are the
 content of that sealed memfd, and only the extra follows). What the extra may say: `env`, variables for this job;
 `memory`, bytes that it may use.
+`sequence` 0 is no job: its extra tells of a scattered object (`object`, the name in hexadecimal; its file rides along)
+or which ones to forget (`forget`, a list of names).
 worker → daemon is `REPLY` + body (result, stdout, stderr, error text); one descriptor rides along when `fds` is 1
 (then the body is the content of that memfd and nothing follows the header).
 A reply with the ending PROVISIONAL or SENT_FILE does not end its job. SENT_FILE brings two descriptors, the open file

@@ -61,6 +61,10 @@ class NodeCore(Leases):
                 self.desk.arguments.fetched(event, effects)
             case ev.ArgumentsFailed():
                 self.desk.arguments_failed(self.lease, event, effects)
+            case ev.ObjectFetched():
+                self.desk.objects.fetched(event, effects)
+            case ev.ObjectFailed():
+                self.desk.object_failed(self.lease, event, effects)
             case ev.ComputationAdvanced():
                 self.computations.advanced(self.lease, event, effects)
             case ev.ComputationPrepared():
@@ -111,6 +115,8 @@ class NodeCore(Leases):
             if feeding is not None and not (self.departure and self.departure.at_once):
                 times.append(feeding)
         times += self.desk.forcing.deadlines()
+        if self.desk.objects and (idle := self.desk.objects.deadline()) is not None:
+            times.append(idle)
         if self.departure is not None:
             times += self.departure.deadlines()
         return None if self.ended else min(times, default=None)
@@ -128,6 +134,8 @@ class NodeCore(Leases):
             if lease.zombie_at is not None and now >= lease.zombie_at:
                 lease.zombie_at = None
         self.desk.forcing.escalate(now, effects)
+        if self.desk.objects:
+            self.desk.objects.forget_idle(now, effects)
         self._settle(now, effects)
         return effects
 
@@ -314,6 +322,7 @@ class NodeCore(Leases):
 
     def _free(self, lease: Lease, now: float, effects: Effects) -> None:
         self.lease = None
+        self.desk.objects.forget_idle(now, effects, all_of_them=True)
         self.last_sequence = max(self.last_sequence, lease.results.sequence)
         if lease.released:
             self.keeper.acknowledge(lease.name, lease.results, lease.results.sequence, effects)

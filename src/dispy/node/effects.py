@@ -79,6 +79,8 @@ class FeedWorker(Struct, frozen=True):
     jobs: list[tuple[int, Arguments]]
     extra: JobExtra | None = None
     """What the job (then there is one) gets beyond its arguments."""
+    objects: Sequence[tuple[bytes, int]] = ()
+    """Name and descriptor of scattered objects that they need; some may come twice, some be there already."""
 
 
 class RecallFromWorker(Struct, frozen=True):
@@ -125,6 +127,19 @@ class FetchArguments(Struct, frozen=True):
 
 class ForgetArguments(Struct, frozen=True):
     """No job needs these arguments any more: close the memfd, or stop fetching."""
+
+    name: bytes
+
+
+class FetchObject(Struct, frozen=True):
+    """Fetch a scattered object into the node's store. Answered by ObjectFetched or ObjectFailed."""
+
+    peer: ProcessId
+    blob: BlobRef
+
+
+class ForgetObject(Struct, frozen=True):
+    """No job needs this object: close its file and let workers forget it, or stop fetching."""
 
     name: bytes
 
@@ -230,6 +245,8 @@ Action = (
     | RetireWorker
     | FetchArguments
     | ForgetArguments
+    | FetchObject
+    | ForgetObject
     | AnswerParcel
     | ReadTail
     | StoreFile

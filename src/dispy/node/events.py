@@ -200,6 +200,20 @@ class ArgumentsFailed(Struct, frozen=True):
     reason: str
 
 
+class ObjectFetched(Struct, frozen=True):
+    """A scattered object lies in the node's store; the descriptor reads it."""
+
+    name: bytes
+    descriptor: int
+
+
+class ObjectFailed(Struct, frozen=True):
+    """A scattered object cannot be had."""
+
+    name: bytes
+    reason: str
+
+
 class BatchesSpooled(Struct, frozen=True):
     """These batches of a lease are on the disk."""
 
@@ -285,6 +299,8 @@ Event = (
     | WorkerRecalled
     | ArgumentsFetched
     | ArgumentsFailed
+    | ObjectFetched
+    | ObjectFailed
     | BatchesSpooled
     | SpoolFailed
     | SpoolFound

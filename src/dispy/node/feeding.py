@@ -5,7 +5,7 @@ Called after every event, it decides from the whole state; it changes tables and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct, field
@@ -183,7 +183,8 @@ class Feeder(Struct):
             self.heavy[worker] = job
             assert job.arguments is not None
             extra = JobExtra(cpus, special.memory, special.gpus)
-            actions.append(FeedWorker(computation.id, worker.id, [(worker.sequence, job.arguments)], extra))
+            objects = job.loan.here if job.loan is not None and job.loan.here else ()
+            actions.append(FeedWorker(computation.id, worker.id, [(worker.sequence, job.arguments)], extra, objects))
         return 0
 
     def _free_worker(self, computation: Computation, now: float, actions: list[Action]) -> Worker | None:
@@ -236,6 +237,7 @@ class Feeder(Struct):
         if not worker.jobs:
             worker.progress_at = now
         given: list[tuple[int, Arguments]] = []
+        objects: Sequence[tuple[bytes, int]] = ()
         jobs = worker.jobs
         sequence = worker.sequence
         take = computation.queue.popleft
@@ -246,8 +248,10 @@ class Feeder(Struct):
             job.sequence = sequence
             jobs[sequence] = job
             given.append((sequence, job.arguments))  # type: ignore[arg-type]  # queued jobs have them
+            if job.loan is not None and job.loan.here:
+                objects = [*objects, *job.loan.here]
         worker.sequence = sequence
-        return FeedWorker(computation.id, worker.id, given)
+        return FeedWorker(computation.id, worker.id, given, None, objects)
 
     def _fork(self, running: list[Computation], now: float, actions: list[Action]) -> None:
         lacking: dict[Computation, int] = {}

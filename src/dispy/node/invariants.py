@@ -38,7 +38,7 @@ def check_jobs(desk: JobDesk, lease: Lease | None) -> None:
             seen.append(job)
         for number, job in computation.arriving.items():
             assert job.job == number
-            assert job.arguments is None or (job.loan is not None and not job.loan.is_here)
+            assert job.arguments is None or (job.loan is not None and not job.loan.is_complete)
             seen.append(job)
     for worker in workers.values():
         for sequence, job in worker.jobs.items():
@@ -51,6 +51,8 @@ def check_jobs(desk: JobDesk, lease: Lease | None) -> None:
     held = set() if lease is None else {*lease.jobs.values(), *lease.superseded}
     assert set(seen) == held, "a job is lost or left over"
     desk.arguments.check(held)
+    desk.objects.check(held)
+    assert lease is not None or not desk.objects, "objects outlive their lease"
     timed = {job for job in held if job.special is not None and job.special.timeout > 0}
     assert timed - (set() if lease is None else lease.superseded) <= set(desk.forcing.timed), "nobody looks at its time"
     for worker in workers.values():

@@ -16,6 +16,7 @@ from dispy.node.arguments import ArgumentTable
 from dispy.node.effects import Effects, LendFiles, WithdrawResults
 from dispy.node.feeding import Feeder
 from dispy.node.forcing import Forcing
+from dispy.node.objects import ObjectTable
 from dispy.node.outgoing import Outgoing
 from dispy.node.returning import Returning
 from dispy.node.serving import (
@@ -39,12 +40,13 @@ STILLBORN_MOST = 5
 class JobDesk:
     """The jobs of the lease and the workers that run them."""
 
-    __slots__ = ("arguments", "feeder", "forcing", "outgoing", "returning")
+    __slots__ = ("arguments", "feeder", "forcing", "objects", "outgoing", "returning")
 
     def __init__(self, cpus: int, gpus: int = 0, *, oversubscribe: bool = False) -> None:
         self.feeder = Feeder(cpus, gpus=gpus, oversubscribe=oversubscribe)
         self.arguments = ArgumentTable()
-        self.outgoing = Outgoing(self.arguments)
+        self.objects = ObjectTable()
+        self.outgoing = Outgoing(self.arguments, self.objects)
         self.forcing = Forcing(self.feeder, self.outgoing)
         self.returning = Returning(self.feeder, self.outgoing)
 
@@ -85,11 +87,15 @@ class JobDesk:
             jobs[number] = job
 
     def _lend(self, lease: Lease, job: HeldJob, spec: JobSpec, effects: Effects) -> None:
-        """Take in a job that needs files of its own."""
+        """Take in a job that needs files of its own, or scattered objects."""
         assert spec.options is not None
         assert spec.options.depends is not None
-        job.loan = Loan(spec.options.depends.files)
-        effects.actions.append(LendFiles(job.computation.id, job.job, job.attempt, job.loan.files))
+        depends = spec.options.depends
+        objects = tuple({blob.name: blob for blob in depends.objects}.values())
+        job.loan = Loan(depends.files, not depends.files, objects)
+        if depends.files:
+            effects.actions.append(LendFiles(job.computation.id, job.job, job.attempt, depends.files))
+        self.objects.expect(lease, job, job.loan, effects)
         if spec.blob is None:
             job.admit()
         else:
@@ -137,6 +143,15 @@ class JobDesk:
             assert lease is not None, "a job without a lease"
             self.outgoing.unqueue(jobs, effects)
             text = f"its arguments did not reach the node: {event.reason}"
+            self.outgoing.end(lease, jobs, Ending.DIED, text, effects)
+
+    def object_failed(self, lease: Lease | None, event: ev.ObjectFailed, effects: Effects) -> None:
+        """End the jobs that waited for it."""
+        jobs = self.objects.waiting(event.name)
+        if jobs:
+            assert lease is not None, "a job without a lease"
+            self.outgoing.unqueue(jobs, effects)
+            text = f"a scattered object did not reach the node: {event.reason}"
             self.outgoing.end(lease, jobs, Ending.DIED, text, effects)
 
     def worker_forked(self, event: ev.WorkerForked) -> None:

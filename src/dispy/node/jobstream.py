@@ -47,6 +47,21 @@ def send_jobs(
         outbox.send(b"".join(parts))
 
 
+def send_object(outbox: Outbox, name: bytes, fd: int) -> None:
+    """Give a worker the file of a scattered object; the descriptor stays the caller's."""
+    _send_told(outbox, {"object": name.hex()}, (fd,))
+
+
+def send_forgetting(outbox: Outbox, name: bytes) -> None:
+    """Let a worker forget a scattered object."""
+    _send_told(outbox, {"forget": [name.hex()]})
+
+
+def _send_told(outbox: Outbox, info: Mapping[str, object], fds: Sequence[int] = ()) -> None:
+    text = json.dumps(info).encode()
+    outbox.send(channel.JOB.pack(0, len(text), len(text), len(fds)) + text, fds)
+
+
 class ReplyReader:
     """Reads what workers of one fork server have sent."""
 

@@ -126,6 +126,7 @@ class Leases:
         lease.expired = False
         self._tell_granted(lease, effects)
         self.desk.arguments.fetch_again(lease, effects)
+        self.desk.objects.fetch_again(lease, effects)
 
     def _grant(self, waiter: Waiter, now: float, effects: Effects) -> None:
         holder = msgspec.structs.replace(waiter.holder, since=now + self.wall_offset)

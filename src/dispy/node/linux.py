@@ -19,8 +19,8 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 _libc.mmap.restype = ctypes.c_void_p
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
+_MAP_FIXED: Final = 16
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 """Of a file in memory that nobody can change."""
 _PR_SET_PDEATHSIG: Final = 1
@@ -184,25 +184,34 @@ def _write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> None
             rest = rest[os.write(fd, rest) :]
 
 
-def mapped(fd: int) -> ctypes.Array[ctypes.c_char]:
+class _BufferView(ctypes.Structure):
+    """Where the memory of an object is; what follows is Python's."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("rest", ctypes.c_byte * 120))
+
+
+def mapped(fd: int, *, shared: bool = False) -> mmap.mmap:
     """The content of a file, and memory of this process where it is written to.
 
-    Unlike a `mmap.mmap` it has no descriptor, which a job could close. It is unmapped when nothing refers to it.
+    With `shared` it is the same memory for all who map it, and nobody can write there. Nothing keeps a descriptor,
+    which a job could close: memory is made first, and the file put into its place. It goes when really nobody refers
+    to it; a destructor in Python would be called while others, in the same garbage, may still look at it.
 
     Raises:
         OSError: it is empty, or there is no room for it.
     """
     size = os.fstat(fd).st_size
-    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
-    if address == _MAP_FAILED:
+    protection = mmap.PROT_READ if shared else mmap.PROT_READ | mmap.PROT_WRITE
+    made = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection)
+    view = _BufferView()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(made), ctypes.byref(view), 0)
+    place = view.address
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+    kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+    if _libc.mmap(place, size, protection, kind | _MAP_FIXED, fd, 0) == _MAP_FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    kind = type("Mapped", (ctypes.c_char * size,), {"__del__": _unmap})
-    return kind.from_address(address)  # type: ignore[no-any-return, attr-defined]
-
-
-def _unmap(memory: ctypes.Array[ctypes.c_char]) -> None:
-    _libc.munmap(ctypes.addressof(memory), len(memory))
+    return made
 
 
 def data_size() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dispy.model import Ending, HeldAttempt, JobDone
 from dispy.node.arguments import ArgumentTable
 from dispy.node.effects import Effects, ReturnFiles, Send
+from dispy.node.objects import ObjectTable
 from dispy.node.serving import HeldJob, Lease
 from dispy.wire.messages import JobsRecalled
 
@@ -15,10 +16,11 @@ from dispy.wire.messages import JobsRecalled
 class Outgoing:
     """The way out."""
 
-    __slots__ = ("_arguments", "done", "now")
+    __slots__ = ("_arguments", "_objects", "done", "now")
 
-    def __init__(self, arguments: ArgumentTable) -> None:
+    def __init__(self, arguments: ArgumentTable, objects: ObjectTable) -> None:
         self._arguments = arguments
+        self._objects = objects
         self.now = 0.0
         """The time of the event that is being handled."""
         self.done = 0
@@ -42,7 +44,9 @@ class Outgoing:
         if job.blob is not None:
             self._arguments.release(job, effects)
         if job.loan is not None:
-            effects.actions.append(ReturnFiles(job.computation.id, job.job, job.attempt))
+            if job.loan.files:
+                effects.actions.append(ReturnFiles(job.computation.id, job.job, job.attempt))
+            self._objects.release(job, job.loan, self.now, effects)
 
     def let_go(self, lease: Lease, jobs: list[HeldJob], effects: Effects) -> list[HeldAttempt]:
         """Forget attempts that had not started."""

@@ -1,4 +1,4 @@
-"""Carries out what the core decides about computations: fork servers, workers, and arguments that came as blobs."""
+"""Carries out what the core decides about computations: their processes, what their jobs need, what they share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from dispy.node.variables import told_of
 logger = logging.getLogger("dispy.node")
 
 
-class _SharedArguments(Struct):
-    """Arguments that are being fetched or lie in a memfd, or in a file without a name."""
+class _Shared(Struct):
+    """Arguments that are being fetched or lie in a memfd, or in a file without a name; or a scattered object."""
 
     peer: ProcessId
     size: int
@@ -34,7 +34,7 @@ class _SharedArguments(Struct):
 
 
 class Performer:
-    """The computations that are hosted, and the arguments that their jobs share."""
+    """The computations that are hosted, and the arguments and objects that their jobs share."""
 
     def __init__(self, places: NodePlaces, callers: Callers, holder: Callable[[], str]) -> None:
         self._places = places
@@ -42,7 +42,8 @@ class Performer:
         self._holder = holder
         self._loop = asyncio.get_running_loop()
         self._hosted: dict[str, HostedComputation] = {}
-        self._arguments: dict[bytes, _SharedArguments] = {}
+        self._arguments: dict[bytes, _Shared] = {}
+        self._objects: dict[bytes, _Shared] = {}
         self.performers: Mapping[type, Callable[[Any], None]] = {
             do.PrepareComputation: self._prepare,
             do.StartForkServer: self._start,
@@ -60,12 +61,16 @@ class Performer:
             do.AnswerParcel: places.parcels.answer,
             do.FetchArguments: self._fetch_arguments,
             do.ForgetArguments: self._forget_arguments,
+            do.FetchObject: self._fetch_object,
+            do.ForgetObject: self._forget_object,
         }
 
     async def close(self) -> None:
         """End every computation and let its files go."""
         for name in list(self._arguments):
             self._forget_arguments(do.ForgetArguments(name))
+        for name in list(self._objects):
+            self._forget_object(do.ForgetObject(name))
         await asyncio.gather(*(hosted.end() for hosted in self._hosted.values()))
         self._places.parcels.close()
 
@@ -99,7 +104,7 @@ class Performer:
         if (server := self._hosted[action.computation].server) is not None:
             extra = action.extra
             extras = None if extra is None else {action.jobs[0][0]: told_of(extra)}
-            server.feed(action.worker, action.jobs, extras)
+            server.feed(action.worker, action.jobs, extras, action.objects)
 
     def _recall(self, action: do.RecallFromWorker) -> None:
         if (server := self._hosted[action.computation].server) is not None:
@@ -136,10 +141,9 @@ class Performer:
         shared = self._arguments.get(name)
         if shared is not None and shared.peer == action.peer:
             return
-        if shared is not None:
-            self._forget_arguments(do.ForgetArguments(name))
+        _let_go(self._arguments.pop(name, None))
         task = self._loop.create_task(self._fetch(action), name="fetch arguments")
-        self._arguments[name] = _SharedArguments(action.peer, action.blob.size, task)
+        self._arguments[name] = _Shared(action.peer, action.blob.size, task)
 
     async def _fetch(self, action: do.FetchArguments) -> None:
         name = action.blob.name
@@ -160,10 +164,43 @@ class Performer:
         self._places.post(ev.ArgumentsFetched(name, descriptor))
 
     def _forget_arguments(self, action: do.ForgetArguments) -> None:
-        shared = self._arguments.pop(action.name, None)
-        if shared is None:
+        _let_go(self._arguments.pop(action.name, None))
+
+    def _fetch_object(self, action: do.FetchObject) -> None:
+        name = action.blob.name
+        shared = self._objects.get(name)
+        if shared is not None and shared.peer == action.peer:
             return
-        if shared.task is not None:
-            shared.task.cancel()
-        if shared.descriptor is not None:
-            os.close(shared.descriptor)
+        _let_go(self._objects.pop(name, None))
+        task = self._loop.create_task(self._keep_object(action), name="fetch a scattered object")
+        self._objects[name] = _Shared(action.peer, action.blob.size, task)
+
+    async def _keep_object(self, action: do.FetchObject) -> None:
+        blob = action.blob
+        try:
+            self._places.check_object(blob)
+            path = await self._callers.exchange(action.peer).fetch_file(blob, self._places.store)
+            # Whoever tidies up may remove the file from now on; its content stays as long as this is open.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (TransferError, NodeError, OSError) as error:
+            self._objects.pop(blob.name, None)
+            self._places.post(ev.ObjectFailed(blob.name, str(error)))
+            return
+        shared = self._objects[blob.name]
+        shared.task, shared.descriptor = None, descriptor
+        self._places.post(ev.ObjectFetched(blob.name, descriptor))
+
+    def _forget_object(self, action: do.ForgetObject) -> None:
+        _let_go(self._objects.pop(action.name, None))
+        for hosted in self._hosted.values():
+            if hosted.server is not None:
+                hosted.server.forget_object(action.name)
+
+
+def _let_go(shared: _Shared | None) -> None:
+    if shared is None:
+        return
+    if shared.task is not None:
+        shared.task.cancel()
+    if shared.descriptor is not None:
+        os.close(shared.descriptor)

@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from dispy.errors import NodeError
-from dispy.model import FileSpec
+from dispy.model import BlobRef, FileSpec
 from dispy.node import events as ev
 from dispy.node.cgroups import Groups
 from dispy.node.environments import Environments
@@ -61,7 +61,13 @@ class NodePlaces(Struct):
         Raises:
             NodeError: it is.
         """
+        self._check(file.blob, f"the file {file.path}")
+
+    def check_object(self, blob: BlobRef) -> None:
+        """The same for a scattered object, which is kept as a file."""
+        self._check(blob, "it")
+
+    def _check(self, blob: BlobRef, called: str) -> None:
         most = self.settings.max_file_size
-        if most and file.blob.size > most:
-            words = f"{file.blob.size:,} bytes, and this node takes at most {most:,} (--max_file_size)"
-            raise NodeError(f"the file {file.path} has {words}")
+        if most and blob.size > most:
+            raise NodeError(f"{called} has {blob.size:,} bytes, and this node takes at most {most:,} (--max_file_size)")

@@ -94,7 +94,7 @@ class HeldJob:
 
     def admit(self) -> None:
         """Queue it when everything that it needs is here; else it is arriving."""
-        if self.arguments is None or (self.loan is not None and not self.loan.is_here):
+        if self.arguments is None or (self.loan is not None and not self.loan.is_complete):
             self.computation.arriving[self.job] = self
         else:
             self.computation.arriving.pop(self.job, None)
@@ -102,10 +102,19 @@ class HeldJob:
 
 
 class Loan(Struct, eq=False):
-    """Files that stand in the computation's directory for one job."""
+    """What one job needs beside its arguments: files in the computation's directory, and scattered objects."""
 
     files: tuple[FileSpec, ...]
-    is_here: bool = False
+    is_here: bool
+    """Of the files."""
+    objects: tuple[BlobRef, ...] = ()
+    here: list[tuple[bytes, int]] = field(default_factory=list)
+    """Name and descriptor of each object that is here."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the job lacks nothing of it."""
+        return self.is_here and len(self.here) == len(self.objects)
 
 
 class WorkerState(Enum):

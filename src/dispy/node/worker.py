@@ -43,6 +43,7 @@ from dispy.node.channel import (
     send_with,
 )
 from dispy.node.hygiene import NormalState, Output
+from dispy.node.shelf import Shelf
 from dispy.words import size
 
 FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, LIMITED, UNSENDABLE = range(7)
@@ -141,6 +142,8 @@ class _Worker:
             self._call = calls.program_call(post.cell, post.program, post.interpreter)
         else:
             self._call = calls.function_call(post.cell, post.computation.compute)
+        self._shelf = Shelf(post.cell, post.growth_limit // 2)
+        namespace.find_scattered = self._shelf.find
         self.speaker = jobside.Speaker(post.socket, post.cell)
         self._own_frames = {type(self).serve.__code__, *jobside.WHOLE_FRAMES}
         own = (post.socket.fileno(), post.console)
@@ -231,6 +234,9 @@ class _Worker:
             sequence, size, extra, count = unpack(buffer, at)
             at += header + size
             fd = fds.pop(0) if count else -1
+            if not sequence:
+                self._shelf.tell(json.loads(bytes(view[at - size : at])), fd)
+                continue
             acquire()
             if cell[DROP_FIRST] <= sequence < cell[DROP_BEFORE]:
                 release()

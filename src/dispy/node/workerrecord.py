@@ -37,6 +37,7 @@ class WorkerRecord:
         "limited",
         "memory_limits",
         "number",
+        "objects",
         "open",
         "outbox",
         "outputs",
@@ -79,6 +80,8 @@ class WorkerRecord:
         self.limited: tuple[int, str] = (0, "")
         self.memory_limits: dict[int, int] = {}
         """Bytes that jobs may use, by sequence."""
+        self.objects: set[bytes] = set()
+        """Names of the scattered objects that it has been given."""
         self.group: Group | None = None
         """The control group in which it is, if a job with a memory limit was given to it."""
         self.expected = False

@@ -31,7 +31,7 @@ from dispy.node.channel import (
     STDOUT_AT,
 )
 from dispy.node.deaths import exit_words
-from dispy.node.jobstream import ReplyReader, send_jobs
+from dispy.node.jobstream import ReplyReader, send_forgetting, send_jobs, send_object
 from dispy.node.memorybounds import MemoryBounds
 from dispy.node.outbox import Outbox
 from dispy.node.patience import Patience
@@ -185,16 +185,22 @@ class ForkServer:
         worker: int,
         jobs: Sequence[tuple[int, bytes | memoryview | int]],
         extras: Mapping[int, Mapping[str, object]] | None = None,
+        objects: Sequence[tuple[bytes, int]] = (),
     ) -> None:
         """Give a worker jobs: (sequence, arguments), where an int is a memfd with them, which stays the caller's.
 
-        `extras` say by sequence what a job needs beyond its arguments (see `channel`).
+        `extras` say by sequence what a job needs beyond its arguments (see `channel`); `objects` are the names and
+        descriptors of what was scattered, which stay the caller's.
         """
         to = self._workers.get(worker)
         if to is None:
             return
         if extras:
             self._memory.expect(to, extras, self.pid)
+        for name, fd in objects:
+            if name not in to.objects:
+                to.objects.add(name)
+                send_object(to.outbox, name, fd)
         send_jobs(to.outbox, jobs, extras)
         if jobs:
             if not to.open:
@@ -202,6 +208,13 @@ class ForkServer:
             to.fed = jobs[-1][0]
             to.open += len(jobs)
         self._watch.wake()
+
+    def forget_object(self, name: bytes) -> None:
+        """Let the workers that have this object let go of it."""
+        for worker in self._workers.values():
+            if name in worker.objects:
+                worker.objects.discard(name)
+                send_forgetting(worker.outbox, name)
 
     def recall(self, worker: int, before: int) -> None:
         """Take back the jobs below `before` that have not started; `jobs_recalled` names them (perhaps none)."""

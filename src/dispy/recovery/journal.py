@@ -100,11 +100,11 @@ class Journal:
 
     # ---- contents ----
 
-    def keep_bytes(self, name: bytes, data: bytes) -> None:
-        """Keep a content by its name. Raises OSError."""
+    def keep_bytes(self, name: bytes, *parts: bytes | bytearray | memoryview) -> None:
+        """Keep a content, in one or more parts, by its name. Raises OSError."""
         path = self._contents / name.hex()
         if not path.exists():
-            _write_durably(path, lambda fresh: fresh.write_bytes(data))
+            _write_durably(path, lambda fresh: _write_parts(fresh, parts))
 
     def keep_file(self, name: bytes, source: Path) -> None:
         """Keep a copy of a file. Raises OSError."""
@@ -283,6 +283,11 @@ def load_id(stored: JobStored) -> object:
         return pickle.loads(stored.id)
     except BaseException:  # a class of the user's can raise anything while it is rebuilt, KeyboardInterrupt as well
         return stored.job
+
+
+def _write_parts(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+    with open(path, "wb") as file:
+        file.writelines(parts)
 
 
 def _write_durably(path: Path, write: Callable[[Path], object]) -> None:

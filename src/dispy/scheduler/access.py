@@ -43,7 +43,19 @@ class SchedulerAccess(Protocol):
     def arguments_of(self, record: JobRecord) -> bytes | memoryview | None:
         """The pickled arguments of a job; None when it has just ended."""
 
+    def scatter(self, cluster: ComputationId, parts: list[Readable]) -> BlobRef:
+        """Let nodes fetch a pickled object of a cluster by its hash, until `gather`, and while jobs hold it."""
+
+    def hold_objects(self, blobs: Iterable[BlobRef]) -> None:
+        """A job needs these, which were scattered, until `take_back` or `release_objects`."""
+
     # In the loop.
+
+    def gather(self, cluster: ComputationId, blob: BlobRef) -> None:
+        """Undo `scatter`."""
+
+    def release_objects(self, blobs: Iterable[BlobRef]) -> None:
+        """Undo `hold_objects` for a job that is not submitted."""
 
     async def offer_computation(
         self, code: bytes | None, files: Iterable[tuple[Path, str]]

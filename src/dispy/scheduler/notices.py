@@ -65,7 +65,7 @@ class NoticeBoard:
         if record.blob is not None:
             self._links.sources.withdraw(record.blob.name)
         if record.options is not None and record.options.depends is not None:
-            self._offers.release(record.options.depends.files)
+            self._offers.release(record.options.depends.contents)
 
     def tell(self, notices: Iterable[Notice]) -> None:
         """Tell all of it."""

@@ -152,7 +152,23 @@ class SchedulerService:
             return None
         return source.read(0, record.blob.size) if isinstance(source, MemorySource) else None
 
+    def scatter(self, cluster: ComputationId, parts: list[Readable]) -> BlobRef:
+        """Let nodes fetch a pickled object."""
+        return self.offers.offer_object(parts)
+
+    def hold_objects(self, blobs: Iterable[BlobRef]) -> None:
+        """A job needs these until it is taken back."""
+        self.offers.hold(blobs)
+
     # In the loop.
+
+    def gather(self, cluster: ComputationId, blob: BlobRef) -> None:
+        """Undo `scatter`."""
+        self.offers.release([blob])
+
+    def release_objects(self, blobs: Iterable[BlobRef]) -> None:
+        """Undo `hold_objects`."""
+        self.offers.release(blobs)
 
     async def offer_computation(
         self, code: bytes | None, files: Iterable[tuple[Path, str]]
@@ -298,7 +314,7 @@ class SchedulerService:
         try:
             return await self.conversation.place(node, cluster, files[0])
         finally:
-            self.offers.release(files)
+            self.offers.release(file.blob for file in files)
 
     def flush_now(self) -> None:
         """Hand all queued jobs to the core before anything else happens."""

@@ -7,13 +7,14 @@ its token, and what was not stored, closed, cancelled or acknowledged is said ag
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
 from dispy.errors import SettingsError, TransferError
 from dispy.logs import logger
-from dispy.model import ComputationId, JobState
+from dispy.model import BlobRef, ComputationId, JobState
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import ClusterOwner
@@ -37,6 +38,7 @@ from dispy.wire.sharing import (
     JobsOver,
     JobsStored,
     JobWaitsAgain,
+    KeepObjects,
     NarrowCluster,
     OpenCluster,
     SubmitJobs,
@@ -82,6 +84,10 @@ class Attachment:
         self._cancelled: set[int] = set()
         self._lasting: list[AnyMessage] = []
         """What is said on every link."""
+        self._objects: Counter[BlobRef] = Counter()
+        """What the program has scattered; each as often as it did."""
+        self._objects_told = False
+        """The scheduler may keep some."""
         self._unsaid: list[AnyMessage] = []
         """What is said on the next link."""
         self._safe = SafeBatches()
@@ -136,6 +142,23 @@ class Attachment:
             self._send(message)
         elif not lasting:
             self._unsaid.append(message)
+
+    def keep_object(self, blob: BlobRef) -> None:
+        """The program has scattered it: jobs will need it."""
+        self._objects[blob] += 1
+        self._tell_objects()
+
+    def drop_object(self, blob: BlobRef) -> None:
+        """No further job will need it."""
+        self._objects[blob] -= 1
+        if not self._objects[blob]:
+            del self._objects[blob]
+        self._tell_objects()
+
+    def _tell_objects(self) -> None:
+        if self.accepted:
+            self._objects_told = True
+            self._send(KeepObjects(self.id, tuple(self._objects)))
 
     def told(self, job: int) -> None:
         """The callbacks about the end of a job have returned."""
@@ -235,6 +258,8 @@ class Attachment:
             for batch in self._line.resume(message.stored):
                 self._send_batch(batch)
         self.nodes.begin_anew()
+        if self._objects or self._objects_told:
+            self._tell_objects()
         asked = [job for job in self._cancelled if job in self.jobs]
         self._cancelled = set(asked)
         if asked:

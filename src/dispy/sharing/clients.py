@@ -37,6 +37,7 @@ from dispy.wire.sharing import (
     CancelSubmitted,
     CloseCluster,
     ExplainSubmitted,
+    KeepObjects,
     NarrowCluster,
     OpenCluster,
     PlaceFileAt,
@@ -212,7 +213,7 @@ class ClientLinks:
     def _of_guest(self, client: Client, guest: Guest, message: AnyMessage, payload: bytes | memoryview) -> None:
         service = self._pool.service
         match message:
-            case SubmitJobs() | CancelSubmitted() | CloseCluster():
+            case SubmitJobs() | CancelSubmitted() | CloseCluster() | KeepObjects():
                 guest.incoming.put(message, payload, client)
             case AckOver():
                 guest.acknowledge(message.sequence)

@@ -263,7 +263,7 @@ class SharedScheduler:
             guests[job.cluster].jobs[number_of(job)] = job
             self._offer_again([] if job.blob is None else [job.blob])
             if job.options is not None and job.options.depends is not None:
-                self._offer_again(refs_of(job.options.depends.files))
+                self._offer_again(job.options.depends.contents)
         for share in event.shares:
             held = refs_of(share.files)
             guests[share.cluster].held += held

@@ -140,6 +140,8 @@ class Guest:
         """Jobs (the client's numbers) that send files, and who waits for the client's answers."""
         self.held: list[BlobRef] = []
         """Contents that are offered to nodes for it until its end."""
+        self.objects: list[BlobRef] = []
+        """Those of scattered objects, until its client lets go of them."""
         self.on_attached: Callable[[], None] = lambda: None
         """Called when the client is there (again)."""
         self.on_finished: Callable[[], None] = lambda: None
@@ -284,7 +286,7 @@ class Guest:
                     answer.set_result("the job is not wanted any more")
         unneeded = [] if record.blob is None else [record.blob]
         if record.options is not None and record.options.depends is not None:
-            unneeded += [file.blob for file in record.options.depends.files]
+            unneeded += record.options.depends.contents
         if unneeded:
             self._pool.spawn(self._pool.staging.remove(unneeded))
         return False

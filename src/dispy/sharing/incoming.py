@@ -19,10 +19,10 @@ from dispy.model import BlobRef, ComputationId, JobOptions, JobSpec
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.books import BatchBook
 from dispy.sharing.pool import Pool
-from dispy.sharing.staging import AGAIN_AFTER, may_pass, refs_of
+from dispy.sharing.staging import AGAIN_AFTER, may_pass
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import CancelSubmitted, CloseCluster, JobsStored, SubmitJobs
+from dispy.wire.sharing import CancelSubmitted, CloseCluster, JobsStored, KeepObjects, SubmitJobs
 
 UNSTORED_LIMIT: Final = 128 << 20
 """Bytes that a client may send of one cluster before they are stored. It keeps to the half of that by itself."""
@@ -47,6 +47,9 @@ class Taker(Protocol):
     user: str
     exclusive: bool
     jobs: dict[int, JobRecord]
+    objects: list[BlobRef]
+    """What is kept for jobs that will need it."""
+    is_over: bool
 
     @property
     def id(self) -> ComputationId:
@@ -144,6 +147,10 @@ class Incoming:
                     self._is_staging = True
                     self._pool.spawn(self._stage_first(message, payload, giver))
                     return
+            elif isinstance(message, KeepObjects):
+                self._is_staging = True
+                self._pool.spawn(self._keep_first(message, giver))
+                return
             try:
                 self._obey(message, payload)
             finally:
@@ -200,6 +207,29 @@ class Incoming:
         self._line.popleft()
         self.go_on()
 
+    async def _keep_first(self, message: KeepObjects, giver: Giver) -> None:
+        await self._keep(message, giver)
+        self._is_staging = False
+        self._line.popleft()
+        self.go_on()
+
+    async def _keep(self, message: KeepObjects, giver: Giver) -> None:
+        """Fetch objects before the jobs that need them, and let go of those that no further job will need."""
+        guest, staging = self._guest, self._pool.staging
+        for ref in message.objects:
+            while ref not in guest.objects:
+                try:
+                    guest.objects += await staging.fetch(giver.exchange, [ref])
+                except (TransferError, OSError) as error:
+                    if giver.is_gone or not may_pass(error):
+                        break  # jobs that need it will say so
+                    guest.say(f"the scheduler cannot keep a scattered object, and tries again: {error}")
+                    await asyncio.sleep(AGAIN_AFTER)
+        wanted = set() if guest.is_over else set(message.objects)
+        unneeded = [ref for ref in guest.objects if ref not in wanted]
+        guest.objects = [ref for ref in guest.objects if ref in wanted]
+        await staging.drop(unneeded)
+
     async def _stage(self, message: SubmitJobs, giver: Giver) -> SubmitJobs | None:
         """Fetch what the jobs of a batch need; None when its client is gone."""
         jobs = list(message.jobs)
@@ -234,7 +264,7 @@ class Incoming:
         staging = self._pool.staging
         held: list[BlobRef] = []
         if spec.options is not None and spec.options.depends is not None:
-            held = await staging.fetch(giver.exchange, refs_of(spec.options.depends.files))
+            held = await staging.fetch(giver.exchange, spec.options.depends.contents)
         try:
             return None if spec.blob is None else await staging.fetch_arguments(giver.exchange, spec.blob)
         except BaseException:
@@ -283,7 +313,7 @@ def _refs(jobs: list[JobSpec]) -> list[BlobRef]:
     refs = [spec.blob for spec in jobs if spec.blob is not None]
     for spec in jobs:
         if spec.options is not None and spec.options.depends is not None:
-            refs += refs_of(spec.options.depends.files)
+            refs += spec.options.depends.contents
     return refs
 
 

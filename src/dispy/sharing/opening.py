@@ -159,7 +159,7 @@ class Opening:
             seconds = self._pool.service.portal.loop.time() - guest.begun
             logger.info("%s is over after %.0f s: %s", named(guest), seconds, counted(guest.done, "job"))
         self._pool.keeper.cluster_over(guest.id)
-        self._pool.spawn(self._pool.staging.drop(guest.held))
+        self._pool.spawn(self._pool.staging.drop(guest.held + guest.objects))
 
     def give_up_forsaken(self) -> None:
         """Clusters without jobs whose clients are away let go of nodes, and in the end are given up."""

@@ -105,9 +105,35 @@ class RemoteScheduler(Inquiries):
             return None
         return source.read(0, record.blob.size) if isinstance(source, MemorySource) else None
 
+    def scatter(self, cluster: ComputationId, parts: list[Readable]) -> BlobRef:
+        """Let the scheduler fetch a pickled object, and keep it for the cluster."""
+        blob = self._offers.offer_object(parts)
+        self.portal.post(self._keep_object, cluster, blob)
+        return blob
+
+    def hold_objects(self, blobs: Iterable[BlobRef]) -> None:
+        """A job needs these until it is taken back."""
+        self._offers.hold(blobs)
+
     def told(self, cluster: ComputationId, job: int) -> None:
         """Callbacks about the end of a job have returned: the scheduler may forget it."""
         self.portal.post(self._told, cluster, job)
+
+    # In the loop: objects of clusters.
+
+    def _keep_object(self, cluster: ComputationId, blob: BlobRef) -> None:
+        if cluster in self.attachments:
+            self.attachments[cluster].keep_object(blob)
+
+    def gather(self, cluster: ComputationId, blob: BlobRef) -> None:
+        """Undo `scatter`."""
+        if cluster in self.attachments:
+            self.attachments[cluster].drop_object(blob)
+        self._offers.release([blob])
+
+    def release_objects(self, blobs: Iterable[BlobRef]) -> None:
+        """Undo `hold_objects`."""
+        self._offers.release(blobs)
 
     # In the loop: clusters.
 
@@ -190,7 +216,7 @@ class RemoteScheduler(Inquiries):
         if record.blob is not None:
             self._sources.withdraw(record.blob.name)
         if record.options is not None and record.options.depends is not None:
-            self._offers.release(record.options.depends.files)
+            self._offers.release(record.options.depends.contents)
 
     def steer(
         self, cluster: ComputationId, node: ProcessId, how: Steering, *, cpus: int = 0, terminate: bool = False
@@ -211,7 +237,7 @@ class RemoteScheduler(Inquiries):
         except TimeoutError:
             return self._uplink.why_alone()
         finally:
-            self._offers.release(files)
+            self._offers.release(file.blob for file in files)
         return str(answer.reason)
 
     # The end.

@@ -129,10 +129,13 @@ class BlobSources:
         self._sources[name] = MemorySource(ref, (memoryview(data),))
         return ref
 
-    def offer_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> BlobRef:
-        """Offer what these are one after another, under a random name; nothing is copied, so they must not change."""
+    def offer_parts(self, parts: Sequence[bytes | bytearray | memoryview], digest: bytes = b"") -> BlobRef:
+        """Offer what these are one after another; nothing is copied, so they must not change.
+
+        The name is the SHA-256 of all of it, if that is given, else random.
+        """
         views = tuple(memoryview(part) for part in parts)
-        ref = BlobRef(os.urandom(_NAME_SIZE), sum(map(len, views)), False)
+        ref = BlobRef(digest or os.urandom(_NAME_SIZE), sum(map(len, views)), bool(digest))
         self._sources[ref.name] = MemorySource(ref, views)
         return ref
 

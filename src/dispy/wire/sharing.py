@@ -204,6 +204,13 @@ class WidenCluster(Message, frozen=True):
     """Jobs of it shall wait for nodes that are not known yet."""
 
 
+class KeepObjects(Message, frozen=True):
+    """Keep these scattered objects for nodes, and none that I have named before and do not name now."""
+
+    cluster: ComputationId
+    objects: tuple[BlobRef, ...]
+
+
 class AnswerAllocation(Message, frozen=True):
     """So much of a node I want for this cluster; the answer to `AllocationAsked`."""
 
@@ -511,6 +518,7 @@ SharingMessage = (
     | CloseCluster
     | NarrowCluster
     | WidenCluster
+    | KeepObjects
     | AnswerAllocation
     | SteerShare
     | SubmitJobs

@@ -1,0 +1,96 @@
+"""Scattered objects in a worker: mapped from the node's file, unpickled when a job first asks, kept within bounds.
+
+Large buffers of an object are read where they are mapped, in memory that all workers of the node share. The rest is
+this worker's own and does not count as memory of the jobs that come after. Standard library and cloudpickle only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from dispy import buffers
+from dispy.node import linux
+from dispy.node.channel import MEMORY_AT_FORK
+
+_DEFAULT_MOST: Final = 1 << 30
+
+
+class _Kept(NamedTuple):
+    value: object
+    grown: int
+    """Bytes by which this process grew when it was unpickled."""
+
+
+class Shelf:
+    """The objects of which the daemon has told this worker."""
+
+    def __init__(self, cell: memoryview, most: int) -> None:
+        """`most`: bytes that unpickled objects may take, beside the one that was asked for last; 0: the default."""
+        self._cell = cell
+        self._most = most or _DEFAULT_MOST
+        self._bodies: dict[bytes, mmap.mmap] = {}
+        self._kept: dict[bytes, _Kept] = {}
+        """The one that was asked for last is the last."""
+
+    def tell(self, info: Mapping[str, Any], fd: int) -> None:
+        """Take what the daemon says: an object, with its file (whose descriptor is ours), or which to forget.
+
+        Raises:
+            OSError: the file cannot be mapped.
+        """
+        if fd >= 0:
+            try:
+                self._bodies[bytes.fromhex(info["object"])] = linux.mapped(fd, shared=True)
+            finally:
+                os.close(fd)
+        for text in info.get("forget", ()):
+            name = bytes.fromhex(text)
+            self._bodies.pop(name, None)
+            self._drop(name)
+
+    def find(self, name: bytes) -> object:
+        """The object with this name.
+
+        Raises:
+            LookupError: it is not here.
+            Exception: what unpickling it raises.
+        """
+        kept = self._kept.pop(name, None)
+        if kept is None:
+            kept = self._load(name)
+        self._kept[name] = kept
+        while len(self._kept) > 1 and sum([each.grown for each in self._kept.values()]) > self._most:
+            self._drop(next(iter(self._kept)))
+        return kept.value
+
+    def _load(self, name: bytes) -> _Kept:
+        body = self._bodies.get(name)
+        if body is None:
+            raise LookupError(f"the scattered object {name.hex()[:12]} is not on this node")
+        before = linux.private_memory()
+        try:
+            value = _unpickled(body)
+        except Exception as error:
+            error.add_note("This happened on the node, while a scattered object was unpickled.")
+            raise
+        grown = max(0, linux.private_memory() - before)
+        self._cell[MEMORY_AT_FORK] += grown
+        return _Kept(value, grown)
+
+    def _drop(self, name: bytes) -> None:
+        kept = self._kept.pop(name, None)
+        if kept is not None:
+            self._cell[MEMORY_AT_FORK] -= min(kept.grown, self._cell[MEMORY_AT_FORK] - 1)
+
+
+def _unpickled(body: mmap.mmap) -> object:
+    """The value of a body; large buffers in it are read-only, as the body is."""
+    pickled, views = buffers.split(body)
+    try:
+        return pickle.loads(pickled, buffers=views)
+    finally:
+        del pickled, views  # Python 3.11 can crash when it collects garbage in which a frame refers to such views
