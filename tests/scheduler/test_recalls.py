@@ -131,3 +131,13 @@ def test_when_a_node_that_was_asked_is_gone_another_is_asked_at_once(scheduler: 
     scheduler.submit(*range(2, 10))
     assert recalls(scheduler.ready(N3, 2)) == [(N1, 2)]
     assert (N2, 2) in recalls(scheduler.handle(gone))
+
+
+def test_a_job_that_waits_because_its_cluster_may_use_fewer_cpus_than_heavy_jobs_have_is_called_back() -> None:
+    scheduler = core.Scheduler()
+    scheduler.open()
+    scheduler.ready(N1, 4)
+    wish(scheduler, 1, cpus=3)
+    scheduler.submit(2)
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 3))
+    assert recalls(scheduler.ready(N2)) == [(N1, 1)]

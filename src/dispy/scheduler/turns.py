@@ -294,7 +294,7 @@ def note(tables: Tables, node: NodeRecord) -> None:
     else:
         for share in busy:
             # nothing is idle here: what is left to know is what waits for a CPU
-            if wanted > cpus or node.id in share.cluster.excesses or len(share.flight) > share.slots:
+            if wanted > cpus or node.id in share.cluster.excesses or share.wanted > share.slots:
                 tables.weigh(share, wanted)
     node.is_open = is_open
 
