@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispy.model import ComputationId, JobState
+from dispy.model import JobState
 from simulator.__main__ import replay, try_seeds
+from simulator.calm import Calm, makespan
 from simulator.chances import CALM
-from simulator.network import TO_NODE, TO_PROGRAM, Machine
-from simulator.program import SimProgram
+from simulator.network import TO_NODE, TO_PROGRAM
 from simulator.promises import finish
 from simulator.recoverer import RecoveryFile
 from simulator.trouble import run_seed
@@ -55,38 +55,6 @@ def test_same_seed_same_run() -> None:
 
 
 # ---- bounds of time ----
-
-
-class Calm:
-    """A program, and machines with it where nothing goes wrong by itself."""
-
-    def __init__(self, *cpus: int) -> None:
-        self.world = World(1, CALM)
-        self.program: SimProgram = self.world.add_program()
-        self.machines: list[Machine] = [self.world.add_machine(count) for count in cpus]
-        self.world.pass_time(0.5)
-
-    def open(self, *, reentrant: bool = False) -> ComputationId:
-        cluster = self.world.open(self.program, reentrant=reentrant)
-        self.world.pass_time(1.0)
-        return cluster
-
-    def submit(self, cluster: ComputationId, durations: list[float]) -> None:
-        self.world.submit(self.program, cluster, durations)
-
-    def states(self) -> list[JobState]:
-        return [told.endings[0].state for told in self.program.jobs.values() if told.endings]
-
-    def run_all(self) -> None:
-        self.world.run(lambda: all(told.endings for told in self.program.jobs.values()))
-
-    def starts(self) -> list[int]:
-        return [len(task.started_at) for task in self.world.tasks.values()]
-
-    def part(self, machine: Machine, ways: list[int], seconds: float) -> None:
-        path = machine.paths[self.program.number]
-        path.close(ways)
-        self.world.clock.at(self.world.clock.now + seconds, lambda: path.open(ways))
 
 
 @pytest.fixture
@@ -272,42 +240,5 @@ def test_two_programs_that_wait_for_nodes_of_each_other_both_end() -> None:
 # ---- choices in a calm world ----
 
 
-def _makespan(nodes: int, cpus: int, durations: list[float]) -> float:
-    """Seconds from submission to the end of the last job in a calm world."""
-    calm = Calm(*[cpus] * nodes)
-    calm.world.check_every = 100
-    cluster = calm.open()
-    start = calm.world.clock.now
-    calm.submit(cluster, durations)
-    calm.run_all()
-    end = calm.world.clock.now
-    finish(calm.world)
-    return end - start
-
-
-def _greedy(workers: int, durations: list[float]) -> float:
-    """What a schedule without any delay takes that gives each job to the first free worker."""
-    free = [0.0] * workers
-    for duration in durations:
-        index = free.index(min(free))
-        free[index] += duration
-    return max(free)
-
-
-@pytest.mark.parametrize(("nodes", "cpus"), [(8, 1), (2, 4), (1, 8)])
-def test_long_jobs_after_short_ones_take_as_long_as_a_greedy_schedule(nodes: int, cpus: int) -> None:
-    durations = [0.001] * 1000 + [10.0] * 12
-    assert _makespan(nodes, cpus, durations) <= 1.05 * _greedy(8, durations)
-
-
-@pytest.mark.parametrize("order", ["long ones first", "long ones in between"])
-def test_long_jobs_among_short_ones(order: str) -> None:
-    durations = [0.001] * 1000
-    places = range(12) if order == "long ones first" else range(0, 960, 80)
-    for place in places:
-        durations[place] = 10.0
-    assert _makespan(8, 1, durations) <= 1.05 * _greedy(8, durations) + 0.1
-
-
 def test_every_cpu_is_used() -> None:
-    assert _makespan(4, 2, [1.0] * 16) <= 2.1
+    assert makespan(4, 2, [1.0] * 16) <= 2.1
