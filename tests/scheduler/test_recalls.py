@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import test_scheduler_core as core
 
-from dispy.model import HeldAttempt, JobOptions
+from dispy.model import HeldAttempt, JobOptions, ProcessId
 from dispy.scheduler import events as ev
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.jobs import JobRecord
@@ -141,3 +141,52 @@ def test_a_job_that_waits_because_its_cluster_may_use_fewer_cpus_than_heavy_jobs
     scheduler.submit(2)
     scheduler.handle(ev.NodeAllocated(MAP, N1, 3))
     assert recalls(scheduler.ready(N2)) == [(N1, 1)]
+
+
+# ---- jobs that take much longer than others of their cluster ----
+
+
+@pytest.fixture
+def stuck(scheduler: Any) -> Any:
+    """MAP has N1 and N2 (one CPU each, five jobs may be sent ahead), 40 jobs; those at N1 have begun long ago."""
+    scheduler.ready(N2)
+    scheduler.submit(*range(2, 42))
+    at = {node: [record.job for record in scheduler.core.jobs_at(node, MAP)] for node in (N1, N2)}
+    assert [len(jobs) for jobs in at.values()] == [5, 5]
+    assert recalls(scheduler.timeout(0.2)) == [], "they are seen for the first time"
+    scheduler.now = 0.21
+    scheduler.done(N2, *at[N2][:3], seconds=0.0023)
+    scheduler.first = at[N1][0]
+    return scheduler
+
+
+def test_what_waits_behind_a_job_that_takes_long_is_called_back_while_others_wait(stuck: Any) -> None:
+    assert recalls(stuck.timeout(0.23)) == [(N1, 4)]
+
+
+def test_a_node_with_a_job_that_takes_long_gets_nothing_ahead_until_that_has_ended(stuck: Any) -> None:
+    stuck.timeout(0.23)
+    first, *back = [record.job for record in stuck.core.jobs_at(N1, MAP)]
+    assert first == stuck.first
+    give_back(stuck, *back)
+    assert [record.job for record in stuck.core.jobs_at(N1, MAP)] == [first]
+    assert back[0] in [record.job for record in stuck.core.jobs_at(N2, MAP)] or stuck.core.waiting
+    stuck.done(N1, first, seconds=0.0023)
+    assert len(stuck.core.jobs_at(N1, MAP)) == 5
+
+
+def test_nothing_is_called_back_from_jobs_that_take_long_when_nobody_waits(scheduler: Any) -> None:
+    scheduler.ready(N2)
+    scheduler.submit(*range(2, 9))
+    scheduler.timeout(0.2)
+    assert recalls(scheduler.timeout(0.4)) == []
+
+
+def test_the_more_nodes_there_are_the_more_seldom_running_jobs_are_looked_at(scheduler: Any) -> None:
+    scheduler.submit(*range(2, 42))
+    scheduler.timeout(0.2)
+    assert scheduler.core.next_deadline() == pytest.approx(0.22)
+    nodes = scheduler.core._tables.nodes
+    nodes.update({ProcessId(f"{number:032x}"): nodes[N1] for number in range(499)})
+    scheduler.core.handle_timeout(0.22)
+    assert scheduler.core.next_deadline() == pytest.approx(0.32)

@@ -238,6 +238,7 @@ def _account(
     `over` of them have ended for good; together they had `freed` CPUs and were charged `charged`.
     """
     cluster, turns = share.cluster, tables.turns
+    share.is_stuck = False
     cluster.jobs -= over
     tables.counters.ended += over
     if count:

@@ -110,6 +110,8 @@ class Share(Struct, eq=False):
     """It is never parked: the user asked for it."""
     is_renewed: bool = False
     """It is to be opened again when it has been closed."""
+    is_stuck: bool = False
+    """Its jobs take much longer than others of its cluster: nothing is sent ahead until one has ended."""
     is_terminated: bool = False
     """Its jobs are ended when it is closed, not waited for."""
 
@@ -187,7 +189,7 @@ class Share(Struct, eq=False):
         node = self.node
         if not self.is_usable:
             return 0, 0.0
-        cpus, depth, flight = node.capacity, self.cluster.depth, len(self.flight)
+        cpus, depth, flight = node.capacity, 1 if self.is_stuck else self.cluster.depth, len(self.flight)
         slots = self.slots
         if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
             return slots * depth - flight, flight / (depth * cpus)

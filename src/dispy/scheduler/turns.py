@@ -23,6 +23,10 @@ from dispy.wire.messages import RecallJobs
 
 LOOK_INTERVAL: Final = 0.2
 """Seconds between looks at jobs that run, while others wait."""
+LEAST_INTERVAL: Final = 0.02
+"""The same where there are few nodes and something was sent ahead."""
+MANY: Final = 1000
+"""Nodes of which a look costs so much that there are no more looks than that."""
 OVERLONG: Final = 2.0
 """Jobs that take so many times their mean have been sent ahead wrongly."""
 
@@ -302,7 +306,7 @@ def note(tables: Tables, node: NodeRecord) -> None:
 def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
     """Charge for jobs that run longer than was charged for them, and call back what waits behind such jobs."""
     now = tables.now
-    turns.next_look_at = now + LOOK_INTERVAL
+    turns.next_look_at = now + _until_next_look(tables)
     for cluster in tables.clusters.values():
         if cluster.parked and cluster.waiting:
             tables.wanting[cluster.id] = None
@@ -311,6 +315,7 @@ def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
         for share in node.busy:
             cluster = share.cluster
             together, count = running.get(cluster, (0.0, 0))
+            least = now
             for record in islice(share.flight.values(), share.slots):
                 if not record.seen_at:
                     record.seen_at = now
@@ -319,23 +324,32 @@ def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
                 if took * cpus > record.charge:
                     turns.correct(cluster, took * cpus - record.charge)
                     record.charge = took * cpus
-                together, count = together + took, count + 1
+                together, count, least = together + took, count + 1, min(least, took)
             running[cluster] = together, count
+            if cluster.mean is not None and least > max(OVERLONG * cluster.mean, tables.ahead):
+                share.is_stuck = True
     for cluster, (together, count) in running.items():
         if count and together / count > cluster.estimate:
             cluster.estimate = together / count
-        if cluster.mean is not None and cluster.estimate > OVERLONG * cluster.mean:
-            cluster.depth = cluster.depth_for(cluster.estimate)
-            _recall_overlong(tables, cluster, turns, out)
+        _recall_stuck(tables, cluster, turns, out)
 
 
-def _recall_overlong(tables: Tables, cluster: ClusterRecord, turns: Turns, out: Outbox) -> None:
+def _until_next_look(tables: Tables) -> float:
+    """Seconds: the fewer nodes, the sooner it is seen that jobs wait behind one that takes long."""
+    if not tables.crowded:
+        return LOOK_INTERVAL
+    return min(LOOK_INTERVAL, max(LEAST_INTERVAL, LOOK_INTERVAL / MANY * len(tables.nodes)))
+
+
+def _recall_stuck(tables: Tables, cluster: ClusterRecord, turns: Turns, out: Outbox) -> None:
     """What waits at nodes behind jobs that take much longer than was thought goes where a CPU is free first."""
     if turns.line.first() is None and not (cluster.parked and tables.idle):
         return
     for share in cluster.excesses.values():
-        node, excess = share.node, share.excess
-        if excess and node.recall is None and not node.is_spent and node.can_hear:
+        node = share.node
+        if not share.is_stuck or node.recall is not None or node.is_spent or not node.can_hear:
+            continue
+        if excess := share.excess:
             node.recall = (cluster.id, excess)
             cluster.recalling += excess
             out.send(node, RecallJobs(excess))
