@@ -29,6 +29,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z]")
 ELSEWHERE = {
     *("--ip_addr", "--ext_ip_addr", "--node_port"),
     *("--scheduler_host", "--listen_port"),
+    # of the programs in benchmarks
+    *("--peers", "--scratch", "--only", "--quick"),
     # of other programs
     *("--system", "--create-home", "--home-dir", "--now", "--year", "--index-url", "--find-links"),
 }

@@ -1,0 +1,15 @@
+"""Arguments and results of 64 MiB.
+
+    python benchmarks/data.py                       # installs peers when they are first asked for
+    python benchmarks/data.py --peers none          # dispy, and what Python brings
+    python benchmarks/data.py --scratch DIR --json  # where peers are; figures for a program
+
+Every figure is given as median (least … most) of the repeats. Absolute figures drift with the machine; the ratios hold.
+"""
+
+from __future__ import annotations
+
+from running import main
+
+if __name__ == "__main__":
+    main(["data"], __doc__)

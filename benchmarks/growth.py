@@ -1,0 +1,15 @@
+"""What a job costs where a thousand to a million are queued.
+
+    python benchmarks/growth.py                       # installs peers when they are first asked for
+    python benchmarks/growth.py --peers none          # dispy, and what Python brings
+    python benchmarks/growth.py --scratch DIR --json  # where peers are; figures for a program
+
+Every figure is given as median (least … most) of the repeats. Absolute figures drift with the machine; the ratios hold.
+"""
+
+from __future__ import annotations
+
+from running import main
+
+if __name__ == "__main__":
+    main(["growth"], __doc__)

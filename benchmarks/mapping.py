@@ -1,0 +1,15 @@
+"""Many short calls: `cluster.map` beside `multiprocessing.Pool.map` and others.
+
+    python benchmarks/mapping.py                       # installs peers when they are first asked for
+    python benchmarks/mapping.py --peers none          # dispy, and what Python brings
+    python benchmarks/mapping.py --scratch DIR --json  # where peers are; figures for a program
+
+Every figure is given as median (least … most) of the repeats. Absolute figures drift with the machine; the ratios hold.
+"""
+
+from __future__ import annotations
+
+from running import main
+
+if __name__ == "__main__":
+    main(["map"], __doc__)
