@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dispy import buffers
+from dispy import buffers, pages
 from dispy.model import Ending
-from dispy.node import calls, deaths, freememory, jobside, linux, worker
+from dispy.node import calls, deaths, freememory, jobside, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, SENT_FILE
 from dispy.node.hygiene import read_output
 
@@ -59,10 +59,10 @@ def test_arguments_that_came_as_a_file_are_read_where_they_lie_and_stay_as_they_
         return int(array.sum()), text[:3]
 
     body = buffers.dumps(((np.zeros(200_000, np.uint8), b"abc" * 100_000), {}))
-    fd = linux.memory_file("arguments", body)
+    fd = pages.memory_file("arguments", body)
     call = calls.function_call(cell(), spoil)
 
-    answers = [pickle.loads(call(number, linux.mapped(fd))) for number in (1, 2)]  # type: ignore[arg-type]
+    answers = [pickle.loads(call(number, pages.mapped(fd))) for number in (1, 2)]  # type: ignore[arg-type]
 
     assert answers == [(200_000, b"abc")] * 2
     assert os.pread(fd, 1 << 20, 0) == b"".join(body)
@@ -88,10 +88,10 @@ def test_a_file_in_memory_cannot_be_changed_and_its_mapping_goes_with_the_last_t
     def mappings() -> int:
         return Path("/proc/self/maps").read_text().count("memfd:kept")
 
-    fd = linux.memory_file("kept", [b"abc", memoryview(b"def")])
+    fd = pages.memory_file("kept", [b"abc", memoryview(b"def")])
     with pytest.raises(PermissionError):
         os.write(fd, b"x")
-    view = pickle.PickleBuffer(linux.mapped(fd)).raw()
+    view = pickle.PickleBuffer(pages.mapped(fd)).raw()
     os.close(fd)
     assert bytes(view) == b"abcdef"
     view[0] = 0

@@ -30,6 +30,8 @@ DATA = os.urandom(3 * LARGE_CHUNK + 12345)
 class FakePeer:
     name: str
     role: Role
+    address: str = "192.0.2.1"
+    capabilities: frozenset[str] = frozenset()
 
 
 @dataclass

@@ -6,11 +6,12 @@ Standard library only: daemon and workers ask, each before it makes a file in me
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from dispy.node import linux
+from dispy import pages
 from dispy.node.cgroups import below, mounts, own_groups
 
 SMALL: Final = 1 << 20
@@ -36,7 +37,13 @@ def file_of(parts: Sequence[bytes | bytearray | memoryview], size: int) -> int:
     Raises:
         OSError: there is neither memory nor a disk for it.
     """
-    return linux.memory_file("dispy-result", parts) if has_room(size) else linux.disk_file(parts)
+    if has_room(size):
+        return pages.memory_file("dispy-result", parts)
+    import tempfile  # is seldom needed
+
+    with tempfile.TemporaryFile(buffering=0, dir=os.curdir) as file:
+        pages.write_all(file.fileno(), parts)
+        return os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def free(proc: Path = Path("/proc")) -> int:

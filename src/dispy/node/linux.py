@@ -8,21 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
-import mmap
 import os
 import signal
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-_libc.mmap.restype = ctypes.c_void_p
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
-_MAP_FIXED: Final = 16
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-"""Of a file in memory that nobody can change."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -154,64 +146,6 @@ def private_memory(pid: int | str = "self") -> int:
     with open(f"/proc/{pid}/statm", encoding="ascii") as file:
         pages = file.read().split()
     return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE")
-
-
-def memory_file(name: str, parts: Iterable[bytes | bytearray | memoryview]) -> int:
-    """A file in memory with this content, which nobody can change any more; returns its descriptor."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        _write_all(fd, parts)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def disk_file(parts: Iterable[bytes | bytearray | memoryview]) -> int:
-    """As `memory_file`, without a name in the working directory: for what has no room in memory."""
-    import tempfile  # is seldom needed
-
-    with tempfile.TemporaryFile(buffering=0, dir=os.curdir) as file:
-        _write_all(file.fileno(), parts)
-        return os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-    for part in parts:
-        rest = memoryview(part)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-
-
-class _BufferView(ctypes.Structure):
-    """Where the memory of an object is; what follows is Python's."""
-
-    _fields_ = (("address", ctypes.c_void_p), ("rest", ctypes.c_byte * 120))
-
-
-def mapped(fd: int, *, shared: bool = False) -> mmap.mmap:
-    """The content of a file, and memory of this process where it is written to.
-
-    With `shared` it is the same memory for all who map it, and nobody can write there. Nothing keeps a descriptor,
-    which a job could close: memory is made first, and the file put into its place. It goes when really nobody refers
-    to it; a destructor in Python would be called while others, in the same garbage, may still look at it.
-
-    Raises:
-        OSError: it is empty, or there is no room for it.
-    """
-    size = os.fstat(fd).st_size
-    protection = mmap.PROT_READ if shared else mmap.PROT_READ | mmap.PROT_WRITE
-    made = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection)
-    view = _BufferView()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(made), ctypes.byref(view), 0)
-    place = view.address
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
-    kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
-    if _libc.mmap(place, size, protection, kind | _MAP_FIXED, fd, 0) == _MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return made
 
 
 def data_size() -> int:

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from dispy import buffers
+from dispy import buffers, pages
 from dispy.node import linux
 from dispy.node.channel import MEMORY_AT_FORK
 
@@ -44,7 +44,7 @@ class Shelf:
         """
         if fd >= 0:
             try:
-                self._bodies[bytes.fromhex(info["object"])] = linux.mapped(fd, shared=True)
+                self._bodies[bytes.fromhex(info["object"])] = pages.mapped(fd, shared=True)
             finally:
                 os.close(fd)
         for text in info.get("forget", ()):

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dispy import namespace
+from dispy import namespace, pages
 from dispy.buffers import Readable
 from dispy.node import calls, chunk, freememory, jobside, linux, tripwires
 from dispy.node.channel import (
@@ -379,6 +379,6 @@ def _encoded(text: str) -> bytes:
 def _content(fd: int) -> object:
     """The arguments that came as a descriptor: arrays in them stay there, and jobs write into pages of their own."""
     try:
-        return linux.mapped(fd)
+        return pages.mapped(fd)
     finally:
         os.close(fd)

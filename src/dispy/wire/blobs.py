@@ -12,11 +12,12 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
+from dispy import pages
 from dispy.errors import TransferError
 from dispy.model import BlobRef, Role
-from dispy.wire.blobsources import BlobSources, FileSource, MemorySource, SourceError
+from dispy.wire.blobsources import BlobSources, FileSource, Offered, SourceError
 from dispy.wire.blobstore import (
     AsideSink,
     BlobStore,
@@ -29,7 +30,8 @@ from dispy.wire.blobstore import (
 )
 from dispy.wire.datagrams import clean_name
 from dispy.wire.fetch import BlobLink, Fetch
-from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, NeedChunk
+from dispy.wire.handing import Handing, is_near
+from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, DescriptorRefused, NeedChunk, NeedDescriptor
 from dispy.wire.transfer import LARGE_CHUNK
 
 __all__ = ["BlobExchange", "BlobLink", "BlobSources", "BlobStore"]
@@ -42,13 +44,6 @@ REASON_LIMIT: Final = 500
 SHARED_SIZE: Final = 16 << 20
 """Blobs that are named by their hash and have this size or more are passed on between those that fetch them."""
 _READS_AT_ONCE: Final = 16
-
-
-class Offered(Protocol):
-    """Where an exchange looks for what the other side asks for."""
-
-    def find(self, name: bytes, *, hashed_only: bool = False) -> MemorySource | FileSource:
-        """The source with this name. Raises SourceError."""
 
 
 class BlobExchange:
@@ -77,6 +72,7 @@ class BlobExchange:
         self._unwanted: Counter[bytes] = Counter()
         self._reads: list[tuple[NeedChunk, FileSource]] = []
         self._reading = False
+        self._handing = Handing(sources)
         self._closed = ""
 
     def message_arrived(self, message: AnyMessage, payload: bytes | memoryview) -> bool:
@@ -91,6 +87,11 @@ class BlobExchange:
                 if fetch := self._asked_by(name):
                     why = clean_name(reason, REASON_LIMIT) or "no reason given"
                     fetch.gone(f"{self._link.peer.name} cannot give {blob_text(fetch.ref)}: {why}")
+            case NeedDescriptor():
+                if not self._closed:
+                    self._handing.give(self._link.send, message, hashed_only=self._link.peer.role is Role.PEER)
+            case DescriptorRefused():
+                self._handing.refused(message)
             case BlobFetched(name):
                 self._told.discard(name)
                 if self._on_fetched is not None:
@@ -106,7 +107,15 @@ class BlobExchange:
             TransferError: the other side does not have it, it is not what its name says, there is no memory for it, or
                 the exchange was closed.
         """
-        return await self._fetch(ref, MemorySink(ref))
+        fd = await self._handed_over(ref)
+        if fd is None:
+            return await self._fetch(ref, MemorySink(ref))
+        try:
+            return memoryview(pages.mapped(fd))
+        except OSError as error:
+            raise write_error(ref, error, "memory") from error
+        finally:
+            os.close(fd)
 
     async def fetch_bytes(self, ref: BlobRef) -> bytes:
         """The content as bytes. Raises as `fetch_memory`."""
@@ -114,11 +123,21 @@ class BlobExchange:
 
     async def fetch_memfd(self, ref: BlobRef) -> int:
         """A sealed memfd with the content; the descriptor belongs to the caller. Raises as `fetch_memory`."""
-        return await self._fetch(ref, MemfdSink(ref))
+        fd = await self._handed_over(ref)
+        return await self._fetch(ref, MemfdSink(ref)) if fd is None else fd
 
     async def fetch_aside(self, ref: BlobRef, directory: Path) -> int:
         """As `fetch_memfd`, but the content lies in a file without a name in this directory, for reading only."""
         return await self._fetch(ref, AsideSink(ref, directory), str(directory))
+
+    async def _handed_over(self, ref: BlobRef) -> int | None:
+        """A sealed memfd with the content, if the other side is on this machine and has one to give."""
+        if self._closed or not is_near(self._link.peer):
+            return None
+        fd = await self._handing.ask(self._link.send, ref)
+        if fd is not None:
+            self._link.send(BlobFetched(ref.name))
+        return fd
 
     async def fetch_file(self, ref: BlobRef, store: BlobStore) -> Path:
         """The file in the store, fetched unless it is there; fetches of one content into one store are shared.
@@ -155,6 +174,7 @@ class BlobExchange:
     def link_replaced(self, link: BlobLink) -> None:
         """Go on over another link to the same process: what was outstanding is asked for again."""
         self._link = link
+        self._handing.reset()
         self._unwanted.clear()
         self._reads.clear()
         for fetch in self._fetches.values():
@@ -164,6 +184,7 @@ class BlobExchange:
         """End all fetches with TransferError(cause) and serve no more. May be called twice."""
         self._closed = self._closed or cause or "the link was closed"
         self._reads.clear()
+        self._handing.reset()
         for fetch in self._fetches.values():
             fetch.fail(TransferError(self._closed))
 

@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -107,6 +107,13 @@ class FileSource(Struct, frozen=True):
     def read(self, fd: int, offset: int, size: int) -> bytes:
         """The bytes asked for, from a descriptor of `open`."""
         return _pread(fd, offset, size)
+
+
+class Offered(Protocol):
+    """Where an exchange looks for what the other side asks for."""
+
+    def find(self, name: bytes, *, hashed_only: bool = False) -> MemorySource | FileSource:
+        """The source with this name. Raises SourceError."""
 
 
 class BlobSources:

@@ -34,6 +34,14 @@ class BlobPeer(Protocol):
     def role(self) -> Role:
         """What it is on this link."""
 
+    @property
+    def address(self) -> str:
+        """Where it is."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do."""
+
 
 class BlobLink(Protocol):
     """What is needed of a link."""

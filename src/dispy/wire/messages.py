@@ -31,7 +31,9 @@ PROTOCOL = 1
 """Number of this protocol; processes with another one refuse each other in words."""
 PASSES_ON = "peers"
 """The capability of nodes that pass blobs on to each other."""
-CAPABILITIES: tuple[str, ...] = ("jobs", "blobs", "recall", PASSES_ON)
+HANDS_OVER = "descriptors"
+"""The capability of processes that hand contents over as descriptors to others of their machine."""
+CAPABILITIES: tuple[str, ...] = ("jobs", "blobs", "recall", PASSES_ON, HANDS_OVER)
 """What this side can do beyond the number; an unknown capability of the other side is ignored."""
 
 
@@ -77,6 +79,20 @@ class BlobFetched(Message, frozen=True):
     """I have all of it; a blob that is not kept by its hash can be forgotten."""
 
     name: bytes
+
+
+class NeedDescriptor(Message, frozen=True):
+    """Send me a descriptor of a blob that you named, to the socket of this name on this machine, with this token."""
+
+    name: bytes
+    at: str
+    token: bytes
+
+
+class DescriptorRefused(Message, frozen=True):
+    """There will be no descriptor with this token: ask for chunks."""
+
+    token: bytes
 
 
 # ---- node to node, about a blob of which a scheduler has told both ----
@@ -369,6 +385,8 @@ AnyMessage = (
     | Chunk
     | BlobGone
     | BlobFetched
+    | NeedDescriptor
+    | DescriptorRefused
     | AskLease
     | ReleaseLease
     | OpenComputation
