@@ -120,7 +120,7 @@ def function_call(
     cell: memoryview, compute: Callable[..., object]
 ) -> Callable[[int, Any], bytes | list[buffers.Readable]]:
     """The trampoline for jobs that are calls of the computation's function."""
-    loads, dumps, small = pickle.loads, pickle.dumps, _SMALL
+    loads, dumps, small, gettrace = pickle.loads, pickle.dumps, _SMALL, sys.gettrace
 
     def call(sequence: int, payload: Any) -> bytes | list[buffers.Readable]:
         if cell[CANCEL] == sequence:
@@ -136,7 +136,19 @@ def function_call(
         if named is None:
             return chunk.call_each(compute, arguments, dumps_result, lambda: cell[CANCEL] == sequence)
         value = compute(*arguments, **named)
-        return dumps(value, 5) if type(value) in small else dumps_result(value)
+        try:
+            if type(value) in small:
+                return dumps(value, 5)
+            trace = gettrace()
+        except Exception:  # of a profile function that the job has left: with that Python lets go of it
+            trace = None
+        if trace is None:
+            return dumps_result(value)
+        sys.settrace(None)  # it would be called for what is ours; the worker looks for it afterwards
+        try:
+            return dumps_result(value)
+        finally:
+            sys.settrace(trace)
 
     return call
 
