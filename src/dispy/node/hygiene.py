@@ -98,6 +98,7 @@ class NormalState:
         self._modules = dict(sys.modules)
         self._process = tripwires.process_state()
         tripwires.touched.clear()
+        tripwires.changed.clear()
         tripwires.keep((self._directory, *self._outputs, *self._others))
         self._place = os.fsencode(os.path.realpath(f"/proc/self/fd/{self._directory}"))
         self.end_job = self._make_end_job()
@@ -126,7 +127,7 @@ class NormalState:
         (out, err), cell, lseek = self._outputs, self._cell, os.lseek
 
         brought = namespace.brought_by_job
-        touched = tripwires.touched
+        touched, changed = tripwires.touched, tripwires.changed
         path, places = sys.path, self._path
         modules, main, module_count = sys.modules, sys.modules[namespace.MAIN], len(sys.modules)
 
@@ -150,8 +151,12 @@ class NormalState:
                 clean = False
             if thread_count() != threads:
                 clean = False
-            if [getsignal(number) for number in numbers] != handlers and not self._restore_signals():
-                clean = False
+            if changed:
+                if [getsignal(number) for number in numbers] != handlers and not self._restore_signals():
+                    clean = False
+                if environ._data != environment:
+                    self._restore_environment(environ)
+                changed.clear()
             alarm(0)  # which ends timers set by `setitimer` too
             if sigmask(block, ()) != mask:
                 sigmask(_signal.SIG_SETMASK, mask)
@@ -160,9 +165,8 @@ class NormalState:
             except OSError:  # it is not who it was
                 clean = False
             umask(normal_umask)
-            if environ._data != environment or os.environ is not environ:
+            if os.environ is not environ:
                 os.environ = environ  # noqa: B003 - the object that jobs are to find
-                self._restore_environment()
             if sys.argv is not argv or argv != arguments:
                 sys.argv = argv
                 argv[:] = arguments
@@ -246,14 +250,13 @@ class NormalState:
                 _signal.signal(number, handler)
         return True
 
-    def _restore_environment(self) -> None:
-        environ: Any = os.environ
+    def _restore_environment(self, environ: Any) -> None:
         present = environ._data
         for key in set(present) - set(self._environment):
-            os.environ.pop(os.fsdecode(key), None)
+            environ.pop(os.fsdecode(key), None)
         for key, value in self._environment.items():
             if present.get(key) != value:
-                os.environ[os.fsdecode(key)] = os.fsdecode(value)
+                environ[os.fsdecode(key)] = os.fsdecode(value)
 
 
 def read_output(fd: int, at: int, end: int, limit: int) -> bytes:

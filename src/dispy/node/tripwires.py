@@ -6,6 +6,7 @@ look that a worker takes every second. Standard library only.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import errno
 import functools
 import os
@@ -17,6 +18,8 @@ from typing import Any, Final, NamedTuple
 
 touched: Final[set[str]] = set()
 """Names of the functions that were called since somebody cleared this."""
+changed: Final[set[str]] = set()
+"""The same for what is put back after each job: `environ`, `signal`. To compare either cost as much as to run a job."""
 
 _of_process: Final = (
     *("chroot", "nice", "setpriority", "sched_setaffinity", "sched_setparam", "sched_setscheduler", "unshare", "setns"),
@@ -76,6 +79,10 @@ def install() -> None:
         for name in names:
             if hasattr(module, name):
                 _replace(module, name, _noting(name, getattr(module, name)))
+    _replace(_signal, "signal", _noting("signal", _signal.signal, changed))  # on which `signal.signal` rests
+    environ: Any = type(os.environ)
+    for name in ("__setitem__", "__delitem__"):
+        setattr(environ, name, _noting("environ", getattr(environ, name), changed))
     _replace(os, "close", _closing(os.close))
     _replace(os, "closerange", _closing_range(os.closerange))
     starter: Any = subprocess.Popen
@@ -98,10 +105,10 @@ def _replace(module: Any, name: str, function: Callable[..., Any]) -> None:
         setattr(place, name, function)
 
 
-def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _noting(name: str, original: Callable[..., Any], noted: set[str] = touched) -> Callable[..., Any]:
     @functools.wraps(original)
     def noting(*args: Any, **named: Any) -> Any:
-        touched.add(name)
+        noted.add(name)
         return original(*args, **named)
 
     return noting
