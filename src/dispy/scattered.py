@@ -6,10 +6,9 @@ pickles arguments learns from `naming` which objects they name, so that the job'
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +25,7 @@ class _Pickling(threading.local):
     """What arguments are being pickled for in this thread."""
 
     cluster: ComputationId | None = None
-    named: dict[bytes, Scattered]
+    named: dict[bytes, Scattered] = {}  # noqa: RUF012 - never written to: whoever pickles puts his own here
 
 
 _pickling = _Pickling()
@@ -95,12 +94,20 @@ def named_by(name: bytes) -> Scattered:
     return known
 
 
-@contextlib.contextmanager
-def naming(cluster: ComputationId) -> Iterator[dict[bytes, Scattered]]:
+class naming:  # noqa: N801 - it is used as a function is, in front of every submit
     """While arguments of a job of this cluster are pickled in this thread: which scattered objects they name."""
-    before = _pickling.cluster, getattr(_pickling, "named", {})
-    _pickling.cluster, _pickling.named = cluster, {}
-    try:
-        yield _pickling.named
-    finally:
-        _pickling.cluster, _pickling.named = before
+
+    __slots__ = ("_before", "_cluster")
+
+    def __init__(self, cluster: ComputationId) -> None:
+        self._cluster = cluster
+
+    def __enter__(self) -> dict[bytes, Scattered]:
+        self._before = _pickling.cluster, _pickling.named
+        _pickling.cluster = self._cluster
+        named: dict[bytes, Scattered] = {}
+        _pickling.named = named
+        return named
+
+    def __exit__(self, *error: object) -> None:
+        _pickling.cluster, _pickling.named = self._before

@@ -25,6 +25,8 @@ class ObjectScattering(ClusterBase):
     _journal: Journal | None
     _scattered: weakref.WeakSet[Scattered] | None = None
     """What was scattered and may still be named; None: nothing ever was."""
+    _plain_needs: tuple[tuple[BlobRef, ...], JobOptions] | None = None
+    """The options of the last job that needed objects and nothing else: the next one is often the same."""
 
     def scatter(self, obj: Any) -> Scattered:
         """Let nodes have an object once each; jobs that are given what is returned get the object in its place.
@@ -73,9 +75,13 @@ class ObjectScattering(ClusterBase):
             if scattered.is_closed:
                 self._portal.post(self.service.release_objects, blobs)
                 raise ClosedError(f"{scattered!r} cannot be given to a job: scatter the object again")
-        options = options or JobOptions()
-        depends = msgspec.structs.replace(options.depends or JobDepends(), objects=blobs)
-        return msgspec.structs.replace(options, depends=depends)
+        if options is None and self._plain_needs is not None and self._plain_needs[0] == blobs:
+            return self._plain_needs[1]
+        depends = msgspec.structs.replace((options and options.depends) or JobDepends(), objects=blobs)
+        needing = msgspec.structs.replace(options or JobOptions(), depends=depends)
+        if options is None:
+            self._plain_needs = blobs, needing
+        return needing
 
     def _close_scattered(self) -> None:
         """The cluster is closed: nobody needs its objects any more."""

@@ -24,7 +24,7 @@ def needing(*jobs: int, objects: tuple[BlobRef, ...] = (MODEL,), key: object = M
 
 
 def given(worker: int, sequence: int, *objects: tuple[bytes, int], key: object = MAP) -> do.FeedWorker:
-    return do.FeedWorker(key, worker, [(sequence, memoryview(b"x"))], None, list(objects))  # type: ignore[arg-type]
+    return do.FeedWorker(key, worker, [(sequence, memoryview(b"x"))], None, dict(objects))  # type: ignore[arg-type]
 
 
 def test_many_jobs_fetch_an_object_once_and_each_worker_is_told(ready: Node) -> None:
@@ -99,7 +99,7 @@ def test_a_job_waits_for_all_that_it_needs(ready: Node) -> None:
     ]
     for event in (ev.ObjectFetched(TABLE.name, 8), ev.FilesLent(1, 1), ev.ArgumentsFetched(blob.name, 9)):
         assert ready.handle(event).actions == []
-    fed = do.FeedWorker(MAP, 1, [(2, 9)], None, [(TABLE.name, 8), (MODEL.name, 7)])
+    fed = do.FeedWorker(MAP, 1, [(2, 9)], None, {TABLE.name: 8, MODEL.name: 7})
     assert ready.handle(ev.ObjectFetched(MODEL.name, 7)).actions == [fed]
     assert do.ReturnFiles(MAP, 1, 1) in ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions
 
@@ -108,7 +108,7 @@ def test_a_heavy_job_gets_its_objects(ready: Node) -> None:
     ready.said(needing(1, cpus=2), b"x")
     (fed,) = ready.handle(ev.ObjectFetched(MODEL.name, 7)).actions
     assert isinstance(fed, do.FeedWorker)
-    assert (fed.extra, fed.objects) == (do.JobExtra(2), [(MODEL.name, 7)])
+    assert (fed.extra, fed.objects) == (do.JobExtra(2), {MODEL.name: 7})
 
 
 def test_a_job_that_comes_back_from_a_dead_worker_still_has_its_objects(ready: Node) -> None:
@@ -117,7 +117,7 @@ def test_a_job_that_comes_back_from_a_dead_worker_still_has_its_objects(ready: N
     ready.handle(ev.ObjectFetched(MODEL.name, 7))
     effects = ready.handle(ev.WorkerDied(1, 2, "exit code 1"))
     (fed,) = [action for action in effects.actions if isinstance(action, do.FeedWorker)]
-    assert set(fed.objects) == {(MODEL.name, 7)}
+    assert fed.objects == {MODEL.name: 7}
 
 
 def test_two_computations_share_an_object(ready: Node) -> None:

@@ -123,9 +123,13 @@ def test_what_fails_to_unpickle_says_where_and_is_tried_again() -> None:
         assert caught.value.__notes__ == ["This happened on the node, while a scattered object was unpickled."]
 
 
-def test_a_file_that_cannot_be_mapped_is_an_error_and_leaves_no_descriptor() -> None:
-    fd = os.memfd_create("empty")
-    with pytest.raises(OSError, match="Invalid argument"):
-        shelf().tell({"object": NAME.hex()}, fd)
+def test_a_file_that_cannot_be_mapped_is_told_to_those_who_ask_and_leaves_no_descriptor() -> None:
+    fd, kept = os.memfd_create("empty"), shelf()
+    kept.tell({"object": NAME.hex()}, fd)
+    with pytest.raises(MemoryError, match="could not be mapped by this worker: Invalid argument"):
+        kept.find(NAME)
+    kept.tell({"forget": [NAME.hex()]}, -1)
+    with pytest.raises(LookupError):
+        kept.find(NAME)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)

@@ -38,6 +38,7 @@ from dispy.wire.sharing import (
     JobsOver,
     JobsStored,
     JobWaitsAgain,
+    KeepObjects,
     NarrowCluster,
     NodeChanged,
     NodeDeclined,
@@ -311,6 +312,28 @@ async def test_what_was_said_without_a_link_is_said_on_the_next_and_wishes_that_
     assert process.sent()[1:] == [widen, steer, NarrowCluster(ID)]
     process.accept()
     assert process.sent()[1:] == [widen]
+
+
+@in_loop
+async def test_every_link_is_told_what_to_keep_before_the_jobs_that_need_it() -> None:
+    process = Process()
+    attachment = process.attachment
+    model, table = BlobRef(b"m" * 32, 1), BlobRef(b"t" * 32, 1)
+    attachment.keep_object(model)
+    process.accept()
+    assert process.sent()[1:] == [KeepObjects(ID, (model,))]
+    attachment.keep_object(table)
+    attachment.keep_object(model)
+    assert process.sent() == [KeepObjects(ID, (model, table))] * 2
+    attachment.drop_object(model)
+    assert process.sent() == [KeepObjects(ID, (model, table))], "it was scattered twice"
+    process.accept()
+    assert process.sent()[1:] == [KeepObjects(ID, (model, table))]
+    attachment.link_gone()
+    attachment.drop_object(model)
+    attachment.drop_object(table)
+    process.accept()
+    assert process.sent()[1:] == [KeepObjects(ID, ())], "what was dropped meanwhile is not kept for ever"
 
 
 @pytest.mark.parametrize("terminate", [False, True])

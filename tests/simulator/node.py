@@ -168,7 +168,7 @@ class SimNode(Process):
             case do.ForkWorker(computation, number):
                 self._tell(computation, lambda server: server.fork(number))
             case do.FeedWorker(computation, number, jobs, extra, objects):
-                assert all(self.objects[name] == descriptor for name, descriptor in objects), "an object is not here"
+                assert (objects or {}).items() <= self.objects.items(), "an object is not here"
                 self._tell(
                     computation, lambda server: server.do(number, lambda worker: worker.feed(jobs, extra, objects))
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,9 +57,9 @@ class SimWorker:
         self._told = 0.0
 
     def feed(
-        self, jobs: list[tuple[int, do.Arguments]], extra: do.JobExtra | None, objects: Sequence[tuple[bytes, int]]
+        self, jobs: list[tuple[int, do.Arguments]], extra: do.JobExtra | None, objects: Mapping[bytes, int] | None
     ) -> None:
-        self.objects |= {name for name, _ in objects}
+        self.objects.update(objects or ())
         if extra is not None or not self.running:
             self.extra = extra or do.JobExtra()
         for sequence, arguments in jobs:

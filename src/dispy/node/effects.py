@@ -6,7 +6,7 @@ later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 
@@ -79,8 +79,8 @@ class FeedWorker(Struct, frozen=True):
     jobs: list[tuple[int, Arguments]]
     extra: JobExtra | None = None
     """What the job (then there is one) gets beyond its arguments."""
-    objects: Sequence[tuple[bytes, int]] = ()
-    """Name and descriptor of scattered objects that they need; some may come twice, some be there already."""
+    objects: Mapping[bytes, int] | None = None
+    """Scattered objects that they need (name → descriptor); the worker may have some already."""
 
 
 class RecallFromWorker(Struct, frozen=True):

@@ -5,7 +5,7 @@ Called after every event, it decides from the whole state; it changes tables and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct, field
@@ -183,7 +183,7 @@ class Feeder(Struct):
             self.heavy[worker] = job
             assert job.arguments is not None
             extra = JobExtra(cpus, special.memory, special.gpus)
-            objects = job.loan.here if job.loan is not None and job.loan.here else ()
+            objects = None if job.loan is None else job.loan.here or None
             actions.append(FeedWorker(computation.id, worker.id, [(worker.sequence, job.arguments)], extra, objects))
         return 0
 
@@ -237,7 +237,7 @@ class Feeder(Struct):
         if not worker.jobs:
             worker.progress_at = now
         given: list[tuple[int, Arguments]] = []
-        objects: Sequence[tuple[bytes, int]] = ()
+        objects: dict[bytes, int] | None = None
         jobs = worker.jobs
         sequence = worker.sequence
         take = computation.queue.popleft
@@ -249,7 +249,9 @@ class Feeder(Struct):
             jobs[sequence] = job
             given.append((sequence, job.arguments))  # type: ignore[arg-type]  # queued jobs have them
             if job.loan is not None and job.loan.here:
-                objects = [*objects, *job.loan.here]
+                if objects is None:
+                    objects = {}
+                objects.update(job.loan.here)
         worker.sequence = sequence
         return FeedWorker(computation.id, worker.id, given, None, objects)
 

@@ -50,7 +50,7 @@ class ObjectTable:
             found.jobs.add(job)
             found.idle_at = None
             if found.descriptor is not None:
-                loan.here.append((blob.name, found.descriptor))
+                loan.here[blob.name] = found.descriptor
 
     def fetch_again(self, lease: Lease, effects: Effects) -> None:
         """Another link speaks for the lease: what was being fetched comes over it."""
@@ -68,7 +68,7 @@ class ObjectTable:
         found.descriptor = event.descriptor
         for job in sorted(found.jobs, key=lambda job: job.job):
             assert job.loan is not None
-            job.loan.here.append((event.name, event.descriptor))
+            job.loan.here[event.name] = event.descriptor
             job.admit()
 
     def waiting(self, name: bytes) -> list[HeldJob]:
@@ -117,8 +117,7 @@ class ObjectTable:
         needing: dict[bytes, set[HeldJob]] = {}
         for job in held:
             if job.loan is not None:
-                here = dict(job.loan.here)
-                assert len(here) == len(job.loan.here), "an object came twice"
+                here = job.loan.here
                 for blob in job.loan.objects:
                     needing.setdefault(blob.name, set()).add(job)
                     assert here.get(blob.name) == self._objects[blob.name].descriptor, "a job waits for what is here"

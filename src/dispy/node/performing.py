@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from dispy.errors import NodeError, TransferError
-from dispy.model import ProcessId
+from dispy.model import BlobRef, ProcessId
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.callers import Callers
@@ -179,9 +180,7 @@ class Performer:
         blob = action.blob
         try:
             self._places.check_object(blob)
-            path = await self._callers.exchange(action.peer).fetch_file(blob, self._places.store)
-            # Whoever tidies up may remove the file from now on; its content stays as long as this is open.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = await self._open_object(action.peer, blob)
         except (TransferError, NodeError, OSError) as error:
             self._objects.pop(blob.name, None)
             self._places.post(ev.ObjectFailed(blob.name, str(error)))
@@ -189,6 +188,13 @@ class Performer:
         shared = self._objects[blob.name]
         shared.task, shared.descriptor = None, descriptor
         self._places.post(ev.ObjectFetched(blob.name, descriptor))
+
+    async def _open_object(self, peer: ProcessId, blob: BlobRef) -> int:
+        while True:
+            path = await self._callers.exchange(peer).fetch_file(blob, self._places.store)
+            # It may have been lent or tidied away a moment ago; once it is open, its content stays whatever comes.
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _forget_object(self, action: do.ForgetObject) -> None:
         _let_go(self._objects.pop(action.name, None))

@@ -108,8 +108,8 @@ class Loan(Struct, eq=False):
     is_here: bool
     """Of the files."""
     objects: tuple[BlobRef, ...] = ()
-    here: list[tuple[bytes, int]] = field(default_factory=list)
-    """Name and descriptor of each object that is here."""
+    here: dict[bytes, int] = field(default_factory=dict)
+    """The objects that are here: name → descriptor."""
 
     @property
     def is_complete(self) -> bool:

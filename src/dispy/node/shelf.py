@@ -33,23 +33,24 @@ class Shelf:
         self._cell = cell
         self._most = most or _DEFAULT_MOST
         self._bodies: dict[bytes, mmap.mmap] = {}
+        self._unmapped: dict[bytes, str] = {}
+        """Why objects could not be mapped."""
         self._kept: dict[bytes, _Kept] = {}
         """The one that was asked for last is the last."""
 
     def tell(self, info: Mapping[str, Any], fd: int) -> None:
-        """Take what the daemon says: an object, with its file (whose descriptor is ours), or which to forget.
-
-        Raises:
-            OSError: the file cannot be mapped.
-        """
+        """Take what the daemon says: an object, with its file (whose descriptor is ours), or which to forget."""
         if fd >= 0:
+            name = bytes.fromhex(info["object"])
             try:
-                self._bodies[bytes.fromhex(info["object"])] = pages.mapped(fd, shared=True)
-            finally:
-                os.close(fd)
+                self._bodies[name] = pages.mapped(fd, shared=True)
+            except OSError as error:  # a job has lowered a limit for good, for example: those that ask are told
+                self._unmapped[name] = error.strerror or str(error)
+            os.close(fd)
         for text in info.get("forget", ()):
             name = bytes.fromhex(text)
             self._bodies.pop(name, None)
+            self._unmapped.pop(name, None)
             self._drop(name)
 
     def find(self, name: bytes) -> object:
@@ -57,6 +58,7 @@ class Shelf:
 
         Raises:
             LookupError: it is not here.
+            MemoryError: it could not be mapped.
             Exception: what unpickling it raises.
         """
         kept = self._kept.pop(name, None)
@@ -69,6 +71,8 @@ class Shelf:
 
     def _load(self, name: bytes) -> _Kept:
         body = self._bodies.get(name)
+        if name in self._unmapped:
+            raise MemoryError(f"a scattered object could not be mapped by this worker: {self._unmapped[name]}")
         if body is None:
             raise LookupError(f"the scattered object {name.hex()[:12]} is not on this node")
         before = linux.private_memory()

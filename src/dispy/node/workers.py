@@ -185,7 +185,7 @@ class ForkServer:
         worker: int,
         jobs: Sequence[tuple[int, bytes | memoryview | int]],
         extras: Mapping[int, Mapping[str, object]] | None = None,
-        objects: Sequence[tuple[bytes, int]] = (),
+        objects: Mapping[bytes, int] | None = None,
     ) -> None:
         """Give a worker jobs: (sequence, arguments), where an int is a memfd with them, which stays the caller's.
 
@@ -197,10 +197,10 @@ class ForkServer:
             return
         if extras:
             self._memory.expect(to, extras, self.pid)
-        for name, fd in objects:
-            if name not in to.objects:
+        if objects:
+            for name in objects.keys() - to.objects:
                 to.objects.add(name)
-                send_object(to.outbox, name, fd)
+                send_object(to.outbox, name, objects[name])
         send_jobs(to.outbox, jobs, extras)
         if jobs:
             if not to.open:
