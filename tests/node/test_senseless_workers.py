@@ -114,6 +114,7 @@ def test_a_stopped_fork_server_is_not_waited_for_with_cleanup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard_too: bool
 ) -> None:
     monkeypatch.setattr(patience, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
 
     async def main() -> None:
         async with serving(tmp_path, len) as at:

@@ -75,7 +75,7 @@ class HostedComputation:
 
     def start(self) -> None:
         """Begin to start the fork server; ForkServerStarted or ComputationFailed is posted."""
-        self._begin(self._start(), ev.ForkServerStarted(self.id))
+        self._begin(self._places.starts.take(self._start), ev.ForkServerStarted(self.id))
 
     def _begin(self, work: Coroutine[Any, Any, None], success: ev.Event) -> None:
         task = self._told(work, success)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds within which a fork server answers what takes it milliseconds; one that does not is ended."""
+LONGEST: Final = 60.0
+"""The same where the machine has more to do than it can."""
+
+
+def answer_timeout(load: float, cpus: int) -> float:
+    """Seconds to wait where so many processes want one of the CPUs: as many times longer as each gets less of one."""
+    return min(LONGEST, ANSWER_TIMEOUT * max(1.0, load / cpus))
 
 
 class Patience:
@@ -42,8 +50,9 @@ class Patience:
         if not self._asked_at:
             return
         loop = asyncio.get_running_loop()
-        left = self._asked_at[0] + ANSWER_TIMEOUT - loop.time()
+        timeout = answer_timeout(os.getloadavg()[0], len(os.sched_getaffinity(0)))
+        left = self._asked_at[0] + timeout - loop.time()
         if left > 0:
             self._timer = loop.call_later(left, self._look)
         else:
-            self._give_up(ANSWER_TIMEOUT)
+            self._give_up(timeout)

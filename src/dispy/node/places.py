@@ -17,6 +17,7 @@ from dispy.node.environments import Environments
 from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.settings import NodeSettings
+from dispy.node.turns import Turns
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
 from dispy.wire.blobs import BlobSources, BlobStore
@@ -48,6 +49,8 @@ class NodePlaces(Struct):
     init: InitFile | None
     post: Callable[[ev.Event], None]
     wall: Callable[[], float]
+    starts: Turns
+    """Of fork servers."""
     warned: RateLimit = field(default_factory=lambda: RateLimit(WARN_INTERVAL))
 
     def say(self, warning: str) -> None:

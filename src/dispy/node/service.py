@@ -37,6 +37,7 @@ from dispy.node.settings import NodeSettings
 from dispy.node.spool import Spool
 from dispy.node.starting import dispy_folders
 from dispy.node.steering import Steering
+from dispy.node.turns import Turns
 from dispy.node.upkeep import Upkeep
 from dispy.node.variables import env_without_secrets
 from dispy.node.venvs import VirtualEnvironments
@@ -123,6 +124,7 @@ class NodeService:
             growth_limit=self.core.info.memory // max(1, settings.cpus),
             groups=cgroups.find(),
             names={},
+            starts=Turns(max(1, min(settings.cpus, vitals.usable_cpus()))),
             settings=settings,
             init=None,
             post=self.handle,

@@ -270,7 +270,7 @@ class ForkServer:
     def _end_silent(self, seconds: float) -> None:
         """A job can stop its fork server (SIGSTOP) or spoil it; a node that waited for it would hang."""
         stopped = "it was stopped (SIGSTOP) and" if linux.is_stopped(self.pid) else "it"
-        self._verdict = f"{stopped} answered nothing for {seconds:g} s"
+        self._verdict = f"{stopped} answered nothing for {seconds:.3g} s"
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)  # its guard, which tells its end, may have been stopped too
         with contextlib.suppress(ProcessLookupError):

@@ -131,7 +131,7 @@ if __name__ == "__main__":
     for job in jobs:
         while job.status != dispy.DispyJob.Running:
             time.sleep(0.1)
-    timers = [threading.Timer(0.5, timed_out, (job,)) for job in jobs]
+    timers = [threading.Timer(3, timed_out, (job,)) for job in jobs]
     for timer in timers:
         timer.start()
     for job in jobs:

@@ -1,0 +1,39 @@
+"""How many fork servers of a node start at a time: each keeps a CPU busy, and nothing is gained by starting them all.
+
+Where a crowd of them takes every CPU, the daemon itself gets none, and is lost to its scheduler after some seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+TURN_TIMEOUT: Final = 5.0
+"""Seconds after which another may start although one has not come to its end: setup may wait for whatever it likes."""
+
+
+class Turns:
+    """Lets so many start at a time, in the order in which they come. To be used on the event loop's thread."""
+
+    def __init__(self, most: int, timeout: float = TURN_TIMEOUT) -> None:
+        self._free = asyncio.Semaphore(most)
+        self._timeout = timeout
+
+    async def take(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start something when it is its turn; returns, or raises, when that has come to its end."""
+        await self._free.acquire()
+        given_back = False
+
+        def give_back() -> None:
+            nonlocal given_back
+            if not given_back:
+                given_back = True
+                self._free.release()
+
+        timer = asyncio.get_running_loop().call_later(self._timeout, give_back)
+        try:
+            await start()
+        finally:
+            timer.cancel()
+            give_back()

@@ -1,0 +1,94 @@
+"""How many fork servers start at a time, and how long they may take to answer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dispy.node.patience import answer_timeout
+from dispy.node.turns import Turns
+
+
+class Starts:
+    """What is started, each until its gate is opened."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self.begun: list[str] = []
+        self.gates: dict[str, asyncio.Future[None]] = {}
+
+    def start(self, name: str) -> asyncio.Task[None]:
+        async def work() -> None:
+            self.begun.append(name)
+            self.gates[name] = asyncio.get_running_loop().create_future()
+            await self.gates[name]
+
+        return asyncio.create_task(self._turns.take(work))
+
+
+async def settle() -> None:
+    """Let everything happen that can without time."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_so_many_start_at_a_time_in_their_order() -> None:
+    async def work() -> None:
+        starts = Starts(Turns(2))
+        tasks = {name: starts.start(name) for name in "abcd"}
+        await settle()
+        assert starts.begun == ["a", "b"]
+        starts.gates["b"].set_result(None)
+        await settle()
+        assert starts.begun == ["a", "b", "c"]
+        starts.gates["a"].set_exception(OSError("no memory"))
+        await settle()
+        assert starts.begun == ["a", "b", "c", "d"]
+        with pytest.raises(OSError, match="no memory"):
+            await tasks["a"]
+        starts.gates["c"].set_result(None)
+        starts.gates["d"].set_result(None)
+        await asyncio.gather(tasks["b"], tasks["c"], tasks["d"])
+
+    asyncio.run(work())
+
+
+def test_one_that_takes_long_does_not_keep_others_out() -> None:
+    async def work() -> None:
+        starts = Starts(Turns(1, timeout=0.0))
+        tasks = [starts.start(name) for name in "ab"]
+        await asyncio.sleep(0.001)  # so that the loop looks at its timers
+        await settle()
+        assert starts.begun == ["a", "b"]
+        for name in "ab":
+            starts.gates[name].set_result(None)
+        await asyncio.gather(*tasks)
+        assert len({starts.start("c"), starts.start("d")}) == 2
+        await settle()
+        assert starts.begun[2] == "c", "its turn was given back once"
+        starts.gates["c"].set_result(None)
+
+    asyncio.run(work())
+
+
+def test_one_that_is_given_up_before_its_turn_takes_none() -> None:
+    async def work() -> None:
+        starts = Starts(Turns(1))
+        tasks = [starts.start(name) for name in "abc"]
+        await settle()
+        tasks[1].cancel()
+        starts.gates["a"].set_result(None)
+        await settle()
+        assert starts.begun == ["a", "c"]
+        starts.gates["c"].set_result(None)
+        await tasks[2]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("load", "cpus", "seconds"), [(0.0, 2, 10.0), (2.0, 2, 10.0), (5.0, 2, 25.0), (45.0, 2, 60.0), (45.0, 64, 10.0)]
+)
+def test_where_cpus_are_scarce_answers_may_take_longer(load: float, cpus: int, seconds: float) -> None:
+    assert answer_timeout(load, cpus) == seconds
