@@ -63,7 +63,7 @@ def jobs(system: System, *, jobs: int, trips: int, **_: Any) -> dict[str, float]
     system.open(nothing)
     system.result(system.submit(0))
     start = time.perf_counter() - began
-    _all(system, min(jobs, 2000))
+    _all(system, min(jobs // 5, 2000))
     rate = jobs / _all(system, jobs)
     times = []
     for number in range(trips):
@@ -109,7 +109,7 @@ def data(system: System, *, size: int, tries: int, **_: Any) -> dict[str, float]
 def map_calls(system: System, *, calls: int, **_: Any) -> dict[str, float]:
     """Calls of a function that takes next to nothing."""
     system.open(square)
-    system.map(range(min(calls, 10_000)))
+    system.map(range(min(calls, 1000)))
     began = time.perf_counter()
     results = system.map(range(calls))
     seconds = time.perf_counter() - began

@@ -21,8 +21,10 @@ from peers import PACKAGES, default_folder, python_of
 from tables import TABLES, WORKERS, Column, Table
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT = 60.0
+TIMEOUT = 90.0
 """Seconds that one system has for one table."""
+PEER_REPEATS = 2
+"""Measurements of each peer, most of whose time is its start."""
 
 
 def main(names: Sequence[str], description: str | None = None, arguments: Sequence[str] | None = None) -> None:
@@ -39,18 +41,17 @@ def main(names: Sequence[str], description: str | None = None, arguments: Sequen
     parser.add_argument("--jobs", type=int, help="jobs, where there are such")
     parser.add_argument("--trips", type=int, help="round trips, where there are such")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # what runs is ended as well
     wanted = options.only.split(",") if options.only else names
-    found = {}
+    results: dict[str, Any] = {"machine": machine(), "tables": {}}
     for name in wanted:
-        found[name] = run_table(TABLES[name], name, options)
+        found = results["tables"][name] = run_table(TABLES[name], name, options)
         if options.json != "-":
-            print(as_text(TABLES[name], found[name]), flush=True)
-    if options.json is not None:
-        text = json.dumps({"machine": machine(), "tables": found}, indent=1)
-        if options.json == "-":
-            print(text)
-        else:
-            Path(options.json).write_text(text + "\n")
+            print(as_text(TABLES[name], found), flush=True)
+        if options.json not in (None, "-"):  # after each table: what is measured is not lost
+            Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    if options.json == "-":
+        print(json.dumps(results, indent=1))
 
 
 def machine() -> dict[str, str]:
@@ -76,7 +77,8 @@ def run_table(table: Table, name: str, options: argparse.Namespace) -> dict[str,
         amounts |= {key: value for key in ("jobs", "trips") if key in amounts and (value := getattr(options, key))}
         if options.quick:
             amounts |= table.quick
-        repeats = options.repeats or (1 if options.quick else table.repeats)
+        usual = min(table.repeats, PEER_REPEATS) if system in PACKAGES else table.repeats
+        repeats = options.repeats or (1 if options.quick else usual)
         if reason:
             rows[system] = {"reason": reason, "runs": []}
         else:
@@ -104,17 +106,24 @@ def measured(python: str, system: str, measure: str, amounts: dict[str, Any]) ->
             try:
                 process.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
-                process.terminate()  # it ends its daemons
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(20)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
                 return {"reason": f"not within {TIMEOUT:g} s", "runs": []}
+            finally:
+                _end(process)
         if not figures.exists():
             lines = said.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
             return {"reason": f"failed: {lines[-1][:200]}", "runs": []}
         return {"runs": json.loads(figures.read_text())}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a driver that has not ended, which ends its daemons first; nothing of its group stays."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def environment(python: str) -> dict[str, str]:
@@ -141,7 +150,7 @@ def _program(*command: str) -> Any:
 
 
 def _decisions(quick: bool) -> dict[str, Any]:
-    small = ["--nodes", "10", "--users", "5", "--jobs", "200", "--queued", "200"] if quick else []
+    small = ["--nodes", "10", "--users", "5", "--jobs", "200", "--queued", "200"] if quick else ["--jobs", "20000"]
     found = _program("decisions.py", "--json", *small)
     if isinstance(found, str):
         return {"all policies": {"reason": found, "runs": []}}

@@ -85,7 +85,7 @@ TABLES = {
         (OURS, "multiprocessing.Pool", *PEERS[:-1]),
         "map",
         {"calls": 1_000_000},
-        {"Ray": {"calls": 5000}, "dask.distributed": {"calls": 5000}},
+        {"Ray": {"calls": 5000}, "dask.distributed": {"calls": 2000}},
         {"calls": 200},
     ),
     "data": Table(
