@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from dispy import pages
 from dispy.errors import TransferError
+from dispy.logs import logger
 from dispy.model import BlobRef, Role
 from dispy.wire.blobsources import BlobSources, FileSource, Offered, SourceError
 from dispy.wire.blobstore import (
@@ -33,6 +34,7 @@ from dispy.wire.fetch import BlobLink, Fetch
 from dispy.wire.handing import Handing, is_near
 from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, DescriptorRefused, NeedChunk, NeedDescriptor
 from dispy.wire.transfer import LARGE_CHUNK
+from dispy.words import size
 
 __all__ = ["BlobExchange", "BlobLink", "BlobSources", "BlobStore"]
 
@@ -226,6 +228,8 @@ class BlobExchange:
                 self._unwanted[ref.name] = fetch.answers_due
             fetch.released.set_result(None)
         self._link.send(BlobFetched(ref.name))
+        if fetch.from_others:
+            logger.info("%s is here; %s of it came from other nodes", blob_text(ref), size(fetch.from_others))
         return result
 
     # ---- serving ----

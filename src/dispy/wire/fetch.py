@@ -162,6 +162,11 @@ class Fetch(Generic[T_co]):
         """The pieces that can be given to others."""
         return [] if self.opened is None else self._download.held()
 
+    @property
+    def from_others(self) -> int:
+        """Bytes that came from somebody else than the origin."""
+        return self._download.from_others
+
     def distrust(self) -> bool:
         """What came is not what it should be: fetch it again from the origin; False if all of it came from there."""
         if not self._download.has_shared:

@@ -110,6 +110,8 @@ class Download:
         """Piece → how many sources beside the origin have it."""
         self._of_peers: set[int] = set()
         """Pieces of which a byte came from somebody else than the origin."""
+        self.from_others = 0
+        """Bytes that came from somebody else than the origin."""
         self._began_at = -1.0
         self._moved_at = 0.0
         self._stalls = 0
@@ -196,6 +198,7 @@ class Download:
         flow.heard_at = self._moved_at = now
         if source != ORIGIN:
             self._of_peers.add(offset // PIECE)
+            self.from_others += kept
         flow.measure(asked, now)
         return kept
 
@@ -295,6 +298,7 @@ class Download:
             self.received -= self._size_of(piece)
         self._held -= self._of_peers
         self._of_peers.clear()
+        self.from_others = 0
 
     def _size_of(self, piece: int) -> int:
         return min(PIECE, self.size - piece * PIECE)
