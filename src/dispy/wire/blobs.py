@@ -266,9 +266,9 @@ class BlobExchange:
         reading = self._loop.run_in_executor(None, self._read, batch)
         reading.add_done_callback(lambda done: self._read_done(link, done))
 
-    def _read(self, batch: list[tuple[NeedChunk, FileSource]]) -> list[tuple[NeedChunk, bytes | str]]:
+    def _read(self, batch: list[tuple[NeedChunk, FileSource]]) -> list[tuple[NeedChunk, memoryview | str]]:
         """In a thread: the contents, or why there are none."""
-        answers: list[tuple[NeedChunk, bytes | str]] = []
+        answers: list[tuple[NeedChunk, memoryview | str]] = []
         descriptors: dict[bytes, int] = {}
         try:
             for need, source in batch:
@@ -283,7 +283,7 @@ class BlobExchange:
                 os.close(fd)
         return answers
 
-    def _read_done(self, link: BlobLink, done: asyncio.Future[list[tuple[NeedChunk, bytes | str]]]) -> None:
+    def _read_done(self, link: BlobLink, done: asyncio.Future[list[tuple[NeedChunk, memoryview | str]]]) -> None:
         self._reading = False
         if self._closed:
             return

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from dispy.errors import TransferError
 from dispy.model import BlobRef
+from dispy.wire.slabs import slabs
 
 _NAME_SIZE: Final = 32
 # A file that was written just now can be written again without a change of its mtime: its hash is not remembered.
@@ -104,7 +105,7 @@ class FileSource(Struct, frozen=True):
             raise SourceError(f"{self.path} has changed since it was offered")
         return fd
 
-    def read(self, fd: int, offset: int, size: int) -> bytes:
+    def read(self, fd: int, offset: int, size: int) -> memoryview:
         """The bytes asked for, from a descriptor of `open`."""
         return _pread(fd, offset, size)
 
@@ -227,14 +228,15 @@ class BlobSources:
         return BlobRef(digest, identity.size), identity
 
 
-def _pread(fd: int, offset: int, size: int) -> bytes:
+def _pread(fd: int, offset: int, size: int) -> memoryview:
+    data = slabs.take(size)
+    got = 0
     try:
-        data = os.pread(fd, size, offset)
-        while len(data) < size:
-            more = os.pread(fd, size - len(data), offset + len(data))
-            if not more:
+        while got < size:
+            count = os.preadv(fd, [data[got:]], offset + got)
+            if not count:
                 raise SourceError("it has become shorter")
-            data += more
+            got += count
     except OSError as error:
         raise SourceError(f"it cannot be read: {error.strerror}") from error
     return data

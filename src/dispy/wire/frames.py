@@ -14,6 +14,7 @@ import msgspec
 
 from dispy.errors import LocalProtocolError, RemoteProtocolError
 from dispy.wire.messages import AnyMessage
+from dispy.wire.slabs import slabs
 
 Buffer = bytes | bytearray | memoryview
 Frame = tuple[AnyMessage, bytes | memoryview]
@@ -152,7 +153,7 @@ class FrameDecoder:
             frame_end = payload_at + payload_size
             if frame_end > end:
                 if frame_end - at >= OWN_MEMORY_SIZE:
-                    self._large = memoryview(bytearray(frame_end - at))
+                    self._large = slabs.take(frame_end - at)
                     self._large_end = end - at
                     self._large[: end - at] = view[at:end]
                     self._end = 0
