@@ -219,7 +219,7 @@ class NodeService:
         try:
             while inbox.events:
                 event = inbox.events.popleft()
-                effects = self.core.handle(event, self._loop.time())
+                effects = self.core.handle(event, time.monotonic())  # the loop's clock
                 self._perform(event, effects)
             self._arm()
         finally:
