@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import numpy
 import pytest
 
 from dispy import buffers
+from dispy.node import linux
 from dispy.node.channel import CELL_SIZE, MEMORY_AT_FORK
 from dispy.node.shelf import Shelf
 
@@ -110,6 +112,35 @@ def test_what_an_object_takes_is_not_counted_for_jobs() -> None:
     assert counted[MEMORY_AT_FORK] > 8_000_000
     kept.tell({"forget": [NAME.hex()]}, -1)
     assert counted[MEMORY_AT_FORK] == 1
+
+
+def test_a_limit_of_memory_waits_while_an_object_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, seen = cell(), []
+
+    class Looks:
+        def __reduce__(self) -> tuple[object, ...]:
+            return looked, ()
+
+    def looked() -> int:
+        seen.append((counted[MEMORY_AT_FORK] >= 1 << 60, resource.getrlimit(resource.RLIMIT_DATA)))
+        return 7
+
+    monkeypatch.setitem(globals(), "looked", looked)
+    looked.__qualname__ = "looked"
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    kept = Shelf(counted, 0)
+    kept.tell({"object": NAME.hex()}, file_of(Looks()))
+    kept.is_limited = True
+    limit = linux.data_size() + (1 << 30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        assert kept.find(NAME) == 7
+        after = resource.getrlimit(resource.RLIMIT_DATA)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    assert seen == [(True, (before[1], before[1]))]
+    assert limit <= after[0] < limit + (1 << 28)
+    assert 1 <= counted[MEMORY_AT_FORK] < 1 << 28
 
 
 def test_what_fails_to_unpickle_says_where_and_is_tried_again() -> None:

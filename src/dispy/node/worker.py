@@ -326,6 +326,7 @@ class _Worker:
         limit = wanted.get("memory", 0)
         if limit:
             self._memory_limit = limit
+            self._shelf.is_limited = True
             self._data_limit = _, hard = resource.getrlimit(resource.RLIMIT_DATA)
             most = linux.data_size() + _ROOM_FACTOR * limit + _ROOM
             if hard == resource.RLIM_INFINITY or most < hard:
@@ -334,6 +335,7 @@ class _Worker:
     def _lift_limit(self) -> None:
         if self._memory_limit:
             self._memory_limit = 0
+            self._shelf.is_limited = False
             with contextlib.suppress(ValueError, OSError):  # the job has lowered it for good, which is found next
                 tripwires.set_limit(resource.RLIMIT_DATA, self._data_limit)
 
