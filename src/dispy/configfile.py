@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -21,6 +20,8 @@ def read_config(context: click.Context, _parameter: click.Parameter, value: str 
     """
     if value is None:
         return None
+    import configparser  # few have such a file
+
     parser = configparser.ConfigParser(interpolation=None)
     try:
         with open(value, encoding="utf-8") as file:
@@ -49,6 +50,8 @@ def save_config(path: str, options: Mapping[str, Any], not_saved: Collection[str
     Raises:
         SettingsError: it cannot be written.
     """
+    import configparser
+
     parser = configparser.ConfigParser(interpolation=None)
     for name, value in sorted(options.items()):
         if name in not_saved or value is None or value == ():

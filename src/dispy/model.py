@@ -4,8 +4,7 @@ Structs without behaviour. Those that exist once per job (`JobSpec`, `JobDone`) 
 tracked by the garbage collector: they are what a run of a million jobs is made of.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: msgspec would compile each of these strings when it makes a decoder.
 from enum import IntEnum, StrEnum
 from typing import Final, NewType
 

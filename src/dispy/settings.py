@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import platformdirs
 
 from dispy.errors import SettingsError
 
@@ -230,17 +229,26 @@ def names(value: str | None) -> tuple[str, ...]:
 
 def config_dir() -> Path:
     """Where the user's secret file is (not created here)."""
-    return Path(platformdirs.user_config_dir("dispy", appauthor=False))
+    return _user_dir("XDG_CONFIG_HOME", ".config", "Application Support")
 
 
 def state_dir() -> Path:
     """Where recovery files and the like are (not created here)."""
-    return Path(platformdirs.user_state_dir("dispy", appauthor=False))
+    return _user_dir("XDG_STATE_HOME", ".local/state", "Application Support")
 
 
 def default_prefix() -> Path:
     """Where a node keeps its files unless told otherwise: per user, on a disk that lasts."""
-    return Path(platformdirs.user_cache_dir("dispy", appauthor=False)) / "node"
+    return _user_dir("XDG_CACHE_HOME", ".cache", "Caches") / "node"
+
+
+def _user_dir(variable: str, usual: str, library: str) -> Path:
+    """Where files of the user belong: what the variable says, else the usual place, which macOS has elsewhere."""
+    if given := os.environ.get(variable, "").strip():
+        return Path(given) / "dispy"
+    if sys.platform == "darwin":
+        return Path(os.path.expanduser("~/Library"), library, "dispy")
+    return Path(os.path.expanduser("~"), usual, "dispy")
 
 
 def scheduler_dir() -> Path:

@@ -504,7 +504,7 @@ def test_a_client_of_another_python_uses_that_python_of_the_node(
         pytest.skip("there is no second CPython here that this test can make a client of")
     version, folder = found
     environment = tmp_path / "client"
-    packages = ["msgspec", "cloudpickle", "cryptography", "psutil", "platformdirs", "click", "rich"]
+    packages = ["msgspec", "cloudpickle", "cryptography", "psutil", "click", "rich"]
     try:
         subprocess.run([folder / f"python{version}", "-m", "venv", environment], check=True, capture_output=True)
         subprocess.run(

@@ -311,6 +311,7 @@ def test_a_stopped_fork_server_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
         return 7
 
     monkeypatch.setattr("dispy.node.patience.ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
 
     async def main() -> None:
         async with serving(tmp_path, job) as at:

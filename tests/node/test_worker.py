@@ -14,7 +14,7 @@ from dispy import buffers, pages
 from dispy.model import Ending
 from dispy.node import calls, deaths, freememory, jobside, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, PROVISIONAL, SENT_FILE
-from dispy.node.hygiene import read_output
+from dispy.node.linux import read_output
 
 
 def test_endings_are_those_of_the_model() -> None:

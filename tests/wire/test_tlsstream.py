@@ -14,7 +14,7 @@ import pytest
 
 from dispy.secrets import Credentials
 from dispy.wire import tlsstream
-from dispy.wire.tls import dialler_context, listener_tls
+from dispy.wire.tls import ListenerTls, dialler_context
 from dispy.wire.tlsstream import TlsStream, secure
 
 SECRET = Credentials(key=b"k" * 32, key_id=b"12345678", source="the test")
@@ -72,9 +72,11 @@ async def pair(left: Reader, right: Reader) -> AsyncIterator[None]:
     sockets = socket.socketpair()
     for sock in sockets:
         sock.setblocking(False)
+    tls = ListenerTls(SECRET)
+    assert tls.certificate_hash()
     await asyncio.gather(
         secure(sockets[0], dialler_context(SECRET), left, server_side=False),
-        secure(sockets[1], listener_tls(SECRET).context, right, server_side=True),
+        secure(sockets[1], tls.context, right, server_side=True),
     )
     yield
     for side in (left, right):

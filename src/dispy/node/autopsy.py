@@ -8,12 +8,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from dispy.node.channel import STDERR_AT, STDOUT_AT
+from dispy.node.channel import CLEANUP_FAILED, SETUP_FAILED, SHUTDOWN_ASKED, STDERR_AT, STDOUT_AT
 from dispy.node.deaths import cause_of_death
-from dispy.node.hygiene import read_output
+from dispy.node.linux import read_output
 from dispy.node.memorybounds import kernel_verdict
 from dispy.node.replies import WorkerDeath
-from dispy.node.worker import CLEANUP_FAILED, SETUP_FAILED, SHUTDOWN_ASKED
 from dispy.node.workerrecord import WorkerRecord
 
 

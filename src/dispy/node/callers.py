@@ -153,6 +153,7 @@ class Callers:
             handler=self,
             accept=frozenset({Role.CLIENT, Role.SCHEDULER, Role.PEER, Role.ADMIN}),
             on_refused=self._refused,
+            expects_links=not self._settings.joins,  # one that dials is not dialled as a rule
         )
 
     async def _answer(self) -> None:

@@ -46,6 +46,10 @@ from typing import Final
 
 CONTROL: Final = struct.Struct("<BBHII")  # kind, unused, unused, size of JSON, size of payload
 
+FRESH: Final = -1
+"""On the command line, in place of a descriptor: this is the first start of a fork server, not a second one without
+setup."""
+
 LOAD, FORK, RECALL, SIGNAL, CLEANUP = range(1, 6)
 LOADED, FAILED, FORKED, RECALLED, DIED, CLEANED = range(17, 23)
 
@@ -56,6 +60,8 @@ JOB: Final = struct.Struct("<QIIHxx")  # sequence, size, extra, fds
 REPLY: Final = struct.Struct("<QBBHIIIIdd")
 # sequence, ending (model.Ending), fds, flags, sizes of result, stdout, stderr, error, started_at, ended_at
 
+FINISHED, RAISED, _, NOT_STARTED, INTERRUPTED, LIMITED, UNSENDABLE = range(7)
+"""As `dispy.model.Ending`, which needs more than the standard library; a test compares them."""
 PROVISIONAL: Final = 7
 """As `model.Ending`; a test compares them. Whatever is less ends the job."""
 SENT_FILE: Final = 8
@@ -63,6 +69,14 @@ SENT_FILE: Final = 8
 
 FLAG_RETIRE: Final = 1
 """In a reply: this worker ends itself after this reply (it would not be clean for another job)."""
+
+SETUP_FAILED: Final = 120
+CLEANUP_FAILED: Final = 121
+"""Exit codes of a worker whose setup or cleanup failed (only where these run in workers); its stderr says how."""
+SHUTDOWN_ASKED: Final = 122
+"""Exit code of a worker whose cleanup has called `dispynode_shutdown()`."""
+DESCRIPTORS_GONE: Final = 123
+"""Exit code of a worker whose job has closed what it speaks through."""
 
 CELL_SIZE: Final = 4096
 RUNNING: Final = 0

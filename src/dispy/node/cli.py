@@ -19,8 +19,6 @@ from dispy.commandline import comma_separated, place_named, set_up_logging
 from dispy.configfile import read_config, save_config
 from dispy.errors import SettingsError
 from dispy.masking import mask_secrets
-from dispy.node.embedded import run_embedded
-from dispy.node.launch import launch
 from dispy.node.options import owner_options, owner_settings
 from dispy.node.running import run
 from dispy.node.settings import NodeSettings
@@ -164,8 +162,12 @@ def command(context: click.Context, /, **options: Any) -> None:
     set_up_logging(debug=options["debug"])
     try:
         if options["launch"]:
+            from dispy.node.launch import launch  # few nodes are started so
+
             context.exit(launch())
         if options["embedded"] is not None:
+            from dispy.node.embedded import run_embedded
+
             context.exit(run_embedded(options["embedded"]))
         if options["save_config"]:
             save_config(options["save_config"], options, _NOT_SAVED)

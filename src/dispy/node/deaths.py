@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from dispy.node.worker import DESCRIPTORS_GONE, SETUP_FAILED
+from dispy.node.channel import DESCRIPTORS_GONE, SETUP_FAILED
 from dispy.words import size
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import platform
-import shutil
 import sys
 
 from dispy.errors import NodeError
@@ -41,7 +39,7 @@ class Environments:
         if python not in self._known:
             path = await self._look_for(python)
             if path is None:
-                own = f"{_shown(own_python())[0]} {platform.python_version()}"
+                own = f"{_shown(own_python())[0]} {sys.version.split()[0]}"
                 raise NodeError(f"needs {' '.join(_shown(python))}; this node has {own}")
             self._known[python] = path
         return self._known[python]
@@ -49,6 +47,8 @@ class Environments:
     async def _look_for(self, python: str) -> str | None:
         implementation, _, version = python.partition("-")
         command = "python" if implementation == "cpython" else implementation
+        import shutil
+
         path = shutil.which(f"{command}{version}")
         if path is None:
             return None

@@ -32,8 +32,6 @@ from dispy.node import calls, channel, jobside, linux, tripwires, worker
 from dispy.node.channel import CANCEL, CELL_SIZE, CLAIMED, DROP_BEFORE, DROP_FIRST, LOW_FD, RUNNING
 from dispy.node.guard import guard
 
-FRESH: Final = -1
-"""In place of a descriptor on the command line: this is the first start, not a second one without setup."""
 _REPEAT_INTERVAL: Final = 0.1
 """Seconds between SIGINTs while a cancelled job runs: Python loses the exception in destructors and callbacks."""
 _LOCK_TIMEOUT: Final = 0.2
@@ -60,7 +58,7 @@ def main(fd: int, state: int) -> NoReturn:
 
     Args:
         fd: inherited stream socket: the control channel.
-        state: FRESH, or a descriptor with the LOAD message of a fork server that found itself unfit to fork.
+        state: `channel.FRESH`, or a descriptor with the LOAD message of a fork server that found itself unfit to fork.
     """
     try:
         control = socket.socket(fileno=_raise(fd))
@@ -69,12 +67,12 @@ def main(fd: int, state: int) -> NoReturn:
         why = f"file descriptors from {LOW_FD} on cannot be had here (`ulimit -n`): {error}"
         _refuse(socket.socket(fileno=fd), why)
     os.close(fd)
-    if state == FRESH:
+    if state == channel.FRESH:
         _go_below_guard(control)
     linux.name_process("dispy-fork")
     tripwires.install()
     server = _Server(control, console)
-    if state != FRESH:
+    if state != channel.FRESH:
         server.load_again(state)
     server.serve()
 

@@ -225,7 +225,7 @@ class NormalState:
         """What a job wrote. Offsets only grow: the daemon may be punching out what it read a moment ago."""
         index = word - STDOUT_AT
         fd = self._outputs[index]
-        text = read_output(fd, self._cell[word], end, self._limit)
+        text = linux.read_output(fd, self._cell[word], end, self._limit)
         self._cell[word] = end
         if end - self._given_back[index] > _KEPT_OUTPUT:
             linux.punch(fd, self._given_back[index], end - self._given_back[index])
@@ -257,19 +257,6 @@ class NormalState:
         for key, value in self._environment.items():
             if present.get(key) != value:
                 environ[os.fsdecode(key)] = os.fsdecode(value)
-
-
-def read_output(fd: int, at: int, end: int, limit: int) -> bytes:
-    """What lies between two offsets of an output memfd; beyond the limit its head and tail with a note between.
-
-    `at` may be anything: it comes from the cell, into which jobs can write.
-    """
-    at = min(at, end)
-    if end - at <= limit:
-        return os.pread(fd, end - at, at)
-    half = limit // 2
-    note = b"\n... %d bytes left out ...\n" % (end - at - 2 * half)
-    return b"".join((os.pread(fd, half, at), note, os.pread(fd, half, end - half)))
 
 
 def _text(fd: int) -> io.TextIOWrapper:

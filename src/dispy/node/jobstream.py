@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from dispy.node import channel, linux
-from dispy.node.channel import FLAG_RETIRE, PROVISIONAL, REPLY
+from dispy.node.channel import FLAG_RETIRE, PROVISIONAL, REPLY, UNSENDABLE
 from dispy.node.outbox import Outbox
 from dispy.node.replies import ForkServerHandler, Reply
-from dispy.node.worker import UNSENDABLE
 from dispy.node.workerrecord import WorkerRecord
 
 _BUFFER_SIZE: Final = 1 << 20

@@ -160,3 +160,16 @@ def data_size() -> int:
 def exhaustion(error: OSError) -> str:
     """What a machine or process has run out of, by the error that says so; empty for other errors."""
     return _EXHAUSTIONS.get(error.errno or 0, "")
+
+
+def read_output(fd: int, at: int, end: int, limit: int) -> bytes:
+    """What lies between two offsets of an output memfd; beyond the limit its head and tail with a note between.
+
+    `at` may be anything: it comes from the cell, into which jobs can write.
+    """
+    at = min(at, end)
+    if end - at <= limit:
+        return os.pread(fd, end - at, at)
+    half = limit // 2
+    note = b"\n... %d bytes left out ...\n" % (end - at - 2 * half)
+    return b"".join((os.pread(fd, half, at), note, os.pread(fd, half, end - half)))

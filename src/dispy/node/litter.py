@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -146,9 +145,16 @@ def _measure(folder: Path) -> Entry:
     return Entry(folder, size, newest)
 
 
+def remove_tree(path: Path, *, ignore_errors: bool = True) -> None:
+    """Remove a directory with all that is in it."""
+    import shutil  # loads every compression there is: not for the start of a node
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         # What cannot be removed is met again an hour later.
         with contextlib.suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
 
@@ -14,7 +14,6 @@ from dispy.model import BlobRef, FileSpec
 from dispy.node import events as ev
 from dispy.node.cgroups import Groups
 from dispy.node.environments import Environments
-from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.settings import NodeSettings
 from dispy.node.turns import Turns
@@ -22,6 +21,9 @@ from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
 from dispy.wire.blobs import BlobSources, BlobStore
 from dispy.wire.datagrams import RateLimit
+
+if TYPE_CHECKING:
+    from dispy.node.initfile import InitFile
 
 logger = logging.getLogger("dispy.node")
 

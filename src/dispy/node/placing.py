@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import stat
 from pathlib import Path
 from typing import Final
@@ -59,6 +58,8 @@ def _opened(folder: int, name: str, file: FileSpec, store: BlobStore) -> int | N
 
 
 def _copied(folder: int, name: str, source: Path) -> int:
+    import shutil  # loads every compression there is: not for the start of a node
+
     with open(source, "rb") as content:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         target = os.open(name, flags, 0o600, dir_fd=folder)

@@ -9,7 +9,6 @@ import signal
 
 from dispy.commandline import tell_manager
 from dispy.errors import DispyError, SettingsError
-from dispy.node import console
 from dispy.node.service import NodeService
 from dispy.node.settings import NodeSettings
 from dispy.terminal import is_wanted
@@ -48,6 +47,8 @@ async def _serve(node_settings: NodeSettings, *, daemon: bool) -> int:
     tell_manager(manager, "READY=1")
     if daemon or not is_wanted():
         return await until_ended(service, manager)
+    from dispy.node import console
+
     terminal = console.Console(service)
     terminal.start()
     try:

@@ -23,13 +23,12 @@ from msgspec import Struct, field
 
 from dispy.errors import NodeError
 from dispy.model import ProcessId
-from dispy.node import cgroups, handles, litter, vitals
+from dispy.node import cgroups, litter, vitals
 from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.environments import Environments
-from dispy.node.initfile import InitFile
 from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
 from dispy.node.places import NodePlaces
@@ -156,6 +155,8 @@ class NodeService:
         try:
             await self._load_spool()
             if settings.init is not None:
+                from dispy.node.initfile import InitFile
+
                 mark = secrets.token_hex(16)
                 prefix.add_mark(mark)
                 init = InitFile(settings.init, prefix.path / "init", mark)
@@ -307,6 +308,8 @@ class NodeService:
     def _note_lease(self, action: do.NoteLease) -> None:
         directory = self.settings.handles
         assert directory is not None
+        from dispy.node import handles  # only nodes that programs start for themselves have some
+
         try:
             path = handles.write(directory, action.lease, self.settings, self.process, self.callers.port)
         except OSError as error:

@@ -5,17 +5,15 @@ Nothing of what it is told is opened here.
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
-import cloudpickle
-
 import dispy
 from dispy.node import channel
-from dispy.node.forkserver import FRESH
 from dispy.node.leftovers import MARK
 from dispy.node.replies import ForkServerSpec
 
@@ -28,7 +26,14 @@ _BOOT: Final = (
 
 def dispy_folders() -> list[str]:
     """What must be on the path of a process that imports dispy and cloudpickle."""
-    return list(dict.fromkeys(str(Path(module.__path__[0]).parent) for module in (dispy, cloudpickle)))
+    return list(dict.fromkeys(str(package.parent) for package in packages()))
+
+
+def packages() -> tuple[Path, Path]:
+    """Where dispy and cloudpickle are."""
+    cloudpickle = importlib.util.find_spec("cloudpickle")  # found, not imported: the daemon has no use for it
+    assert cloudpickle is not None, "installed with dispy"
+    return Path(dispy.__path__[0]), Path((cloudpickle.submodule_search_locations or [])[0])
 
 
 def start_process(spec: ForkServerSpec, mark: str, control: socket.socket) -> subprocess.Popen[bytes]:
@@ -45,7 +50,7 @@ def start_process(spec: ForkServerSpec, mark: str, control: socket.socket) -> su
     if account is not None:
         env = account.environment(env)
     return subprocess.Popen(
-        [spec.python, "-P", "-c", _BOOT, str(fd), str(FRESH), *(spec.folders or dispy_folders())],
+        [spec.python, "-P", "-c", _BOOT, str(fd), str(channel.FRESH), *(spec.folders or dispy_folders())],
         stdin=subprocess.DEVNULL,
         stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else None,
         cwd=spec.cwd,

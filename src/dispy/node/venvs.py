@@ -12,20 +12,17 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import signal
 import sysconfig
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import cloudpickle
-
-import dispy
 from dispy import failpoints
 from dispy.node import litter
 from dispy.node.account import Account
 from dispy.node.replies import SetupFailed
+from dispy.node.starting import packages
 
 _LOCK_INTERVAL: Final = 0.1
 _LAST_LINES: Final = 30
@@ -66,14 +63,14 @@ class VirtualEnvironments:
         executable = place / "bin/python"
         async with self._locked(key):
             if not ((place / _DONE).exists() and os.access(executable, os.X_OK)):
-                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                await asyncio.to_thread(litter.remove_tree, place)
                 if self._account is not None:
                     place.mkdir(mode=0o700)
                     os.chown(place, self._account.uid, self._account.gid)
                 try:
                     await self._build(python, requirements, place)
                 except SetupFailed:
-                    await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                    await asyncio.to_thread(litter.remove_tree, place)
                     raise
                 failpoints.hit("environment.before-done")
                 litter.touch(place / _DONE)
@@ -86,11 +83,10 @@ class VirtualEnvironments:
     def own_folder(self) -> Path:
         """A folder with dispy and cloudpickle and nothing else, for interpreters that do not have them."""
         if not self._own_made:
-            shutil.rmtree(self._own, ignore_errors=True)
+            litter.remove_tree(self._own)
             self._own.mkdir(mode=self._mode, parents=True)
-            for module in (dispy, cloudpickle):
-                target = Path(module.__path__[0]).resolve()
-                (self._own / module.__name__).symlink_to(target, target_is_directory=True)
+            for package in packages():
+                (self._own / package.name).symlink_to(package.resolve(), target_is_directory=True)
             self._own_made = True
         return self._own
 
@@ -141,6 +137,8 @@ class VirtualEnvironments:
     async def _find_uv(self) -> str | None:
         """uv on the `PATH`, or installed with this daemon's Python; only one that the builder may run."""
         for folders in (self._env.get("PATH"), sysconfig.get_path("scripts")):
+            import shutil
+
             uv = shutil.which("uv", path=folders)
             if uv is not None:
                 # That of root, say, is in a home directory that the account cannot enter.

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import resource
-import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Final
@@ -46,7 +43,7 @@ def describe(process: ProcessId, node: NodeSettings, pythons: tuple[str, ...]) -
         process,
         node.name,
         node.cpus,
-        platform.platform(),
+        _platform(),
         pythons,
         node.memory or main_memory(),
         VERSION,
@@ -54,6 +51,13 @@ def describe(process: ProcessId, node: NodeSettings, pythons: tuple[str, ...]) -
         tags=node.tags,
         gpus=node.gpus,
     )
+
+
+def _platform() -> str:
+    """As `platform.platform()`, which reads a whole program to find the C library."""
+    system = os.uname()
+    libc = (os.confstr("CS_GNU_LIBC_VERSION") or "") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
+    return f"{system.sysname}-{system.release}-{system.machine}{f'-with-{libc}' if libc else ''}".replace(" ", "")
 
 
 def main_memory() -> int:
@@ -68,8 +72,12 @@ def count_gpus() -> int:
         return len([each for each in visible.split(",") if each.strip() not in {"", "-1"}])
     with contextlib.suppress(OSError):
         return len(list(_GPUS.iterdir()))
+    import shutil
+
     if shutil.which("nvidia-smi") is None:
         return 0
+    import subprocess
+
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):  # a driver that hangs has no GPU for us
@@ -101,7 +109,8 @@ def sample(directory: Path) -> AvailInfo:
     """What is free now. The first call after a start measures the CPU since boot."""
     import psutil
 
-    disk = shutil.disk_usage(directory).free
+    place = os.statvfs(directory)
+    disk = place.f_bavail * place.f_frsize
     swap = psutil.swap_memory()
     free_swap = 100.0 - swap.percent if swap.total else 0.0
     return AvailInfo(100.0 - psutil.cpu_percent(), psutil.virtual_memory().available, disk, free_swap)

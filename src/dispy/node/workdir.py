@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from dispy.errors import NodeError, TransferError
 from dispy.model import ComputationSpec, FileSpec
 from dispy.node import leftovers
 from dispy.node.leftovers import start_time
-from dispy.node.litter import OWN_NAMES
+from dispy.node.litter import OWN_NAMES, remove_tree
 from dispy.node.placing import place_file
 from dispy.wire import beneath
 from dispy.wire.blobstore import BlobStore
@@ -168,7 +167,7 @@ class Prefix:
     def release(self, *, remove: bool = False) -> None:
         """Let another daemon have it, or remove it with all that is in it."""
         if remove and self._is_ours():
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_tree(self.path)
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
@@ -229,7 +228,7 @@ class Prefix:
         leftovers.end(processes, marks)
         for directory in directories:
             if self.path in directory.parents:
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
         self._write_down()
 
     def _wipe(self) -> None:
@@ -237,7 +236,7 @@ class Prefix:
             if entry.name == "lock":
                 continue
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                remove_tree(entry, ignore_errors=False)
             else:
                 entry.unlink()
 
@@ -392,7 +391,7 @@ class Workdirs:
         if keep:
             self._kept.add(path)
         if workdir.fresh and not keep:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         elif not keep and last and path not in self._kept:
             self._remove_shared(workdir)
         if last:
@@ -402,7 +401,7 @@ class Workdirs:
     def _remove_shared(self, workdir: Workdir) -> None:
         base = self._prefix.path
         if str(workdir.path) in self._prefix._directories:
-            shutil.rmtree(workdir.path, ignore_errors=True)
+            remove_tree(workdir.path)
         else:
             for name in workdir.placed:
                 with contextlib.suppress(OSError):  # a job has removed it

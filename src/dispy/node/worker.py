@@ -30,15 +30,25 @@ from dispy.node.channel import (
     ANCILLARY,
     CANCEL,
     CLAIMED,
+    CLEANUP_FAILED,
+    DESCRIPTORS_GONE,
     DROP_BEFORE,
     DROP_FIRST,
+    FINISHED,
     FLAG_DIRECTORY_GONE,
     FLAG_RETIRE,
     INLINE,
+    INTERRUPTED,
     JOB,
+    LIMITED,
     MEMORY_AT_FORK,
+    NOT_STARTED,
+    RAISED,
     REPLY,
     RUNNING,
+    SETUP_FAILED,
+    SHUTDOWN_ASKED,
+    UNSENDABLE,
     descriptors,
     send_with,
 )
@@ -46,16 +56,6 @@ from dispy.node.hygiene import NormalState, Output
 from dispy.node.shelf import Shelf
 from dispy.words import size
 
-FINISHED, RAISED, _DIED, NOT_STARTED, INTERRUPTED, LIMITED, UNSENDABLE = range(7)
-"""As `dispy.model.Ending`, which needs more than the standard library; a test compares them."""
-
-SETUP_FAILED: Final = 120
-CLEANUP_FAILED: Final = 121
-"""Exit codes of a worker whose setup or cleanup failed (only where these run in workers); its stderr says how."""
-SHUTDOWN_ASKED: Final = 122
-"""Exit code of a worker whose cleanup has called `dispynode_shutdown()`."""
-DESCRIPTORS_GONE: Final = 123
-"""Exit code of a worker whose job has closed what it speaks through."""
 _BUFFER_SIZE: Final = 256 << 10
 _LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at how far this process has grown."""

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -59,7 +58,7 @@ class ForkServer:
         self._memory = MemoryBounds(spec.groups, spec.output_limit)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self.mark = uuid.uuid4().hex
+        self.mark = os.urandom(16).hex()
         """In the environment of every process of this fork server: tells its orphans from others."""
         self._pids: set[int] = set()
         self._watch = Watch(self._workers, spec.output_limit, self.signal)

@@ -166,6 +166,7 @@ class NodeLinks:
                 handler=self,
                 accept=frozenset({Role.NODE, Role.PEER}),
                 on_refused=self._refused,
+                expects_links=False,  # only nodes that join, and there are none as a rule
             )
 
     def ask(self) -> None:

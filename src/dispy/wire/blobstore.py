@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import os
 import secrets
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -179,6 +178,8 @@ class AsideSink(DescriptorSink):
         return fd
 
     def _create(self) -> int:
+        import tempfile  # few receive such
+
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(dir=self._directory, prefix=".", suffix=_PART_SUFFIX)
         os.unlink(name)
@@ -331,6 +332,8 @@ def write_error(ref: BlobRef, error: OSError, place: str) -> TransferError:
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("dispy-blob", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    import tempfile  # where there are no files in memory
+
     fd, name = tempfile.mkstemp()
     os.unlink(name)
     return fd

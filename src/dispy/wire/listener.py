@@ -20,7 +20,7 @@ from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of, can_be_used, is_loopback, shown
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
-from dispy.wire.tls import ListenerTls, listener_tls
+from dispy.wire.tls import ListenerTls
 from dispy.wire.tlsstream import secure
 
 UNAUTHENTICATED_LIMIT: Final = 64
@@ -75,17 +75,21 @@ class Listener:
         handler: LinkHandler,
         accept: frozenset[Role],
         on_refused: Callable[[str, str], None],
+        expects_links: bool = True,
     ) -> Listener:
         """Listen at these addresses; port 0 takes one that is free at all of them.
 
-        `on_refused(address, sentence)` hears of every connection that did not become a link.
+        `on_refused(address, sentence)` hears of every connection that did not become a link. Where links are expected,
+        all that the first one needs is made at once.
 
         Raises:
             PortInUse: another process listens there; the sentence names it if it can be found.
             NodeError: an address is not one of this machine, or the port is not allowed.
             SettingsError: a certificate file cannot be used.
         """
-        tls = listener_tls(settings.credentials)
+        tls = ListenerTls(settings.credentials)
+        if expects_links:
+            tls.certificate_hash()
         return cls(_listen(hosts, port), tls, settings, handler, accept, on_refused)
 
     @property
@@ -159,7 +163,7 @@ class Listener:
             dialled=False,
             address=host,
             port=port,
-            certificate_hash=self._tls.certificate_hash,
+            certificate_hash=self._tls.certificate_hash(),
             accept=self._accept,
             opening=self._opening,
         )

@@ -1,7 +1,5 @@
 """What all messages have in common."""
 
-from __future__ import annotations
-
 import msgspec
 
 

@@ -6,8 +6,7 @@ Requests are imperative, answers past tense. Both sides may send what stands und
 `docs/design/protocol.md` explains the same list in words, and a test keeps the two together.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: msgspec would compile each of these strings when it makes a decoder.
 from dispy.model import (
     AvailInfo,
     BlobPlace,

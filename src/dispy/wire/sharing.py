@@ -5,8 +5,7 @@ submitted jobs has a sequence number of its cluster's, and lasts until the sched
 has one of the attachment's, and lasts until the client has it.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: msgspec would compile each of these strings when it makes a decoder.
 import msgspec
 
 from dispy.model import (

@@ -6,14 +6,11 @@ handshake (see `dispy.wire.handshake`), so diallers need not verify it. With cer
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import os
 import ssl
 from collections.abc import Mapping
 from typing import Final
-
-from msgspec import Struct
 
 from dispy.errors import SettingsError
 from dispy.model import Role
@@ -35,31 +32,37 @@ _OF_USERS: Final = frozenset({Role.CLIENT, Role.ADMIN})
 """Roles in which users come to a shared scheduler."""
 
 
-class ListenerTls(Struct, frozen=True):
-    """What a listening process needs: its context, and the SHA-256 of the certificate that it shows."""
+class ListenerTls:
+    """The TLS side of a process that accepts links."""
 
-    context: ssl.SSLContext
-    certificate_hash: bytes
+    def __init__(self, credentials: Credentials) -> None:
+        """Load the certificate, if the user has one.
+
+        Raises:
+            SettingsError: a certificate file cannot be used, or this platform needs one.
+        """
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # Tickets would be bytes before the handshake that nobody uses: links are long-lived.
+        self.context.num_tickets = 0
+        _configure(self.context, credentials)
+        self._certificate_hash = b""
+        if credentials.certfile:
+            self._certificate_hash = hashlib.sha256(_first_certificate(credentials.certfile)).digest()
+        elif not hasattr(os, "memfd_create"):
+            raise SettingsError("on this platform a process that listens needs a certificate: give --certfile")
+
+    def certificate_hash(self) -> bytes:
+        """The SHA-256 of the certificate that it shows. One that it makes for itself is made when this is first asked
+        for, before the context is used: most programs, and nodes that dial, accept no link and never pay for it.
+        """
+        if not self._certificate_hash:
+            self._certificate_hash = _load_ephemeral(self.context)
+        return self._certificate_hash
 
 
 def verifies(credentials: Credentials) -> bool:
     """Whether TLS verifies the other side's certificate with these credentials."""
     return bool(credentials.certfile or credentials.cafile)
-
-
-def listener_tls(credentials: Credentials) -> ListenerTls:
-    """The TLS side of a process that accepts links.
-
-    Raises:
-        SettingsError: a certificate file cannot be used.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # Tickets would be bytes before the handshake that nobody uses: links are long-lived.
-    context.num_tickets = 0
-    _configure(context, credentials)
-    if credentials.certfile:
-        return ListenerTls(context, hashlib.sha256(_first_certificate(credentials.certfile)).digest())
-    return ListenerTls(context, _load_ephemeral(context))
 
 
 def dialler_context(credentials: Credentials) -> ssl.SSLContext:
@@ -143,14 +146,13 @@ def _first_certificate(certfile: str) -> bytes:
 
 def _load_ephemeral(context: ssl.SSLContext) -> bytes:
     """Make a certificate for this process and load it from memory; returns its SHA-256."""
-    # Only processes that listen pay for these imports.
+    import datetime
+
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import NameOID
 
-    if not hasattr(os, "memfd_create"):
-        raise SettingsError("on this platform a process that listens needs a certificate: give --certfile")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dispy ephemeral")])
     today = datetime.datetime.now(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
