@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 
 import dispy
+from dispy.wire import blobs, handing
 
 MIB = 1 << 20
 
@@ -58,7 +60,7 @@ def test_each_kind_arrives_as_what_it_was(
         assert values_back["nested"][0].sum() == 1
         array_back[:] = 2
         values_back["nested"][0][:] = 2
-    wait_until(lambda: not files_in_memory())
+    wait_until(lambda: not files_in_memory(), timeout=60)
 
 
 def test_what_a_job_keeps_of_its_arguments_outlives_it(local: Callable[..., dispy.JobCluster]) -> None:
@@ -72,7 +74,9 @@ def test_what_a_job_keeps_of_its_arguments_outlives_it(local: Callable[..., disp
     assert all(each >= MIB and each % MIB == 0 for each in sums)
 
 
-def test_output_beside_a_large_result_and_interim_ones(local: Callable[..., dispy.JobCluster]) -> None:
+def test_output_beside_a_large_result_and_interim_ones(
+    local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any]
+) -> None:
     def speak() -> Any:
         print("before")
         dispy_provisional_result(np.ones(MIB))  # type: ignore[name-defined]  # noqa: F821
@@ -89,5 +93,49 @@ def test_output_beside_a_large_result_and_interim_ones(local: Callable[..., disp
     job = cluster.submit()
     assert job().sum() == 2 * MIB
     assert job.stdout == "before\nafter\n"
-    cluster.wait()
+    wait_until(lambda: interim, timeout=60)  # callbacks run in a thread of their own
     assert [each.sum() for each in interim] == [MIB]
+
+
+def test_the_arguments_are_there_for_another_attempt(
+    local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    def total(array: Any, text: bytes, gate: str) -> tuple[float, int]:
+        import time
+        from pathlib import Path
+
+        array[:] += 1
+        Path(gate + "-on").touch()
+        while not Path(gate).exists():
+            time.sleep(0.02)
+        return float(array.sum()), len(text)
+
+    gate = tmp_path / "gate"
+    cluster = local(total, reentrant=True)
+    job = cluster.submit(np.ones(MIB), bytes(3 * MIB), str(gate))
+    wait_until((tmp_path / "gate-on").exists, timeout=60)
+    [node] = [each for each in psutil.Process().children() if "--embedded" in each.cmdline()]
+    node.kill()
+    gate.touch()
+    assert job() == (2.0 * MIB, 3 * MIB), job.exception
+
+
+def test_in_pieces_as_from_another_machine(
+    local: Callable[..., dispy.JobCluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process takes and gives no descriptors; what the node asks for is refused."""
+
+    def turned(array: Any, text: bytes) -> tuple[Any, bytes]:
+        return array[::-1].copy(), text[::-1]
+
+    monkeypatch.setattr(blobs, "is_near", lambda _peer: False)
+    monkeypatch.setattr(handing, "_hand_over", refuse)
+    array, text = np.arange(MIB), os.urandom(3 * MIB)
+    array_back, text_back = local(turned).submit(array, text)()
+    assert (array_back[::-1] == array).all()
+    assert text_back[::-1] == text
+    array_back[0] = 0
+
+
+def refuse(*_: Any) -> None:
+    raise PermissionError

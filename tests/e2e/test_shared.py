@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dispy
@@ -71,10 +72,11 @@ def test_two_clusters_and_large_things_and_callbacks(
     told: list[int] = []
     (tmp_path / "words.txt").write_text("common words")
 
-    def digest(data: bytes, times: int) -> tuple[str, bytes, str]:
+    def digest(data: bytes, times: int, array: Any) -> tuple[str, bytes, str, Any]:
         print("here is", len(data))
+        array[:] += 1
         with open("words.txt") as words:
-            return hashlib.sha256(data).hexdigest(), data * times, words.read()
+            return hashlib.sha256(data).hexdigest(), data * times, words.read(), array
 
     def event(status: int, node: Any, job: Any) -> None:
         events.append((status, node.name if node is not None else ""))
@@ -82,9 +84,13 @@ def test_two_clusters_and_large_things_and_callbacks(
     first = pool(digest, depends=[hashlib, str(tmp_path / "words.txt")], cluster_status=event)
     second = pool(square, job_status=lambda job: told.append(job.result))
     data = [os.urandom(300_000 * number) for number in range(4)]
-    large = [first.submit(each, 3) for each in data]
+    large = [first.submit(each, 3, np.zeros(len(each))) for each in data]
     small = [second.submit(number) for number in range(500)]
-    assert [job() for job in large] == [(hashlib.sha256(each).hexdigest(), each * 3, "common words") for each in data]
+    for job, each in zip(large, data, strict=True):
+        *rest, array = job()
+        assert rest == [hashlib.sha256(each).hexdigest(), each * 3, "common words"]
+        array[:] += 1
+        assert array.sum() == 2 * len(each)
     assert large[1].stdout == "here is 300000\n"
     assert [job() for job in small] == [number * number for number in range(500)]
     assert {job.ip_addr for job in large + small} == {"127.0.0.1"}

@@ -15,6 +15,8 @@ import pytest
 import dispy
 
 SOON = 20.0
+ARRAY = 300_000
+"""As large as an array that comes instead of text."""
 PROGRAM = """
 import dispy
 
@@ -22,6 +24,9 @@ def work(gate, size):
     open(gate + "-on", "w").close()
     while not os.path.exists(gate):
         time.sleep(0.02)
+    if size == {array}:
+        import numpy
+        return numpy.full(size, 7, numpy.uint8)
     return "x" * size
 
 if __name__ == "__main__":
@@ -43,7 +48,7 @@ def killed(
     def run(*, nodes: str = "127.0.0.1", size: int = 1) -> list[psutil.Process]:
         gate = tmp_path / "gate"
         program = start_daemon(
-            *(sys.executable, "-c", PROGRAM.format(nodes=nodes, gate=str(gate), size=size)),
+            *(sys.executable, "-c", PROGRAM.format(nodes=nodes, gate=str(gate), size=size, array=ARRAY)),
             env={"DISPY_PORT": str(free_base_port)},
         )
         wait_until((tmp_path / "gate-on").exists, timeout=SOON)
@@ -59,7 +64,7 @@ def test_a_result_outlives_its_program_and_its_daemon(
     dispynode: Callable[..., Any], killed: Callable[..., Any], wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
     node = dispynode(name="here")
-    killed(size=100_000)
+    killed(size=ARRAY)
     (tmp_path / "gate").touch()
     wait_until(lambda: list((tmp_path / "prefix-here" / "spool").rglob("*.batch")), timeout=SOON)
     node.process.kill()
@@ -67,7 +72,8 @@ def test_a_result_outlives_its_program_and_its_daemon(
     second = dispynode(name="here")
     second.wait_for("to be fetched of programs that are gone: 1 result")
     [job] = dispy.recover_jobs(timeout=SOON)
-    assert job.result == "x" * 100_000
+    job.result[0] = 8
+    assert job.result.sum() == 7 * ARRAY + 1
     wait_until(lambda: not list((tmp_path / "prefix-here" / "spool").iterdir()), timeout=SOON)
     assert dispy.recover_jobs(timeout=1) == []
 
