@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py                              # 200 nodes of one CPU, 50 programs, 100,000 jobs
     python benchmarks/scale.py --nodes 20 --clients 5 --jobs 10000
+    python benchmarks/scale.py --join                       # 200 nodes that join one program, nothing else
     python benchmarks/scale.py --json                       # figures for a program
 
 The longest callback is the CPU time of the longest turn of one thing in the scheduler's event loop, with the garbage
@@ -9,6 +10,10 @@ collections in it: others are not heard for so long (0: none took 10 ms). A link
 scheduler a small question again and again: the longest wait for an answer bounds how long its event loop was busy with
 other things (or the machine had no CPU for it). The memory of a queued job is that of the scheduler with all jobs
 queued and no node there, less that with none, divided by their number.
+
+With --join the daemons dial a program with one JobCluster: seconds from the first one's start until the last has link
+and lease and the computation is open there, the CPU time of a daemon until then, and the processes below them (a fork
+server starts with the first job); then one job for each CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from typing import Any
 import psutil
 
 from dispy.model import ComputationId, ProcessId, Role
-from dispy.secrets import find_credentials
+from dispy.secrets import find_credentials, new_secret
 from dispy.wire.link import Link, LinkSettings, dial
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import AskPool, Explained, ExplainSubmitted, PoolTold
@@ -54,6 +59,24 @@ cluster = dispy.SharedJobCluster(nothing, scheduler_host="127.0.0.1")
 for number in range(int(sys.argv[1])):
     cluster.submit(number)
 sys.stdin.readline()
+cluster.close(terminate=True)
+"""
+JOINED = """
+import json, sys, time
+import dispy
+def nothing(number):
+    return number
+nodes = int(sys.argv[1])
+cluster = dispy.JobCluster(nothing)
+print("listening", flush=True)
+began = time.perf_counter()
+while len(cluster.status().nodes) < nodes:
+    time.sleep(0.02)
+print(time.perf_counter() - began, flush=True)
+sys.stdin.readline()
+began = time.perf_counter()
+assert sum(job() for job in [cluster.submit(number) for number in range(nodes)]) == nodes * (nodes - 1) // 2
+print(time.perf_counter() - began, flush=True)
 cluster.close(terminate=True)
 """
 METERED = """
@@ -129,7 +152,8 @@ class Crowd:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("DISPY_")} | {
             "DISPY_INTERFACES": "lo",
             "DISPY_PORT": str(self.base),
-            "DISPY_SECRET": secrets.token_hex(16),
+            "DISPY_SECRET": new_secret(),
+            "DISPY_LOCAL": "never",
             "HOME": str(folder),
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CACHE_HOME": str(folder / "cache"),
@@ -139,15 +163,22 @@ class Crowd:
         self.told = folder / "callbacks"
         self._read = 0
 
-    def start(self, *command: str, stdin: int = subprocess.DEVNULL, stderr: int | None = None) -> subprocess.Popen[str]:
-        """A process."""
+    def start(
+        self,
+        *command: str,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        stderr: int | None = None,
+    ) -> subprocess.Popen[str]:
+        """A process in a session of its own, as services and shells are: kernels share CPUs out among sessions."""
         process = subprocess.Popen(
             [sys.executable, *command],
             env=self.environment,
             stdin=stdin,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=stderr,
             text=True,
+            start_new_session=True,
             cwd=self.folder,
         )
         self.processes.append(process)
@@ -245,6 +276,23 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
     return figures
 
 
+def measure_joining(crowd: Crowd, nodes: int) -> dict[str, float]:
+    """What nodes cost that join a program and have nothing to do yet."""
+    program = crowd.start("-c", JOINED, str(nodes), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert program.stdin is not None
+    assert program.stdout is not None
+    program.stdout.readline()
+    daemons = [psutil.Process(crowd.node(number).pid) for number in range(nodes)]
+    figures = {"until_all_have_link_and_lease": float(program.stdout.readline())}
+    times = [sum(each.cpu_times()[:2]) for each in daemons]
+    figures["cpu_seconds_of_a_daemon"] = sum(times) / nodes
+    figures["processes_below_daemons"] = sum(len(each.children(recursive=True)) for each in daemons)
+    program.stdin.write("\n")
+    program.stdin.flush()
+    figures["a_job_on_each_cpu"] = float(program.stdout.readline())
+    return figures
+
+
 def _for(seconds: float) -> Any:
     until = time.perf_counter() + seconds
     return lambda: time.perf_counter() > until
@@ -281,18 +329,23 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=200)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--join", action="store_true", help="only nodes that join one program")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dispy-scale-") as folder:
         crowd = Crowd(Path(folder))
         try:
-            figures = asyncio.run(measure(crowd, options.nodes, options.clients, options.jobs))
+            if options.join:
+                figures = measure_joining(crowd, options.nodes)
+            else:
+                figures = asyncio.run(measure(crowd, options.nodes, options.clients, options.jobs))
         finally:
             crowd.end()
     if options.json:
         print(json.dumps({**vars(options), **figures}))
         return
-    print(f"{options.nodes} nodes, {options.clients} programs, {options.jobs:,} jobs")
+    programs = "one program" if options.join else f"{options.clients} programs, {options.jobs:,} jobs"
+    print(f"{options.nodes} nodes, {programs}")
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):32} {value:12,.3f}")
 
