@@ -46,6 +46,7 @@ WALL_CLOCK = {
     "secrets.py": "dates of certificates",
     "sharing/guests.py": "since when a node has a job, for people",
     "sharing/opening.py": "since when a cluster is open, for people",
+    "sharing/daemon.py": "since when a node is gone, for people",
     "sharing/questions.py": "since when a shared scheduler runs, for people",
     "sharing/storefile.py": "when a shared scheduler was first started, for people",
 }

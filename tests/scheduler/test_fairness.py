@@ -13,7 +13,7 @@ from pool import Pool
 from dispy.model import ComputationId, ComputationSpec, JobState
 from dispy.scheduler import events
 from dispy.scheduler.clusters import ClusterRecord
-from dispy.scheduler.fairness import UNMEASURED, Account, Line, Party, Policy, Turns
+from dispy.scheduler.fairness import UNMEASURED, Account, Charged, Line, Party, Policy, Turns
 from dispy.scheduler.jobs import JobQueue, JobRecord
 
 WINDOW = 10.0
@@ -132,6 +132,27 @@ def test_who_comes_back_starts_level_with_the_least_of_those_that_wait() -> None
     users["dora"].account.due = 9.0
     turns.want(users["dora"], fill(users["dora"], 3))
     assert users["dora"].account.due == 9.0, "what one had too much is not forgotten"
+
+
+def test_after_a_restart_users_stand_where_they_stood() -> None:
+    turns = Turns(Policy.FAIR)
+    much, little, idle = (Account(user) for user in ("much", "little", "idle"))
+    for account in (much, little, idle):
+        cluster = cluster_of(account)
+        account.clusters[cluster.id] = cluster
+        if account is not idle:
+            queue = fill(cluster, 1, 2, 3)
+            turns.want(cluster, queue)
+    turns.restore(much, Charged(100.0, 130.0))
+    turns.restore(little, Charged(10.0, 40.0))
+    turns.restore(idle, Charged(1.0, 5.0))
+    first = turns.line.first()
+    assert first is not None
+    assert (first.account, much.used, much.due, little.due) == (little, 100.0, 130.0, 40.0)
+    for account in (much, little, idle):
+        cluster = next(iter(account.clusters.values()))
+        turns.want(cluster, fill(cluster, 4))
+    assert (much.due, little.due, idle.due) == (130.0, 40.0, 40.0), "only who waited for nothing starts level"
 
 
 def test_time_in_which_nobody_waited_is_no_credit() -> None:

@@ -29,6 +29,7 @@ from dispy.scheduler import events
 from dispy.scheduler.clusters import ClusterState
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
+from dispy.scheduler.fairness import Charged
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing import store as store_module
 from dispy.sharing.keeping import KeptCluster, Restored
@@ -267,6 +268,18 @@ async def test_commits_of_any_size_are_written(opened: Scheduler, tmp_path: Path
     store, restored = await open_store(tmp_path)
     assert len(restored.ends[CLUSTER]) == 5
     assert [record.job for record in restored.event.jobs] == [*range(1, MOST_ROWS + 1), *jobs[5:]]
+    await store.close()
+
+
+@in_loop
+async def test_what_users_were_charged_comes_back(opened: Scheduler, tmp_path: Path) -> None:
+    accounts = {"anna@host": Charged(12.5, 20.0), "ben@host": Charged(0.0, 3.25)}
+    opened.store.accounts_stand({"anna@host": Charged(1.0, 2.0)})
+    opened.store.accounts_stand(accounts)
+    await on_disk(opened.store)
+    await opened.store.close()
+    store, restored = await open_store(tmp_path)
+    assert restored.accounts == accounts
     await store.close()
 
 

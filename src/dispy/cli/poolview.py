@@ -28,6 +28,7 @@ NODE_STATES = {
     "refused": "used by others",
     "suspect": "silent",
     "broken": "away, may come back",
+    "lost": "lost",
 }
 """What the states of nodes mean, for people."""
 
@@ -35,6 +36,8 @@ NODE_STATES = {
 def pool_view(status: PoolStatus, *, most: int | None = None) -> RenderableType:
     """Everything: the scheduler in a line, its nodes, users and clusters (of each at most so many)."""
     parts: list[RenderableType] = [Text(headline(status))]
+    if status.problem:
+        parts.append(Text(f"{status.problem[0].upper()}{status.problem[1:]}.", style="bold red"))
     if status.nodes:
         parts += ["", node_table(_some(status.nodes, most)), *_left_out(status.nodes, most)]
     else:
@@ -51,9 +54,12 @@ def pool_view(status: PoolStatus, *, most: int | None = None) -> RenderableType:
 
 def headline(status: PoolStatus) -> str:
     """The scheduler in a line."""
-    there = [node for node in status.nodes if node.state != "broken"]
+    there = [node for node in status.nodes if node.state not in ("broken", "lost")]
     cpus = sum(node.cpus for node in there)
-    away = f" (and {len(status.nodes) - len(there)} away)" if len(there) < len(status.nodes) else ""
+    lost = sum(node.state == "lost" for node in status.nodes)
+    broken = len(status.nodes) - len(there) - lost
+    missing = ", ".join(f"{count} {what}" for count, what in ((broken, "away"), (lost, "lost")) if count)
+    away = f" (and {missing})" if missing else ""
     running = sum(cluster.running for cluster in status.clusters)
     waiting = sum(cluster.waiting for cluster in status.clusters)
     return (

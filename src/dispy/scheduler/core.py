@@ -7,7 +7,7 @@ effects.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import assert_never
 
 from msgspec import Struct
@@ -25,7 +25,7 @@ from dispy.scheduler.explain import (
     lacks_nodes,
     standings,
 )
-from dispy.scheduler.fairness import Account, Policy, Turns
+from dispy.scheduler.fairness import Account, Charged, Policy, Turns
 from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import Changes, changes_of
@@ -264,6 +264,17 @@ class SchedulerCore:
     def changes(self, event: events.Event | None, effects: Effects) -> Changes:
         """What must survive this process of an event (None: of a timeout) that was just handled, and its effects."""
         return changes_of(self._tables, event, effects)
+
+    def accounts(self) -> dict[str, Charged]:
+        """What each user has been charged."""
+        return {user: Charged(account.used, account.due) for user, account in self._tables.accounts.items()}
+
+    def restore_accounts(self, charged: Mapping[str, Charged]) -> None:
+        """Give users back what they were charged by the process before this one, once its clusters are here."""
+        for user, was in charged.items():
+            account = self._tables.accounts.get(user)
+            if account is not None:
+                self._tables.turns.restore(account, was)
 
     def snapshot(self) -> Snapshot:
         """Everything that a monitor shows; it does not change afterwards."""

@@ -44,6 +44,14 @@ class Policy(StrEnum):
     """Between clusters: the one that was made first."""
 
 
+class Charged(Struct, frozen=True, array_like=True):
+    """What an account has come to, in slot-seconds."""
+
+    used: float
+    due: float
+    """What decides its turn; only beside that of others does it mean anything."""
+
+
 class Account(Struct, eq=False):
     """One user of the scheduler."""
 
@@ -211,6 +219,17 @@ class Turns:
             party = self._parties[key] = Party(cluster.account, self._made)
             self._made += 1
         return party
+
+    def restore(self, account: Account, charged: Charged) -> None:
+        """An account is here again after a restart: who has jobs that wait goes on where it stood, not level."""
+        account.used, account.due = charged.used, charged.due
+        self._peak = max(self._peak, charged.due)
+        for cluster in account.clusters.values():
+            if cluster.waiting:
+                party = self.party_of(cluster)
+                self.line.leave(party)
+                party.is_waiting = True
+                self.stay(party)
 
     def forget(self, cluster: ClusterRecord) -> None:
         """A cluster is over."""

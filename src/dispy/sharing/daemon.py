@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
@@ -16,11 +17,12 @@ import msgspec
 from dispy.commandline import place_named
 from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, StoreError, TransferError
 from dispy.logs import logger
-from dispy.model import SHARED_SCHEDULER, BlobRef, ProcessId, Role
+from dispy.model import SHARED_SCHEDULER, BlobRef, ComputationId, ProcessId, Role
 from dispy.nodes import NodeAllocate
 from dispy.scheduler.core import SchedulerCore
-from dispy.scheduler.effects import Effects
-from dispy.scheduler.events import Event, NodeJoined
+from dispy.scheduler.effects import Effects, NodeVanished
+from dispy.scheduler.events import Event, NodeJoined, NodeLost
+from dispy.scheduler.fairness import Charged
 from dispy.scheduler.hosting import Hosting
 from dispy.scheduler.identity import ServiceSettings, this_holder
 from dispy.scheduler.links import Reached
@@ -52,6 +54,8 @@ LISTEN_AGAIN: Final = 5.0
 """Seconds between attempts to listen for nodes while another program does so at that port."""
 UNSTORED_RESULTS: Final = 64 << 20
 """Bytes of large results that are fetched from nodes before they are on the disk; others wait at their nodes."""
+ACCOUNTS_INTERVAL: Final = 5.0
+"""Seconds after which what users were charged is stored again; so much of it may be lost with this process."""
 _LOCK: Final = "lock"
 
 
@@ -88,6 +92,8 @@ class SharedScheduler:
         self._clients_listener: Listener | None = None
         self._waits_for_end = False
         self._refusals: dict[str, str] = {}
+        self._accounts_at = 0.0
+        self._accounts: dict[str, Charged] = {}
 
     # ---- the beginning ----
 
@@ -112,7 +118,7 @@ class SharedScheduler:
             await self.service.search.look_for(owner)
         await self.service.search.look(self.pool.rules.named, asks=self.pool.rules.discovers)
         self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
-        self.spawn(WaitingWatch(self.service.core.why_cluster_waits).watch(self.opening.guests.values))
+        self.spawn(WaitingWatch(self._why_waits).watch(self.opening.guests.values))
 
     def _take_directory(self) -> None:
         prefix = self.settings.prefix
@@ -178,7 +184,14 @@ class SharedScheduler:
 
     def _note(self, event: Event | None, effects: Effects) -> None:
         self.store.note(self.service.core, event, effects)
-        if type(event) is NodeJoined:
+        if event is None:
+            for notice in effects.notices:
+                if type(notice) is NodeVanished:
+                    self.pool.departed.vanished(notice.node, notice.cause)
+        elif type(event) is NodeLost:
+            self.pool.departed.vanished(event.node, event.cause)
+        elif type(event) is NodeJoined:
+            self.pool.departed.joined(event.node, event.info.name, event.address, event.info.cpus)
             view = self.service.links.view(event.node)
             unused = "" if view is None or self.pool.rules.allow(view) else ", and is not used: --node names others"
             offers = counted(event.info.cpus, "CPU")
@@ -190,6 +203,15 @@ class SharedScheduler:
     def _places_of(self, node: ProcessId) -> tuple[Place, ...]:
         reached = self.service.links.nodes.get(node)
         return self.service.links.places.of(node) or (() if reached is None else ((reached.address, reached.port),))
+
+    def _why_waits(self, cluster: ComputationId) -> str | None:
+        """Why jobs of a cluster wait that will not get their turn; where there is no node at all, why that is so."""
+        sentence = self.service.core.why_cluster_waits(cluster)
+        return (
+            f"{sentence} {self.service.search.account()}".rstrip()
+            if sentence and not self.service.core.nodes
+            else sentence
+        )
 
     def _store_has_problem(self, sentence: str) -> None:
         for guest in self.opening.guests.values():
@@ -277,6 +299,9 @@ class SharedScheduler:
             self.service.allocating.note(share.cluster, share.node, share.cpus)
         for node, places in restored.places.items():
             self.service.links.remember(node, places)
+        for known in event.nodes:
+            self.pool.departed.joined(known.node, known.info.name, known.address, known.info.cpus)
+        self.service.core.restore_accounts(restored.accounts)
         if guests:
             logger.info(
                 "going on with %s", _counts(len(guests), len(event.jobs), sum(map(len, restored.ends.values())))
@@ -357,6 +382,8 @@ class SharedScheduler:
             self.clients.close("the scheduler ends")
             await self.service.stop("the scheduler ends", returns=bool(self.opening.guests))
         if hasattr(self, "store"):
+            if hasattr(self, "service"):
+                self._keep_accounts()
             await self.store.close()
         if self._lock >= 0:
             os.close(self._lock)
@@ -366,9 +393,20 @@ class SharedScheduler:
     def _look(self) -> None:
         self._watching = self._loop.call_later(LOOK_INTERVAL, self._look)
         self.opening.give_up_forsaken()
+        self.pool.departed.look(self.service.core.nodes, time.time())
         self.clients.drop_those_that_do_not_read()
+        if self._loop.time() >= self._accounts_at:
+            self._keep_accounts()
         if self._waits_for_end and not (self.pending or self.pool.door.is_shut):
             self.end("no job is pending any more")
+
+    def _keep_accounts(self) -> None:
+        """What users have been charged is no matter of a single job: it is kept now and then."""
+        self._accounts_at = self._loop.time() + ACCOUNTS_INTERVAL
+        accounts = self.service.core.accounts()
+        if accounts != self._accounts:
+            self._accounts = accounts
+            self.store.accounts_stand(accounts)
 
     def spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         """Do something beside."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from dispy.logs import logger
@@ -11,6 +11,7 @@ from dispy.model import ComputationId, ProcessId
 from dispy.scheduler import events
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
+from dispy.scheduler.fairness import Charged
 from dispy.scheduler.places import Place
 from dispy.sharing.keeping import KeptCluster
 from dispy.sharing.reopening import past_of
@@ -95,6 +96,10 @@ class Gathering:
     def cluster_over(self, cluster: ComputationId) -> None:
         """Forget a cluster and all that is left of it."""
         self._gather().over.append(cluster)
+
+    def accounts_stand(self, accounts: Mapping[str, Charged]) -> None:
+        """What users have been charged so far."""
+        self._gather().accounts = dict(accounts)
 
     # ---- who waits ----
 

@@ -125,6 +125,8 @@ class Guest:
         self.begun = self.gone_at
         """By the loop's clock."""
         self.done = 0
+        self.ended_by = ""
+        """Who else than its program ends its jobs, should they be ended."""
         self.asked: dict[ProcessId, NodeSeen] = {}
         """Nodes of which the client has not said how much it wants."""
         self.ready: dict[ProcessId, int] = {}
@@ -254,7 +256,7 @@ class Guest:
             self._pool.spawn(self._cancel_rest(numbers[PORTION:], cause))
         return len(numbers)
 
-    async def _cancel_rest(self, numbers: list[int], cause: str = "cancelled before it started") -> None:
+    async def _cancel_rest(self, numbers: list[int], cause: str) -> None:
         for start in range(0, len(numbers), PORTION):
             await asyncio.sleep(0)
             self._pool.service.handle(CancelAsked(numbers[start : start + PORTION], cause))
@@ -435,7 +437,7 @@ class Guest:
             self._finish_if_done()
             return
         self.is_ending = self.is_ending or terminate
-        if terminate and len(self.jobs) > PORTION:
+        if terminate and (len(self.jobs) > PORTION or self.ended_by):
             self._pool.service.close_cluster(self.id, terminate=False)
             self._pool.spawn(self._end_jobs())
         else:
@@ -443,7 +445,8 @@ class Guest:
 
     async def _end_jobs(self) -> None:
         """The last first, so that none starts meanwhile."""
-        await self._cancel_rest([record.job for record in reversed(self.jobs.values())])
+        cause = f"cancelled before it started, by {self.ended_by}" if self.ended_by else "cancelled before it started"
+        await self._cancel_rest([record.job for record in reversed(self.jobs.values())], cause)
         self._pool.service.close_cluster(self.id, terminate=True)
 
     def ended(self) -> None:

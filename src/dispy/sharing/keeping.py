@@ -14,6 +14,7 @@ from dispy.model import ComputationId, ProcessId
 from dispy.scheduler import events
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
+from dispy.scheduler.fairness import Charged
 from dispy.scheduler.places import Place
 from dispy.wire.sharing import JobOver, OpenCluster
 
@@ -64,6 +65,8 @@ class Restored(Struct, frozen=True):
     """For the core, when all clusters that have not ended have an owner. `handle` of its jobs: the client's numbers."""
     places: Mapping[ProcessId, Sequence[Place]]
     """Where its nodes were last reached."""
+    accounts: Mapping[str, Charged]
+    """By user."""
 
 
 class Keeper(Protocol):
@@ -103,6 +106,9 @@ class Keeper(Protocol):
 
     def cluster_over(self, cluster: ComputationId) -> None:
         """Forget a cluster and all that is left of it."""
+
+    def accounts_stand(self, accounts: Mapping[str, Charged]) -> None:
+        """What users have been charged so far."""
 
     def result_file(self, job: int) -> Path:
         """Where a large body of this job (own number) is, once it is on the disk."""

@@ -64,7 +64,10 @@ class Opening:
         elif not hmac.compare_digest(guest.opened.token, message.token):
             _decline(client, id, "it belongs to another program: its token is another one")
         else:
-            if not message.recovers:
+            if message.recovers:
+                guest.ended_by = "`dispy recover`"
+            else:
+                guest.ended_by = ""
                 await guest.wake()
             self._attach(client, guest, fresh=False)
             if message.recovers and not guest.incoming.waits:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from dispy.model import ProcessId
 from dispy.nodes import NodeAllocate, NodeView, fitting
 from dispy.scheduler.service import SchedulerService
+from dispy.sharing.departed import DepartedNodes
 from dispy.sharing.door import Door
 from dispy.sharing.keeping import Keeper
 from dispy.sharing.staging import Staging
@@ -66,5 +67,6 @@ class Pool:
         self.rules = rules
         self.spawn = spawn
         self.door = door
+        self.departed = DepartedNodes()
         self.done: Counter[ProcessId] = Counter()
         """Jobs that ended on each node since the start."""

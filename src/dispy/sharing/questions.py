@@ -15,6 +15,7 @@ from dispy import settings
 from dispy.errors import TransferError
 from dispy.model import ComputationId, JobState
 from dispy.scheduler.core import ClusterView, NodeView, Snapshot
+from dispy.sharing.departed import Departed
 from dispy.sharing.guests import Guest, number_of
 from dispy.sharing.identity import Identity
 from dispy.sharing.pool import Pool
@@ -115,6 +116,11 @@ class Questions:
                 client.send(FilePlacedAt(number, NOT_OPEN if guest is None else await self._place(client, question)))
 
     async def _explain(self, guest: Guest, job: int) -> str:
+        sentence = await self._why(guest, job)
+        problem = self._pool.keeper.problem
+        return f"{problem[0].upper()}{problem[1:]}. {sentence}".rstrip() if problem else sentence
+
+    async def _why(self, guest: Guest, job: int) -> str:
         if not job:
             held = f" Further jobs wait to be taken in: {guest.why_held()}." if guest.incoming.is_held else ""
             return f"{self._pool.service.core.explain_cluster(guest.id)}{held}".lstrip()
@@ -155,7 +161,7 @@ class Questions:
             policy=self._policy,
             since=self._since,
             now=time.time(),
-            nodes=tuple(self._pool_node(node) for node in snapshot.nodes),
+            nodes=(*map(self._pool_node, snapshot.nodes), *map(_lost_node, self._pool.departed)),
             users=tuple(
                 UserStatus(
                     *Identity.of_key(user.user),
@@ -176,6 +182,7 @@ class Questions:
                 )
                 for guest in self._guests.values()
             ),
+            problem=self._pool.keeper.problem,
         )
 
     def _pool_node(self, node: NodeView) -> PoolNode:
@@ -235,6 +242,12 @@ class Questions:
         count = guest.cancel(question.jobs or list(guest.jobs), by)
         sentence = "" if count else "none of these jobs is pending" if question.jobs else "it has no pending jobs"
         return CancelTold(question.question, count, sentence)
+
+
+def _lost_node(gone: Departed) -> PoolNode:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(gone.at))
+    problem = f"since {since}" + (f" ({gone.cause})" if gone.cause else "")
+    return PoolNode(gone.node, gone.name, gone.address, gone.cpus, "lost", running=0, problem=problem)
 
 
 def cpus_of_clusters(snapshot: Snapshot) -> dict[ComputationId, int]:

@@ -10,6 +10,7 @@ import msgspec
 from dispy.model import BlobRef, ComputationId, FileSpec, JobDone, JobOptions, JobState, NodeInfo, ProcessId
 from dispy.scheduler import events
 from dispy.scheduler.clusters import ClusterState
+from dispy.scheduler.fairness import Charged
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.places import Place
 from dispy.sharing.keeping import KeptCluster, KeptEnd, Restored
@@ -75,7 +76,8 @@ def reopen(file: StoreFile) -> Restored:
     for number, cluster in file.ended_numbers():
         ends.setdefault(ids[cluster], []).append(number)
     highest = {ids[cluster]: client for cluster, client in file.highest()}
-    return Restored(meta["token"], meta["started"], clusters, ends, highest, event, places)
+    accounts = msgspec.msgpack.decode(meta.get("accounts", b"\x80"), type=dict[str, Charged])
+    return Restored(meta["token"], meta["started"], clusters, ends, highest, event, places, accounts)
 
 
 _Wanted = tuple[int, tuple[FileSpec, ...], bytes, bool, bool]

@@ -17,6 +17,7 @@ import msgspec
 from dispy.model import ComputationId, ProcessId
 from dispy.scheduler.effects import JobEnded
 from dispy.scheduler.events import RestoredNode, RestoredShare
+from dispy.scheduler.fairness import Charged
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import ClusterMark
 from dispy.scheduler.places import Place
@@ -80,6 +81,8 @@ class Batch(msgspec.Struct):
     """Ends that nobody needs any more, also of this batch."""
     stored: dict[ComputationId, int] = {}
     over: list[ComputationId] = []
+    accounts: dict[str, Charged] | None = None
+    """What users have been charged; None: as it was."""
 
 
 class BatchWriter:
@@ -95,6 +98,8 @@ class BatchWriter:
         """Write a batch; returns the jobs whose large results nobody needs any more."""
         if batch.next_job is not None:
             self._db.execute("update meta set value = ? where name = 'next'", (batch.next_job,))
+        if batch.accounts is not None:
+            self._db.execute("insert or replace into meta values('accounts', ?)", (_encode(batch.accounts),))
         self._write_clusters(batch)
         self._write_nodes(batch)
         self._write_jobs(batch)

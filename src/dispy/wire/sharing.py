@@ -139,6 +139,8 @@ class PoolStatus(msgspec.Struct, frozen=True):
     nodes: tuple[PoolNode, ...] = ()
     users: tuple[UserStatus, ...] = ()
     clusters: tuple[ClusterStatus, ...] = ()
+    problem: str = ""
+    """Why it takes no jobs now, as a sentence; empty: nothing keeps it."""
 
 
 class JobStatus(msgspec.Struct, frozen=True, array_like=True):
