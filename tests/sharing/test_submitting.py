@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from dispy.model import BlobRef, ComputationId, JobState
 from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.settling import SafeBatches
-from dispy.sharing.submitting import BATCH_JOBS, BATCH_SIZE, JOB_SIZE, Batch, SubmitLine
+from dispy.sharing.submitting import (
+    BATCH_JOBS,
+    BATCH_SIZE,
+    FEW_BATCHES,
+    JOB_SIZE,
+    WORTH_A_BATCH,
+    Batch,
+    SubmitLine,
+)
 
 
 def record(job: int, args: bytes = b"args", blob: BlobRef | None = None) -> JobRecord:
@@ -154,3 +162,22 @@ def test_acknowledged_is_exactly_what_is_safe(pendings: list[int], seed: int) ->
         if not unsafe:
             break
         safe.safe(unsafe.pop())
+
+
+def test_jobs_that_come_one_by_one_wait_for_each_other_while_many_batches_are_not_stored() -> None:
+    line = SubmitLine()
+    sent: list[list[int]] = []
+
+    def submit(number: int) -> None:
+        line.add([record(number)])
+        sent.extend([spec.job for spec in batch.jobs] for batch in line.take())
+
+    for number in range(1, FEW_BATCHES + WORTH_A_BATCH):
+        submit(number)
+    assert sent == [[number] for number in range(1, FEW_BATCHES + 1)]
+    submit(FEW_BATCHES + WORTH_A_BATCH)
+    assert [len(each) for each in sent[FEW_BATCHES:]] == [WORTH_A_BATCH]
+    submit(10_000)
+    assert len(sent) == FEW_BATCHES + 1
+    line.stored(2)
+    assert [[spec.job for spec in batch.jobs] for batch in line.take()] == [[10_000]]

@@ -20,6 +20,10 @@ CREDIT: Final = 64 << 20
 BATCH_JOBS: Final = 2048
 BATCH_SIZE: Final = 4 << 20
 """Bytes after which no further job is put into a batch."""
+FEW_BATCHES: Final = 8
+WORTH_A_BATCH: Final = 512
+"""While so many batches are not stored, fewer jobs wait for the next word of the scheduler: it stores and decides batch
+by batch, and those that are submitted one by one would come in thousands of small ones."""
 JOB_SIZE: Final = 64
 """Bytes that a job counts for beside its arguments."""
 
@@ -56,6 +60,8 @@ class SubmitLine:
         """
         batches = []
         while self._waiting and self._under_way < self._credit:
+            if len(self._unstored) >= FEW_BATCHES and len(self._waiting) < WORTH_A_BATCH:
+                break
             batch = self._next()
             if batch.jobs:
                 batches.append(batch)
