@@ -216,7 +216,7 @@ class ClientLinks:
             case SubmitJobs() | CancelSubmitted() | CloseCluster() | KeepObjects():
                 guest.incoming.put(message, payload, client)
             case AckOver():
-                guest.acknowledge(message.sequence)
+                guest.ends.acknowledge(message.sequence)
             case NarrowCluster():
                 service.handle(ClusterNarrowed(guest.id))
             case WidenCluster():

@@ -7,8 +7,6 @@ scheduler's, which are unique for ever.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
@@ -23,22 +21,20 @@ from dispy.scheduler.events import CancelAsked, JobsSubmitted, NodeAllocated
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
 from dispy.settings import INLINE_SIZE
-from dispy.sharing.books import BatchBook, End, EndsBook
+from dispy.sharing.books import BatchBook
 from dispy.sharing.identity import Identity, whose
 from dispy.sharing.incoming import Incoming
 from dispy.sharing.keeping import KeptCluster
 from dispy.sharing.pool import Pool
-from dispy.wire.blobsources import BlobSources
+from dispy.sharing.telling import Hearer, Telling
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import (
     AllocationAsked,
     ClusterAccepted,
     ClusterOver,
     ClusterSaid,
-    JobOver,
     JobSaid,
     JobsHanded,
-    JobsOver,
     JobsStored,
     JobWaitsAgain,
     NodeChanged,
@@ -56,16 +52,11 @@ PORTION: Final = 2048
 """Jobs that are cancelled in one turn of the loop: others are heard between two turns."""
 
 
-class Attached(Protocol):
+class Attached(Hearer, Protocol):
     """The client of a guest, as far as the guest needs it."""
 
-    sources: BlobSources
-    """What the client can fetch."""
     guests: dict[ComputationId, Guest]
     """Its clusters."""
-
-    def send(self, message: AnyMessage, payload: Sequence[bytes] = ()) -> None:
-        """Send a message; without a link it is dropped."""
 
 
 class Guest:
@@ -117,9 +108,7 @@ class Guest:
         self.jobs: dict[int, JobRecord] = {}
         """Jobs that have not ended, by the client's numbers."""
         self.batches = BatchBook(stored, highest)
-        self.ends = EndsBook(unread)
-        self._to_be_stored = 0
-        """Ends that are being written to the disk."""
+        self.ends = Telling(pool, self.id, unread, self._finish_if_done)
         self.since: dict[int, float] = {}
         """When a node got a job, by the wall clock; of those that nodes have."""
         self.begun = self.gone_at
@@ -172,10 +161,10 @@ class Guest:
 
     def attach(self, client: Attached, *, fresh: bool) -> None:
         """The client is there (again): tell it how everything stands."""
-        self._withdraw(self.ends.attach())
         if self.client is not client:
             self.incoming.drop()
         self.client = client
+        self.ends.attach(client)
         self.send(ClusterAccepted(self.id, self.batches.stored, fresh))
         for node, cpus in self.ready.items():
             view = self._pool.service.links.view(node)
@@ -186,12 +175,12 @@ class Guest:
         for node_seen in self.asked.values():
             self.send(AllocationAsked(self.id, node_seen))
         self.on_attached()
-        self.send_ends()
+        self.ends.send()
         self._finish_if_done()
 
     def detach(self, now: float) -> None:
         """The client is gone, perhaps for a while."""
-        self._withdraw(self.ends.detach())
+        self.ends.detach()
         self.incoming.drop()
         self.client, self.gone_at = None, now
 
@@ -277,11 +266,7 @@ class Guest:
         self.done += 1
         if ended.node is not None:
             self._pool.done[ended.node] += 1
-        done = ended.done
-        if done is not None:
-            done = msgspec.structs.replace(done, job=number, blob=None)
-        over = JobOver(number, ended.state, ended.node, ended.cause, done, "" if view is None else view.address)
-        self.ends.add(end_of(record.job, over, ended.body, len(ended.body), is_held=done is not None))
+        self.ends.add(ended, number, "" if view is None else view.address)
         if self.files:
             for answer in self.files.pop(number, ()):
                 if not answer.done():
@@ -295,63 +280,10 @@ class Guest:
 
     def batch_ended(self) -> None:
         """See `ClusterOwner`."""
-        count = self.ends.fresh - self._to_be_stored
-        self._to_be_stored += count
-        self.send_ends()
-        self._pool.keeper.after(lambda: self._ends_stored(count))
+        self.ends.batch_ended()
         door = self._pool.door
         if door.is_waited_at(self.user):  # soon: the service still goes through what has ended
             self._pool.service.portal.loop.call_soon(door.call, self.user)
-
-    def _ends_stored(self, count: int) -> None:
-        self._to_be_stored -= count
-        self.ends.stored(count)
-        self.send_ends()
-        self._finish_if_done()
-
-    def send_ends(self) -> None:
-        """Tell the client of ended jobs, as many as may be on their way."""
-        client = self.client
-        if client is None:
-            return
-        while (batch := self.ends.next_batch()) is not None:
-            sequence, ends = batch
-            client.send(
-                JobsOver(self.id, sequence, [self._offered(end, client.sources) for end in ends]),
-                [end.body for end in ends if end.size],
-            )
-        if (unread := self.ends.next_unread()) is not None:
-            self._pool.spawn(self._read_ends(unread))
-
-    async def _read_ends(self, numbers: list[int]) -> None:
-        kept = await self._pool.keeper.read_ends(numbers)
-        self.ends.read(numbers, [end_of(end.job, end.over, end.body, end.size) for end in kept])
-        self.send_ends()
-
-    def _offered(self, end: End, sources: BlobSources) -> JobOver:
-        """An end as the client is told it: a large body is fetched."""
-        done = end.over.done
-        if end.large and done is not None:
-            done.blob = BlobRef(os.urandom(32), end.large, False)
-            with contextlib.suppress(OSError):  # then the client asks in vain, and says so
-                sources.offer_path(self._pool.keeper.result_file(end.number), done.blob)
-        return end.over
-
-    def _withdraw(self, ends: Iterable[End]) -> None:
-        """The client does not fetch these any more."""
-        for end in ends:
-            done = end.over.done
-            if done is not None and done.blob is not None and self.client is not None:
-                self.client.sources.withdraw(done.blob.name)
-
-    def acknowledge(self, sequence: int) -> None:
-        """The client has all ends up to this batch."""
-        done = self.ends.acknowledge(sequence)
-        self._withdraw(done)
-        if done:
-            self._pool.keeper.acknowledged(self.id, [end.number for end in done])
-        self.send_ends()
-        self._finish_if_done()
 
     def job_spoke(self, spoke: JobSpoke, view: NodeView | None) -> None:
         """See `ClusterOwner`. Interim results are for a client that is there."""
@@ -481,7 +413,7 @@ class Guest:
     @property
     def is_finished(self) -> bool:
         """Whether its client has everything, and the disk knows it."""
-        return self.is_over and not self.ends.fresh and not len(self.ends)
+        return self.is_over and self.ends.is_settled
 
     def _finish_if_done(self) -> None:
         if self.is_finished:
@@ -497,13 +429,6 @@ class Guest:
                 self.owner,
                 len(self.ends),
             )
-
-
-def end_of(job: int, over: JobOver, body: bytes | memoryview, size: int, *, is_held: bool = False) -> End:
-    """The end of a job (own number) with a body of this size; a large one is offered from the disk."""
-    if size <= INLINE_SIZE:
-        return End(job, over, bytes(body), size, 0, is_held)
-    return End(job, over, b"", 0, size)
 
 
 def number_of(record: JobRecord) -> int:
