@@ -19,7 +19,7 @@ from dispy.job import DispyJob
 from dispy.node.cli import command as dispynode_command
 from dispy.relay.cli import command as relay_command
 from dispy.sharing.cli import command as scheduler_command
-from dispy.wire import handshake, message, messages, sharing
+from dispy.wire import handshake, message, messages, pool
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -222,8 +222,8 @@ STRUCTS = (
     *(model.BlobRef, model.FileSpec, model.ComputationSpec, model.JobSpec, model.JobOptions, model.JobDone),
     model.JobDepends,
     *(model.HeldAttempt, model.NodeHeard, model.Holder, model.NodeInfo, model.AvailInfo),
-    *(sharing.NodeSeen, sharing.JobOver, sharing.NodeStanding, sharing.ClusterStatus, sharing.UserStatus),
-    *(sharing.PoolNode, sharing.PoolStatus, sharing.JobStatus),
+    *(pool.NodeSeen, pool.JobOver, pool.NodeStanding, pool.ClusterStatus, pool.UserStatus),
+    *(pool.PoolNode, pool.PoolStatus, pool.JobStatus),
 )
 
 

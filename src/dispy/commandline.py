@@ -1,9 +1,8 @@
-"""What the commands of the daemons share: lists, addresses, logging, and what they say to a service manager."""
+"""What the commands of the daemons share: lists, logging, and what they say to a service manager."""
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
 import sys
@@ -13,7 +12,6 @@ from typing import Final
 import click
 
 from dispy import settings
-from dispy.errors import SettingsError
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
@@ -21,33 +19,6 @@ _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 def comma_separated(_context: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
     """Several values by repeating an option or by commas."""
     return tuple(part for each in value for part in settings.names(each))
-
-
-def place_named(text: str, usual_port: int, option: str) -> tuple[str, int]:
-    """Host and port of HOST, HOST:PORT, an IPv6 address, or [IPv6]:PORT.
-
-    Raises:
-        SettingsError: it is none of these; the message has the option.
-    """
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    elif ":" in text and not _is_ipv6(text):
-        host = ""
-    if not host or (port and not (port.isdigit() and 0 < int(port) < 65536)):
-        raise SettingsError(f"{option} {text!r}: give HOST or HOST:PORT")
-    return host, int(port) if port else usual_port
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def set_up_logging(*, debug: bool) -> None:

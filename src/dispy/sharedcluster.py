@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from dispy import config, parameters
 from dispy.errors import SettingsError
+from dispy.hostport import place_named
 from dispy.job import DispyJob
 from dispy.lifetime import service_for
 from dispy.making import AnyCluster, Given
@@ -160,20 +161,10 @@ def scheduler_place(given: str | None, base: int) -> tuple[str, int]:
     """Host and port of a shared scheduler that was given as `HOST`, `HOST:PORT`, `[IPv6]:PORT`, or not at all.
 
     Raises:
-        SettingsError: the port is none.
+        SettingsError: it is none of these.
     """
     text = (given or variable("DISPY_SCHEDULER") or "").strip() or OWN_HOST
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if not port:
-        return host, base + SCHEDULER_PORT_OFFSET
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise SettingsError(f"scheduler_host={given!r}: a port is a number from 1 to 65535, not {port!r}")
-    return host, int(port)
+    return place_named(text, base + SCHEDULER_PORT_OFFSET, "scheduler_host")
 
 
 _PARAMETERS = [name for name in inspect.signature(SharedJobCluster).parameters if name != "others"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dispy.clusterbase import ClusterBase
 from dispy.nodes import DispyNode
 from dispy.report import cluster_report
-from dispy.wire.sharing import NodeStanding
+from dispy.wire.pool import NodeStanding
 
 
 class ClusterStatus(NamedTuple):

@@ -244,7 +244,10 @@ def test_a_shared_cluster_takes_what_that_of_the_original_takes() -> None:
     ("wrong", "sentence"),
     [
         ({"exclusive": 1}, "exclusive must be True or False, not 1"),
-        ({"scheduler_host": "here:port"}, "a port is a number from 1 to 65535, not 'port'"),
+        (
+            {"scheduler_host": "here:port"},
+            "scheduler_host 'here:port': give HOST or HOST:PORT; a port is a number from 1 to 65535",
+        ),
         ({"scheduler_host": 5}, "scheduler_host must be a string, not 5"),
         ({"nodes": "local"}, "nodes='local' starts a node for one program: that is for JobCluster"),
         ({"ping_interval": 2}, "that is for the scheduler to know (dispyscheduler --ping_interval)"),
@@ -261,6 +264,9 @@ def test_where_a_shared_scheduler_is() -> None:
     assert scheduler_place("pool:77", 9700) == ("pool", 77)
     assert scheduler_place("fd00::1", 9700) == ("fd00::1", 9702)
     assert scheduler_place("[fd00::1]:77", 9700) == ("fd00::1", 77)
+    for wrong in ("pool:0", "pool:65536", "pool:x", ":77", "pool:\u0663"):
+        with pytest.raises(SettingsError, match=r"scheduler_host .*: give HOST or HOST:PORT"):
+            scheduler_place(wrong, 9700)
 
 
 def test_options_of_earlier_versions_are_accepted_and_a_sentence_says_so(capsys: pytest.CaptureFixture[str]) -> None:

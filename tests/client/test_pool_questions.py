@@ -30,19 +30,8 @@ from dispy.scheduler.nodes import NodeState
 from dispy.secrets import find_admin_credentials, find_credentials
 from dispy.wire.link import Link, LinkSettings, Listener
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import (
-    AskJobs,
-    AskPool,
-    CancelFor,
-    CancelTold,
-    ClusterStatus,
-    JobStatus,
-    JobsTold,
-    PoolNode,
-    PoolStatus,
-    PoolTold,
-    UserStatus,
-)
+from dispy.wire.pool import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
+from dispy.wire.sharing import AskJobs, AskPool, CancelFor, CancelTold, JobsTold, PoolTold
 
 MINE, THEIRS = ComputationId("1a2b3c4d" + "0" * 24), ComputationId("1a99ffff" + "0" * 24)
 TOKEN = b"t" * 32

@@ -26,11 +26,7 @@ from dispy.sharing.daemon import SharedScheduler
 from dispy.wire.blobs import BlobExchange, BlobSources
 from dispy.wire.link import Link, LinkSettings, dial
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import (
-    ClusterAccepted,
-    OpenCluster,
-    SubmitJobs,
-)
+from dispy.wire.sharing import ClusterAccepted, OpenCluster, SubmitJobs
 
 M = TypeVar("M")
 ME = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"

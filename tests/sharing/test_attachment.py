@@ -25,6 +25,7 @@ from dispy.sharing.attachment import FORGOTTEN, UNSTORED, Attachment
 from dispy.sharing.doings import Doings
 from dispy.sharing.submitting import SubmitLine
 from dispy.wire.messages import AnyMessage
+from dispy.wire.pool import JobOver, NodeSeen
 from dispy.wire.sharing import (
     AckOver,
     CancelSubmitted,
@@ -32,7 +33,6 @@ from dispy.wire.sharing import (
     ClusterAccepted,
     ClusterDeclined,
     ClusterOver,
-    JobOver,
     JobSaid,
     JobsHanded,
     JobsOver,
@@ -44,7 +44,6 @@ from dispy.wire.sharing import (
     NodeDeclined,
     NodeGone,
     NodeReady,
-    NodeSeen,
     OpenCluster,
     SteerShare,
     SubmitJobs,

@@ -10,7 +10,7 @@ from dispy.errors import RemoteProtocolError
 from dispy.model import JobState
 from dispy.sharing import books
 from dispy.sharing.books import BATCH_ENDS, BATCH_SIZE, END_SIZE, WAITING_LIMIT, WINDOW, BatchBook, End, EndsBook
-from dispy.wire.sharing import JobOver
+from dispy.wire.pool import JobOver
 
 
 def end(number: int, size: int = 0, *, is_held: bool = False) -> End:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dispy.model import ComputationId
     from dispy.wire.link import Link, LinkSettings
     from dispy.wire.messages import AnyMessage
-    from dispy.wire.sharing import ClusterStatus, PoolStatus
+    from dispy.wire.pool import ClusterStatus, PoolStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 

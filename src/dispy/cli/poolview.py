@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dispy.cli.pool import owner_of, person, short
 from dispy.wire.interfaces import shown
-from dispy.wire.sharing import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
+from dispy.wire.pool import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
 from dispy.words import lasting, size
 
 T = TypeVar("T")

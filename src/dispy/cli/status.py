@@ -28,7 +28,8 @@ from dispy.words import counted
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dispy.wire.sharing import CancelTold, JobStatus, JobsTold, PoolStatus
+    from dispy.wire.pool import JobStatus, PoolStatus
+    from dispy.wire.sharing import CancelTold, JobsTold
 
 WIDTH_OF_PIPES = 200
 """Columns of a table that goes to no terminal."""

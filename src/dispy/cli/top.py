@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from dispy.wire.sharing import PoolStatus
+    from dispy.wire.pool import PoolStatus
 
 REDIAL_INTERVAL = 1.0
 """Seconds until a scheduler that has gone is dialled again."""

@@ -15,9 +15,10 @@ import click
 
 from dispy import settings
 from dispy.clicknumbers import WholeNumber
-from dispy.commandline import comma_separated, place_named, set_up_logging
+from dispy.commandline import comma_separated, set_up_logging
 from dispy.configfile import read_config, save_config
 from dispy.errors import SettingsError
+from dispy.hostport import place_named
 from dispy.masking import mask_secrets
 from dispy.node.options import owner_options, owner_settings
 from dispy.node.running import run

@@ -14,8 +14,9 @@ import click
 
 from dispy import settings
 from dispy.clicknumbers import WholeNumber
-from dispy.commandline import comma_separated, place_named, set_up_logging, tell_manager
+from dispy.commandline import comma_separated, set_up_logging, tell_manager
 from dispy.errors import DispyError, SettingsError
+from dispy.hostport import place_named
 from dispy.masking import mask_secrets
 from dispy.relay.service import Relay, RelaySettings
 from dispy.secrets import find_credentials

@@ -16,7 +16,7 @@ from dispy.recovery.recorder import Recorder
 from dispy.scheduler.events import Steering
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import ClusterOwner
-from dispy.wire.sharing import NodeStanding
+from dispy.wire.pool import NodeStanding
 
 
 class SchedulerAccess(Protocol):

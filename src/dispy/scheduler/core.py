@@ -33,7 +33,7 @@ from dispy.scheduler.nodes import NodeRecord
 from dispy.scheduler.tables import Counters, Outbox, Tables
 from dispy.settings import AHEAD_SECONDS, GRACE_TIMEOUT
 from dispy.wire import messages
-from dispy.wire.sharing import NodeStanding
+from dispy.wire.pool import NodeStanding
 
 
 class ShareView(Struct, frozen=True):

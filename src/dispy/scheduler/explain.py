@@ -13,7 +13,7 @@ from dispy.scheduler.nodes import NodeRecord, NodeState, Share, ShareState, trac
 from dispy.scheduler.placement import candidates, why_unfit
 from dispy.scheduler.prospects import joined, used_by, why_closed, wishes
 from dispy.scheduler.tables import Tables
-from dispy.wire.sharing import NodeStanding
+from dispy.wire.pool import NodeStanding
 from dispy.words import counted, listed
 
 LOOKED_AT: Final = 2_000

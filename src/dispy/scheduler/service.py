@@ -48,7 +48,7 @@ from dispy.scheduler.places import Place
 from dispy.scheduler.search import NodeSearch
 from dispy.settings import embedded_handle, flag
 from dispy.wire.blobsources import MemorySource
-from dispy.wire.sharing import NodeStanding
+from dispy.wire.pool import NodeStanding
 
 
 class SchedulerService:

@@ -24,6 +24,7 @@ from dispy.sharing.settling import SafeBatches
 from dispy.sharing.sightings import Sightings
 from dispy.sharing.submitting import Batch, SubmitLine
 from dispy.wire.messages import AnyMessage
+from dispy.wire.pool import JobOver
 from dispy.wire.sharing import (
     AckOver,
     CancelSubmitted,
@@ -32,7 +33,6 @@ from dispy.wire.sharing import (
     ClusterDeclined,
     ClusterOver,
     ClusterSaid,
-    JobOver,
     JobSaid,
     JobsHanded,
     JobsOver,

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from dispy.errors import RemoteProtocolError
-from dispy.wire.sharing import JobOver
+from dispy.wire.pool import JobOver
 
 WINDOW: Final = 8 << 20
 """Bytes of ends that a client may have without acknowledging them."""

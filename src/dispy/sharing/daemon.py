@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
-from dispy.commandline import place_named
-from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, StoreError, TransferError
+from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, StoreError
+from dispy.hostport import place_named
 from dispy.logs import logger
-from dispy.model import SHARED_SCHEDULER, BlobRef, ComputationId, ProcessId, Role
+from dispy.model import SHARED_SCHEDULER, ComputationId, ProcessId, Role
 from dispy.nodes import NodeAllocate
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects, NodeVanished
@@ -32,22 +32,21 @@ from dispy.scheduler.service import SchedulerService
 from dispy.settings import GRACE_TIMEOUT, HEARTBEAT_INTERVAL, SHARED_AHEAD_SECONDS, SMALL_POOL, SUSPECT_TIMEOUT
 from dispy.sharing.clients import ClientLinks
 from dispy.sharing.door import Door
-from dispy.sharing.guests import Guest, number_of
-from dispy.sharing.identity import Identity
-from dispy.sharing.keeping import KeptCluster, Restored
+from dispy.sharing.goingon import go_on, in_words
+from dispy.sharing.keeping import Restored
 from dispy.sharing.opening import Opening
 from dispy.sharing.passing import FilePassing
 from dispy.sharing.pool import Pool, Rules
 from dispy.sharing.questions import Questions
 from dispy.sharing.settings import SharingSettings
-from dispy.sharing.staging import Staging, refs_of
+from dispy.sharing.staging import Staging
 from dispy.sharing.store import open_store
 from dispy.sharing.storefile import FILE, StoreFile
 from dispy.sharing.watch import LOOK_INTERVAL, WaitingWatch
 from dispy.wire.discovery import listen_hosts
 from dispy.wire.link import BROKEN_OFF, LinkSettings, Listener
 from dispy.wire.messages import FileOffered
-from dispy.wire.sharing import PoolStatus
+from dispy.wire.pool import PoolStatus
 from dispy.words import counted
 
 LISTEN_AGAIN: Final = 5.0
@@ -89,6 +88,11 @@ class SharedScheduler:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock = -1
+        self._is_open = False
+        """There is a store."""
+        self._is_built = False
+        """All of the rest is there."""
+        self._watching: asyncio.TimerHandle | None = None
         self._clients_listener: Listener | None = None
         self._waits_for_end = False
         self._refusals: dict[str, str] = {}
@@ -109,8 +113,10 @@ class SharedScheduler:
         await asyncio.to_thread(self._take_directory)
         items = await asyncio.to_thread(_items, settings.use)
         self.store, restored = await open_store(settings.prefix)
+        self._is_open = True
         self._build(restored, items)
-        self._restore(restored)
+        self._is_built = True
+        go_on(self.pool, self.opening, restored)
         await self.pool.staging.sweep()
         await self._listen_to_clients()
         await self._listen_to_nodes()
@@ -274,65 +280,6 @@ class SharedScheduler:
         listener = self._clients_listener
         return [] if listener is None else [(host, listener.port) for host in listener.hosts]
 
-    # ---- what was there before ----
-
-    def _restore(self, restored: Restored) -> None:
-        event = restored.event
-        if not (restored.clusters or event.nodes):
-            return
-        guests = {kept.opened.computation.id: self._guest(kept, restored) for kept in restored.clusters}
-        for job in event.jobs:
-            guests[job.cluster].jobs[number_of(job)] = job
-            self._offer_again([] if job.blob is None else [job.blob])
-            if job.options is not None and job.options.depends is not None:
-                self._offer_again(job.options.depends.contents)
-        for share in event.shares:
-            held = refs_of(share.files)
-            guests[share.cluster].held += held
-            self._offer_again(held)
-        for guest in guests.values():
-            self.opening.restore(guest)
-            if not guest.is_over:
-                self.service.owners[guest.id] = guest
-        self.service.handle(event)
-        for share in event.shares:
-            self.service.allocating.note(share.cluster, share.node, share.cpus)
-        for node, places in restored.places.items():
-            self.service.links.remember(node, places)
-        for known in event.nodes:
-            self.pool.departed.joined(known.node, known.info.name, known.address, known.info.cpus)
-        self.service.core.restore_accounts(restored.accounts)
-        if guests:
-            logger.info(
-                "going on with %s", _counts(len(guests), len(event.jobs), sum(map(len, restored.ends.values())))
-            )
-
-    def _guest(self, kept: KeptCluster, restored: Restored) -> Guest:
-        id = kept.opened.computation.id
-        guest = Guest(
-            self.pool,
-            kept.opened,
-            Identity.of_key(kept.user),
-            kept.opened_at,
-            stored=kept.stored,
-            highest=restored.highest.get(id, 0),
-            unread=restored.ends.get(id, ()),
-        )
-        if kept.state == "ended":  # by its client, which says so again, or because that was away
-            guest.is_resting = True
-            guest.ended()
-        spec = kept.opened.computation
-        guest.held += refs_of(spec.files) + ([] if spec.code is None else [spec.code])
-        self._offer_again(guest.held)
-        return guest
-
-    def _offer_again(self, refs: list[BlobRef]) -> None:
-        for ref in refs:
-            try:
-                self.pool.staging.offer_again(ref)
-            except TransferError as error:
-                logger.error("what a job needs is not here any more: %s", error)
-
     # ---- the end ----
 
     def _fail(self, sentence: str) -> None:
@@ -366,24 +313,23 @@ class SharedScheduler:
         guests = self.opening.guests.values()
         if not guests:
             return ""
-        what = _counts(len(guests), self.pending, sum(len(guest.ends) for guest in guests))
+        what = in_words(len(guests), self.pending, sum(len(guest.ends) for guest in guests))
         return f"for the next start there are in {self.settings.prefix}: {what}"
 
     async def close(self) -> None:
         """End all links and close the store. Nodes go on with what they have, if anything is left to be done."""
-        if hasattr(self, "_watching"):
+        if self._watching is not None:
             self._watching.cancel()
         if self._clients_listener is not None:
             await self._clients_listener.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "clients"):
+        if self._is_built:
             self.clients.close("the scheduler ends")
             await self.service.stop("the scheduler ends", returns=bool(self.opening.guests))
-        if hasattr(self, "store"):
-            if hasattr(self, "service"):
-                self._keep_accounts()
+            self._keep_accounts()
+        if self._is_open:
             await self.store.close()
         if self._lock >= 0:
             os.close(self._lock)
@@ -423,14 +369,6 @@ class SharedScheduler:
             logger.error("an internal task failed", exc_info=error)
 
 
-def _counts(clusters: int, jobs: int, results: int) -> str:
-    """In words."""
-    return (
-        f"{counted(clusters, 'cluster')}, {counted(jobs, 'pending job')}, "
-        f"{counted(results, 'result that nobody has taken', 'results that nobody has taken')}"
-    )
-
-
 def _what_lies_in(prefix: Path) -> str:
     """What a scheduler would go on with; empty: nothing."""
     try:
@@ -439,7 +377,7 @@ def _what_lies_in(prefix: Path) -> str:
         return f"what cannot be read ({error})"
     try:
         counts = file.counts()
-        return _counts(*counts) if any(counts) else ""
+        return in_words(*counts) if any(counts) else ""
     finally:
         file.close()
 

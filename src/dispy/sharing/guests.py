@@ -28,6 +28,7 @@ from dispy.sharing.keeping import KeptCluster
 from dispy.sharing.pool import Pool
 from dispy.sharing.telling import Hearer, Telling
 from dispy.wire.messages import AnyMessage
+from dispy.wire.pool import NodeSeen
 from dispy.wire.sharing import (
     AllocationAsked,
     ClusterAccepted,
@@ -41,7 +42,6 @@ from dispy.wire.sharing import (
     NodeDeclined,
     NodeGone,
     NodeReady,
-    NodeSeen,
     OpenCluster,
 )
 from dispy.words import counted

@@ -14,7 +14,8 @@ from dispy.sharing.asking import Questions
 from dispy.sharing.attachment import Attachment
 from dispy.sharing.uplink import Uplink
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import AskJobsAt, AskStandings, AskTail, ExplainSubmitted, NodeStanding
+from dispy.wire.pool import NodeStanding
+from dispy.wire.sharing import AskJobsAt, AskStandings, AskTail, ExplainSubmitted
 
 
 class Inquiries:

@@ -16,7 +16,8 @@ from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects
 from dispy.scheduler.fairness import Charged
 from dispy.scheduler.places import Place
-from dispy.wire.sharing import JobOver, OpenCluster
+from dispy.wire.pool import JobOver
+from dispy.wire.sharing import OpenCluster
 
 
 class KeptCluster(msgspec.Struct, frozen=True):

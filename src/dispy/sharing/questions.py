@@ -22,6 +22,7 @@ from dispy.sharing.pool import Pool
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.datagrams import clean_name
 from dispy.wire.messages import AnyMessage
+from dispy.wire.pool import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
 from dispy.wire.sharing import (
     AskJobs,
     AskJobsAt,
@@ -30,20 +31,15 @@ from dispy.wire.sharing import (
     AskTail,
     CancelFor,
     CancelTold,
-    ClusterStatus,
     Explained,
     ExplainSubmitted,
     FilePlacedAt,
     JobsAtTold,
-    JobStatus,
     JobsTold,
     PlaceFileAt,
-    PoolNode,
-    PoolStatus,
     PoolTold,
     StandingsTold,
     TailTold,
-    UserStatus,
 )
 
 JOBS_MOST: Final = 10_000

@@ -24,14 +24,7 @@ from dispy.wire.blobs import BlobExchange
 from dispy.wire.blobsources import BlobSources
 from dispy.wire.link import Dialler, Link, LinkSettings
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import (
-    AckOver,
-    CloseCluster,
-    ClusterAccepted,
-    ClusterDeclined,
-    JobsOver,
-    OpenCluster,
-)
+from dispy.wire.sharing import AckOver, CloseCluster, ClusterAccepted, ClusterDeclined, JobsOver, OpenCluster
 from dispy.wire.sharing import ClusterOver as ClusterIsOver
 
 SAY_INTERVAL: Final = 10.0

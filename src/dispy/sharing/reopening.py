@@ -15,7 +15,7 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.places import Place
 from dispy.sharing.keeping import KeptCluster, KeptEnd, Restored
 from dispy.sharing.storefile import StoreFile
-from dispy.wire.sharing import JobOver
+from dispy.wire.pool import JobOver
 
 PORTION: Final = 1 << 20
 """Bytes of bodies that are read at once."""

@@ -9,7 +9,8 @@ from dispy.nodes import NodeView
 from dispy.scheduler.effects import NodeClosed, NodeRefused
 from dispy.scheduler.owner import ClusterOwner
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import NodeChanged, NodeDeclined, NodeGone, NodeReady, NodeSeen
+from dispy.wire.pool import NodeSeen
+from dispy.wire.sharing import NodeChanged, NodeDeclined, NodeGone, NodeReady
 
 
 class _Share(Struct):

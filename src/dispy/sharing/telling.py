@@ -14,7 +14,8 @@ from dispy.sharing.books import End, EndsBook
 from dispy.sharing.pool import Pool
 from dispy.wire.blobsources import BlobSources
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import JobOver, JobsOver
+from dispy.wire.pool import JobOver
+from dispy.wire.sharing import JobsOver
 
 
 class Hearer(Protocol):
