@@ -148,8 +148,4 @@ class ClusterRecord:
             self.mean = fresh
         else:
             self.mean += (fresh - self.mean) * count / (count + MEMORY_OF_JOBS)
-        self.depth = self.depth_for(self.mean)
-
-    def depth_for(self, seconds: float) -> int:
-        """Jobs per slot that may be at a node when one takes so long."""
-        return min(MOST_AHEAD, 1 + int(self.ahead / seconds))
+        self.depth = min(MOST_AHEAD, 1 + int(self.ahead / self.mean))

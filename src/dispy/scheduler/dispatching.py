@@ -30,9 +30,10 @@ def hand_over(queue: JobQueue, share: Share, count: int) -> list[JobRecord]:
     """Give the first jobs of a queue to a share; they are sent when the pass is over."""
     flight, node = share.flight, share.node.id
     records = queue.take(count)
+    running = JobState.Running
     for record in records:
         record.attempt += 1
-        record.state = JobState.Running
+        record.state = running
         record.node = node
         flight[record.job] = record
     share.node.busy[share] = None
@@ -47,7 +48,7 @@ def send_batch(share: Share, out: Outbox) -> None:
     """Send what a share was given in this pass."""
     batch, share.batch = share.batch, []
     for start in range(0, len(batch), BATCH):
-        part = batch[start : start + BATCH]
+        part = batch[start : start + BATCH] if len(batch) > BATCH else batch
         specs = [JobSpec(record.job, record.attempt, len(record.args), record.blob, record.options) for record in part]
         out.send(
             share.node,

@@ -145,6 +145,8 @@ class Line(Generic[T]):
             elif rank > noted:
                 item.entry = rank
                 heapreplace(heap, (rank, number, item))
+                if heap[0][2] is item:
+                    return item
             else:
                 return item
         return None

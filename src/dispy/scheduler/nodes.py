@@ -187,7 +187,7 @@ class Share(Struct, eq=False):
         another; a cluster of long jobs fills a node with one per CPU.
         """
         node = self.node
-        if not self.is_usable:
+        if self.state is not ShareState.READY or self.is_paused or not node.is_usable:
             return 0, 0.0
         cpus, depth, flight = node.capacity, 1 if self.is_stuck else self.cluster.depth, len(self.flight)
         slots = self.slots

@@ -31,7 +31,8 @@ class Outbox:
 
     def notice(self, notice: Notice) -> None:
         """Tell the user's side."""
-        self._flush()
+        if self.ended:
+            self._flush()
         self._effects.notices.append(notice)
 
     def mark(self, records: Sequence[JobRecord]) -> None:
@@ -40,13 +41,13 @@ class Outbox:
 
     def close(self) -> Effects:
         """All of it, in order."""
-        self._flush()
+        if self.ended:
+            self._flush()
         return self._effects
 
     def _flush(self) -> None:
-        if self.ended:
-            self._effects.notices.append(JobsEnded(self.ended))
-            self.ended = []
+        self._effects.notices.append(JobsEnded(self.ended))
+        self.ended = []
 
 
 class Counters(Struct):

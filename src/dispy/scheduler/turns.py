@@ -89,11 +89,12 @@ class _Hand:
         """Give nodes whose load fell to those whose turn it is, until they are full or nobody wants them."""
         turns = self._turns
         free = {node: share for node, share in self._tables.fresh.items() if node.has_room}
+        is_fair = turns.policy is Policy.FAIR
         while free:
             party = turns.line.first()
             if party is None:
                 break
-            holder = self._holder(party, free)
+            holder = self._holder(party, free) if is_fair else None
             share = None if holder is None else self._give(holder, None)
             if share is None:
                 share = self._give(party, None)
@@ -125,13 +126,13 @@ class _Hand:
             self._put_back()
         for share in self._touched:
             send_batch(share, out)
-        nodes = dict.fromkeys(tables.fresh)
+        nodes = tables.fresh
         for share in self._touched:
             nodes[share.node] = None
         nodes.update(tables.claims)
         for node in nodes:
             note(tables, node)
-        tables.fresh.clear()
+        nodes.clear()
         for _, queue in self._skipped:
             cluster = tables.clusters[queue.cluster]
             if cluster.parked and (not queue.is_plain or (tables.idle and not cluster.is_growing)):
@@ -154,7 +155,7 @@ class _Hand:
     def _holder(self, party: Party, free: dict[NodeRecord, Share | None]) -> Party | None:
         """Who has just ended a job on one of the nodes and may go on there: it is hardly ahead of whose turn it is."""
         account = party.account
-        if self._turns.policy is not Policy.FAIR or not account.cpus:
+        if not account.cpus:
             return None
         for share in free.values():
             if share is not None and share.cluster.account is not account:
