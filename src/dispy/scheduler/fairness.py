@@ -195,7 +195,18 @@ class Party(Struct, eq=False):
 class Turns:
     """Whose turn it is, and what everybody is charged."""
 
-    __slots__ = ("_made", "_parties", "_peak", "_served", "cpus", "line", "next_look_at", "policy", "relieved")
+    __slots__ = (
+        "_made",
+        "_parties",
+        "_peak",
+        "_served",
+        "cpus",
+        "deepened",
+        "line",
+        "next_look_at",
+        "policy",
+        "relieved",
+    )
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -203,6 +214,8 @@ class Turns:
         """Parties with jobs that wait."""
         self.relieved: dict[Account, None] = {}
         """Users who had as many CPUs as they may, and have fewer now."""
+        self.deepened = 0
+        """How often the jobs of a cluster turned out to be so short that nodes take twice as many of them, or more."""
         self.next_look_at = 0.0
         """When running jobs are next compared with what was charged for them."""
         self._parties: dict[Account | ComputationId, Party] = {}

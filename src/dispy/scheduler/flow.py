@@ -242,7 +242,10 @@ def _account(
     cluster.jobs -= over
     tables.counters.ended += over
     if count:
+        depth = cluster.depth
         cluster.measure(seconds, count)
+        if cluster.depth >= 2 * depth:
+            turns.deepened += 1
     if heavy is not None:
         cluster.reckon(seconds + heavy.seconds, count + heavy.count)
         seconds += heavy.slot_seconds

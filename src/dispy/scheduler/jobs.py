@@ -131,7 +131,7 @@ class Lane:
 class JobQueue:
     """Waiting jobs of one cluster that ask for the same, so that choosing looks at queues, never at jobs."""
 
-    __slots__ = ("_lanes", "_priorities", "cluster", "entry", "is_heavy", "is_plain", "shape", "waiting")
+    __slots__ = ("_lanes", "_priorities", "cluster", "entry", "is_heavy", "is_plain", "shape", "tried_at", "waiting")
 
     def __init__(self, cluster: ComputationId, shape: Shape = PLAIN) -> None:
         self.cluster = cluster
@@ -142,6 +142,9 @@ class JobQueue:
         """How many jobs wait, of all priorities."""
         self.entry: tuple[float, float] | None = None
         """The rank under which it stands in a line; None: it does not."""
+        self.tried_at = -1
+        """`Turns.deepened` when all nodes were looked at and none had room for its jobs: since then each node with more
+        room was offered to it. -1: that is not so."""
         self._lanes: dict[int, Lane] = {}
         self._priorities: list[int] = []
         """Of the lanes, ascending."""

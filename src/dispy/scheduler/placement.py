@@ -73,13 +73,22 @@ def why_none_fits(cluster: ClusterRecord, queue: JobQueue) -> str:
     return f"no node can run it: {listed(reasons)}" if reasons else ""
 
 
-def place(cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:
-    """The least loaded share that takes jobs of this queue now, and how many; None when none does."""
+def place(
+    cluster: ClusterRecord, queue: JobQueue, among: Iterable[NodeRecord] | None = None
+) -> tuple[Share, int] | None:
+    """The least loaded share that takes jobs of this queue now, and how many; None when none does.
+
+    `among` are the only nodes that may have room for jobs with wishes; None: any may.
+    """
     if queue.is_plain:
         return cluster.rooms.best()
+    shares = candidates(cluster, queue.shape)
+    if among is not None:
+        here = [share for node in among if (share := cluster.shares.get(node.id)) is not None]
+        shares = [share for share in here if queue.shape.node in ("", share.node.id)]
     best: tuple[float, int] | None = None
     found: tuple[Share, int] | None = None
-    for share in candidates(cluster, queue.shape):
+    for share in shares:
         room, load = _room(share, queue)
         if room > 0 and (best is None or (load, share.node.order) < best) and not why_unfit(share, queue.shape):
             best, found = (load, share.node.order), (share, room)

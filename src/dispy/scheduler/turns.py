@@ -173,10 +173,13 @@ class _Hand:
         while (queue := party.line.first()) is not None:
             cluster = tables.clusters[queue.cluster]
             if cluster.is_held:
+                queue.tried_at = -1
                 party.line.take()
                 continue
             found = self._place(cluster, queue)
             if found is None:
+                # a quota may have kept it from what was free
+                queue.tried_at = -1 if cluster.account.most_cpus else self._turns.deepened
                 if queue.is_heavy:
                     block(tables, cluster, queue)
                 party.line.take()
@@ -209,12 +212,14 @@ class _Hand:
     def _place(self, cluster: ClusterRecord, queue: JobQueue) -> tuple[Share, int] | None:
         """Where jobs of a queue can go, the nodes whose load fell among all others."""
         fresh = self._tables.fresh
-        if len(fresh) == 1 and queue.is_plain and cluster not in self._looked:
+        if queue.is_plain and len(fresh) == 1 and cluster not in self._looked:
             (node,) = fresh
             share = cluster.shares.get(node.id)
             return cluster.rooms.best() if share is None else cluster.rooms.best_with(share)
+        if not queue.is_plain:
+            return place(cluster, queue, fresh if queue.tried_at == self._turns.deepened else None)
         self._show_fresh(cluster)
-        return place(cluster, queue)
+        return cluster.rooms.best()
 
     def _show_fresh(self, cluster: ClusterRecord) -> None:
         """Let a cluster find the nodes whose load fell."""
