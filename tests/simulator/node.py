@@ -56,7 +56,7 @@ class SimNode(Process):
         self.offered = machine.disk.blobs()
         """Results that can be fetched."""
         self.answered: set[int] = set()
-        """Tasks whose end the daemon has heard of."""
+        """Tasks of whose result the daemon has heard."""
         self.lent: set[tuple[ComputationId, int, int]] = set()
         """Attempts whose files are here, or being fetched."""
         self.parcels: set[int] = set()

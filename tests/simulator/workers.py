@@ -139,7 +139,8 @@ class SimWorker:
         reply = Reply(self.running, int(ending), self.started + WALL, self.world.clock.now + WALL)
         blob = self._blob(reply, b"r")
         answered = node_events.WorkerAnswered(self.number, [reply], {} if blob is None else {self.running: blob})
-        self._say(answered, self.job)
+        # of a job that the node has ended, nothing more is promised than that its user is told how it ended
+        self._say(answered, self.job if ending is Ending.FINISHED else 0)
         self.running = 0
         self.version += 1
         if self.server.is_isolated or self.world.happens(0.02):
