@@ -21,8 +21,10 @@ def place_named(text: str, usual_port: int, option: str) -> tuple[str, int]:
         host, _, port = text.partition(":")
     elif ":" in text and not _is_ipv6(text):
         host = ""
-    if not host or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
-        raise SettingsError(f"{option} {text!r}: give HOST or HOST:PORT; a port is a number from 1 to 65535")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    if not host or (port and not is_port):
+        given = f", not {port!r}" if port and not is_port else ""
+        raise SettingsError(f"{option} {text!r}: give HOST or HOST:PORT; a port is a number from 1 to 65535{given}")
     return host, int(port) if port else usual_port
 
 

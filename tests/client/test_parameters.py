@@ -246,7 +246,7 @@ def test_a_shared_cluster_takes_what_that_of_the_original_takes() -> None:
         ({"exclusive": 1}, "exclusive must be True or False, not 1"),
         (
             {"scheduler_host": "here:port"},
-            "scheduler_host 'here:port': give HOST or HOST:PORT; a port is a number from 1 to 65535",
+            "scheduler_host 'here:port': give HOST or HOST:PORT; a port is a number from 1 to 65535, not 'port'",
         ),
         ({"scheduler_host": 5}, "scheduler_host must be a string, not 5"),
         ({"nodes": "local"}, "nodes='local' starts a node for one program: that is for JobCluster"),

@@ -420,7 +420,7 @@ def test_long_lists_are_cut_on_a_screen(scheduler: Scheduler) -> None:
 
 
 def test_every_state_of_a_node_has_words() -> None:
-    assert {state.name.lower() for state in NodeState} | {"broken", "suspect"} == NODE_STATES.keys()
+    assert {state.name.lower() for state in NodeState} | {"broken", "suspect", "lost"} == NODE_STATES.keys()
 
 
 def test_the_owner_of_a_cluster_is_who_is_proved() -> None:
