@@ -52,18 +52,21 @@ class Burial:
         """End what came to this process because the guard did not live to do it; again while something is dying."""
         found = False
         for pid in linux.children():
-            # The environment of a zombie cannot be read any more.
-            if pid in self._pids and linux.is_gone(pid):
-                with contextlib.suppress(ChildProcessError):  # a child of the guard, not ours
-                    os.waitpid(pid, os.WNOHANG)
-                continue
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-                if self._mark in file.read().split(b"\0"):
-                    found = True
+            with contextlib.suppress(OSError):  # it is gone by now, or runs as somebody else
+                if self._came_from_it(pid):
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
+                    found = True
         # A process that is not a zombie yet may still leave its children to us.
         if found or not all(map(linux.is_gone, self._pids)):
             self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
         else:
             self._done()
+
+    def _came_from_it(self, pid: int) -> bool:
+        """Whether a child of this process was below the guard, which began a session. Raises OSError: it is gone."""
+        # The environment of what is dying cannot be read any more, and the fork server is not known while it starts.
+        if os.getsid(pid) == self._guard.pid or (pid in self._pids and linux.is_gone(pid)):
+            return True
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return self._mark in file.read().split(b"\0")
