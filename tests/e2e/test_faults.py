@@ -280,6 +280,37 @@ def test_a_process_of_a_node_is_killed(
     wait_until(lambda: not processes_of(node))
 
 
+class FatalAtFirst:
+    """Kills the process that loads it, as often as it is told."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        self.code = (
+            "import os, pathlib\n"
+            f"count = len(list(pathlib.Path({str(folder)!r}).iterdir()))\n"
+            f"if count < {times}:\n"
+            f"    pathlib.Path({str(folder)!r}, str(count)).touch()\n"
+            "    os.kill(os.getpid(), 9)\n"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (self.code,)
+
+
+@pytest.mark.parametrize("times", [2, 9])
+def test_a_fork_server_is_killed_while_it_starts(
+    local: Callable[..., dispy.JobCluster], tmp_path: Path, times: int
+) -> None:
+    """It is started three times in all, and the jobs wait for it."""
+    fatal = FatalAtFirst(tmp_path, times)
+    job = ended(local(lambda: fatal).submit())
+    assert len(list(tmp_path.iterdir())) == min(times, 3)
+    if times < 3:
+        assert job.status == dispy.DispyJob.Finished
+    else:
+        assert job.status == dispy.DispyJob.Abandoned
+        assert "its fork server died 3 times; last: while it started, the computation's fork" in str(job.exception)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_node_is_killed_and_started_again(
     dispynode: Callable[..., Any],

@@ -136,6 +136,7 @@ async def serving(
         job_names={"dispy_node_name": "here", "dispy_job_path": str(folder)},
         output_limit=limit,
         growth_limit=growth,
+        has_setup="setup" in options,
         groups=groups,
     )
     seen = Recorder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from corenode import ANNA, MAP, REDUCE, Node, done, forks, node, ready, recalled, spec
 from msgspec.structs import replace
 
@@ -114,6 +115,27 @@ def test_jobs_can_be_taken_back_and_cancelled_while_it_starts(node: Node) -> Non
 def test_one_that_died_without_jobs_waits_for_the_next_one(ready: Node) -> None:
     assert ready.handle(ev.ForkServerDied(MAP, "x")) == Effects()
     assert ready.run(1) == Effects([do.StartForkServer(MAP)], [])
+
+
+@pytest.mark.parametrize("setup", [False, True])
+def test_one_that_is_killed_while_it_starts_is_started_again_twice(node: Node, setup: bool) -> None:
+    """The jobs wait for it; the third death counts, whether it stood or not."""
+    opened(node, setup=setup)
+    node.run(1)
+    assert node.handle(ev.ForkServerDied(MAP, "killed")) == Effects([do.StartForkServer(MAP)], [])
+    node.handle(ev.ForkServerStarted(MAP))
+    assert node.handle(ev.ForkServerDied(MAP, "killed")).actions == [do.StartForkServer(MAP)]
+    node.run(2)
+    effects = node.handle(ev.ForkServerDied(MAP, "killed"))
+    assert effects.actions == [do.CleanComputation(MAP, False)]
+    assert effects.sends[0] == refused("its fork server died 3 times; last: killed")
+
+
+def test_one_that_is_killed_while_it_starts_for_a_closing_computation_is_started_again(node: Node) -> None:
+    opened(node)
+    node.run(1)
+    node.said(msg.CloseComputation(MAP))
+    assert node.handle(ev.ForkServerDied(MAP, "killed")) == Effects([do.StartForkServer(MAP)], [])
 
 
 def test_one_with_setup_that_died_is_started_again_at_once(node: Node) -> None:

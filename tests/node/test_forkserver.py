@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from dispy.model import Ending
-from dispy.node import channel
+from dispy.node import channel, linux
 from dispy.node.replies import ForkServerSpec, SetupFailed
 from dispy.node.workers import ForkServer
 from dispy.shipping import dumps_setup_args, pack
@@ -52,25 +53,67 @@ def _raises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setup", "reason", "trace"),
+    ("setup", "reason", "trace", "killed"),
     [
-        (lambda: 3, "setup returned 3; 0 or nothing means success", ""),
-        (lambda: sys.exit(2), "setup failed: SystemExit: 2", "SystemExit"),
-        (_raises, "setup failed: ValueError: no data", "_raises"),
-        (lambda: os._exit(9), "while it was set up, the computation's fork server ended: exit code 9", ""),
-        (lambda: os.abort(), "ended: killed by SIGABRT (aborted)", ""),
+        (lambda: 3, "setup returned 3; 0 or nothing means success", "", False),
+        (lambda: sys.exit(2), "setup failed: SystemExit: 2", "SystemExit", False),
+        (_raises, "setup failed: ValueError: no data", "_raises", False),
+        (lambda: os._exit(9), "while it was set up, the computation's fork server ended: exit code 9", "", False),
+        (lambda: os.abort(), "ended: killed by SIGABRT (aborted)", "", True),
     ],
 )
-def test_a_failed_setup_says_why(tmp_path: Path, setup: Any, reason: str, trace: str) -> None:
+def test_a_failed_setup_says_why(tmp_path: Path, setup: Any, reason: str, trace: str, killed: bool) -> None:
     async def main() -> None:
         with pytest.raises(SetupFailed) as failure:
             async with serving(tmp_path, len, setup=setup):
                 pass
         assert reason in failure.value.reason
         assert trace in failure.value.trace
+        assert failure.value.killed is killed
         assert "node/forkserver.py" not in failure.value.trace
 
     asyncio.run(main())
+
+
+class _OnceLoaded:
+    """Calls a function with arguments where it is unpickled."""
+
+    def __init__(self, function: str, *arguments: object) -> None:
+        self.call = f"__import__('os').{function}({', '.join(map(str, arguments))})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, (self.call,)
+
+
+@pytest.mark.parametrize("victim", ["getpid", "getppid"])
+def test_a_fork_server_or_its_guard_killed_while_it_starts_leaves_nothing(tmp_path: Path, victim: str) -> None:
+    """Nobody has heard of the fork server yet, and nobody else waits for it when its guard is gone."""
+    fatal = _OnceLoaded("kill", f"__import__('os').{victim}()", 9)
+    before = set(linux.children())
+
+    async def main() -> None:
+        with pytest.raises(SetupFailed) as failure:
+            async with serving(tmp_path, lambda: fatal):
+                pass
+        assert failure.value.killed
+        cause = "while it started, the computation's fork server ended: killed by SIGKILL (killed)"
+        assert failure.value.reason == cause
+
+    asyncio.run(main())
+    assert set(linux.children()) <= before
+
+
+def test_a_guard_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    before = set(linux.children())
+
+    async def main() -> None:
+        async with serving(tmp_path, os.getppid, workers=2) as at:
+            [guard] = set(linux.children()) - before
+            os.kill(guard, signal.SIGKILL)
+            await at.seen.until(lambda: bool(at.seen.server_death))
+
+    asyncio.run(main())
+    assert set(linux.children()) <= before
 
 
 def test_code_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:

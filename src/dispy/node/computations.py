@@ -155,7 +155,10 @@ class ComputationDesk:
     def fork_server_died(
         self, lease: Lease | None, event: ev.ForkServerDied, now: float, wall: float, effects: Effects
     ) -> None:
-        """End the jobs that ran below it; it may be started again some times. `wall` is the wall clock at `now`."""
+        """End the jobs that ran below it; it may be started again some times. `wall` is the wall clock at `now`.
+
+        One that is killed while it starts has no workers; its jobs wait for the next.
+        """
         if lease is None or (computation := _living(lease, event.computation)) is None:
             return
         for worker in list(computation.workers.values()):

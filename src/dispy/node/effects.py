@@ -39,7 +39,7 @@ class PrepareComputation(Struct, frozen=True):
 class StartForkServer(Struct, frozen=True):
     """Start its fork server, which loads the code and runs setup.
 
-    Answered by ForkServerStarted or ComputationFailed.
+    Answered by ForkServerStarted, ForkServerDied or ComputationFailed.
     """
 
     computation: ComputationId

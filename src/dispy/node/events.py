@@ -88,7 +88,7 @@ class ComputationCleaned(Struct, frozen=True):
 
 
 class ForkServerDied(Struct, frozen=True):
-    """The process that holds setup's data ended, and all its workers with it."""
+    """The process that holds setup's data ended, and all its workers with it; or it was killed while it started."""
 
     computation: ComputationId
     cause: str

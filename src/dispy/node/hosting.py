@@ -74,7 +74,7 @@ class HostedComputation:
         self._begin(self._fetch(), ev.ComputationPrepared(self.id))
 
     def start(self) -> None:
-        """Begin to start the fork server; ForkServerStarted or ComputationFailed is posted."""
+        """Begin to start the fork server; ForkServerStarted, ForkServerDied or ComputationFailed is posted."""
         self._begin(self._places.starts.take(self._start), ev.ForkServerStarted(self.id))
 
     def _begin(self, work: Coroutine[Any, Any, None], success: ev.Event) -> None:
@@ -156,7 +156,11 @@ class HostedComputation:
         try:
             await work
         except SetupFailed as error:
-            self._failed(error.reason, error.trace, final=error.final)
+            if error.killed:
+                logger.warning("the fork server of %s died: %s", self.spec.name, error.reason)
+                post(ev.ForkServerDied(self.id, error.reason))
+            else:
+                self._failed(error.reason, error.trace, final=error.final)
         except DirectoryGone as error:
             self._failed(str(error), final=False)
         except NodeError as error:
@@ -222,6 +226,7 @@ class HostedComputation:
             program=spec.program,
             interpreter=spec.interpreter,
             setup_args=self._setup_args,
+            has_setup=spec.has_setup,
             job_names={**places.names, "dispy_job_path": str(path)},
             output_limit=spec.output_limit,
             growth_limit=places.growth_limit,

@@ -17,12 +17,14 @@ from dispy.node.cgroups import Groups
 class SetupFailed(DispyError):
     """A computation could not be loaded, or its setup failed."""
 
-    def __init__(self, reason: str, trace: str = "", *, final: bool = True) -> None:
+    def __init__(self, reason: str, trace: str = "", *, final: bool = True, killed: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.trace = trace
         self.final = final
         """Whether it would fail again; else the machine had not enough of something."""
+        self.killed = killed
+        """Whether a signal has ended its process, which says nothing of how the next start goes."""
 
 
 class ForkServerSpec(Struct, frozen=True):
@@ -44,6 +46,7 @@ class ForkServerSpec(Struct, frozen=True):
     setup_args: bytes = b""
     job_names: Mapping[str, str] = field(default_factory=dict)
     output_limit: int = OUTPUT_LIMIT
+    has_setup: bool = False
     isolate: bool = False
     """A worker runs one job and ends."""
     folders: tuple[str, ...] = ()

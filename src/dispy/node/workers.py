@@ -384,7 +384,9 @@ class ForkServer:
             return
         loading = not self._loaded.done()
         if loading:
-            self._loaded.set_exception(SetupFailed(f"while it was set up, {cause}"))
+            doing = "was set up" if self._spec.has_setup else "started"
+            killed = process.returncode is not None and process.returncode < 0
+            self._loaded.set_exception(SetupFailed(f"while it {doing}, {cause}", killed=killed))
         if not self._cleaned.done():
             self._cleaned.set_result("" if loading else cause)
         self.kill()
