@@ -26,6 +26,8 @@ LARGE: Final = 64 << 10
 """Bytes from which on a buffer lies apart: a body with buffers is always one that travels as a blob."""
 ALIGNMENT: Final = 64
 """As numpy and others want it for the widest instructions."""
+ANY: Final = 1
+"""The same where what reads a body must not write to any of its buffers: only empty ones may lie in the pickle."""
 
 _HEADER: Final = struct.Struct("<8sQQ")
 _PLACE: Final = struct.Struct("<QQ")
@@ -43,16 +45,18 @@ class Loads(Protocol):
 class Apart:
     """Takes the large buffers out of one pickle: `pickle.dumps(value, 5, buffer_callback=apart)`."""
 
-    __slots__ = ("views",)
+    __slots__ = ("_least", "views")
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = LARGE) -> None:
+        """`least`: bytes from which on a buffer is large."""
+        self._least = least
         self.views: list[memoryview] = []
         """Their bytes, in their order; still those of the value that is pickled."""
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Whether a buffer stays within the pickle."""
         view = buffer.raw()
-        if view.nbytes < LARGE:
+        if view.nbytes < self._least:
             return True
         self.views.append(view)
         return False
@@ -71,15 +75,17 @@ class Pieces:
         self.pieces.append(data)
 
 
-def dumps(value: object, pickler: Callable[..., pickle.Pickler] = pickle.Pickler) -> list[Readable]:
+def dumps(value: object, pickler: Callable[..., pickle.Pickler] = pickle.Pickler, least: int = LARGE) -> list[Readable]:
     """The body of a value, in parts that refer to its large buffers: they must not change until it is written.
+
+    `least` says how many bytes are large.
 
     A value without any costs more than by `pickle.dumps`.
 
     Raises:
         Exception: what pickling raises.
     """
-    file, apart = Pieces(), Apart()
+    file, apart = Pieces(), Apart(least)
     pickler(file, protocol=5, buffer_callback=apart).dump(value)
     return parts(file.pieces, apart.views)
 

@@ -6,6 +6,7 @@ What lives in the client's `__main__` travels by value and meets again in the on
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import sys
 import types
@@ -212,7 +213,11 @@ def dumps_value(shipped: Mapping[str, object], value: object, travels: Callable[
 
 
 def dumps_body(
-    shipped: Mapping[str, object], value: object, large: bool = False, travels: Callable[[str], bool] = none_travels
+    shipped: Mapping[str, object],
+    value: object,
+    large: bool = False,
+    travels: Callable[[str], bool] = none_travels,
+    least: int = buffers.LARGE,
 ) -> bytes | list[buffers.Readable]:
     """As `dumps_value`, for what is read by `buffers.loads`: large buffers come in parts of their own.
 
@@ -221,6 +226,7 @@ def dumps_body(
         value: what to pickle.
         large: it holds large buffers, so that copies and scans cost more than a slower pickler.
         travels: which modules they have got as files.
+        least: bytes from which on a buffer is large.
 
     Returns:
         The parts are to be written one after another. They stay as they are, whatever becomes of the value.
@@ -230,7 +236,7 @@ def dumps_body(
     """
     parts: list[buffers.Readable]
     if not large:
-        apart = buffers.Apart()
+        apart = buffers.Apart(least)
         try:
             data = pickle.dumps(value, 5, buffer_callback=apart)
         except Exception:
@@ -238,15 +244,21 @@ def dumps_body(
         if _MAIN_BYTES not in data:
             return _kept(buffers.parts([data], apart.views)) if apart.views else data
     try:
-        parts = buffers.dumps(value, lambda file, **how: _CheckedPickler(file, shipped, **how))
+        parts = buffers.dumps(value, lambda file, **how: _CheckedPickler(file, shipped, **how), least)
     except Exception:
         return _dumps_by_value(shipped, value, travels)
     return _kept(parts) if sum(map(len, parts)) > buffers.LARGE else b"".join(parts)
 
 
 def _kept(parts: list[buffers.Readable]) -> list[buffers.Readable]:
-    """Parts that nobody can change: an array may be used again as soon as it was submitted."""
-    return [part if type(part) is bytes else pages.copy(memoryview(part)) for part in parts]
+    """Parts that nobody can change: an array may be used again as soon as it was submitted. Small ones become one."""
+    kept: list[buffers.Readable] = []
+    for is_large, some in itertools.groupby(parts, lambda part: len(part) >= buffers.LARGE):
+        if is_large:
+            kept += [part if type(part) is bytes else pages.copy(memoryview(part)) for part in some]
+        else:
+            kept.append(b"".join(some))
+    return kept
 
 
 def _dumps_by_value(shipped: Mapping[str, object], value: object, travels: Callable[[str], bool]) -> bytes:

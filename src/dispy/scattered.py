@@ -71,6 +71,11 @@ class Scattered:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[[bytes], object], tuple[bytes]]:
+        if _pickling.cluster is None:
+            raise ShippingError(
+                f"{self!r} can only stand in arguments of jobs, of submit and map: elsewhere (in an object that is "
+                "scattered, in arguments of setup, in a file) put the object itself"
+            )
         if _pickling.cluster != self.cluster:
             raise ShippingError(
                 f"{self!r} can only be given to jobs of its cluster, as an argument or in one; scatter the object in "

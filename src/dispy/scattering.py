@@ -32,8 +32,8 @@ class ObjectScattering(ClusterBase):
         """Let nodes have an object once each; jobs that are given what is returned get the object in its place.
 
         It is pickled now: what is changed in it afterwards, jobs do not see. A node fetches it when its first job needs
-        it; each worker unpickles it once. Large buffers (arrays of numpy) are read-only there, and the workers of a
-        node share their memory.
+        it; each worker unpickles it once. Buffers (arrays of numpy) are read-only there, and the workers of a node
+        share their memory.
 
         Raises:
             ShippingError: it cannot be pickled (the message names the part), the cluster runs a program, or it cannot

@@ -292,13 +292,15 @@ def dumps_for_job(
 def dumps_object(shipment: Shipment, value: object) -> list[buffers.Readable]:
     """Pickle an object for jobs that get it beside their arguments; the parts stay as they are.
 
+    Every buffer lies apart, however small: jobs find them read-only, whatever their size.
+
     Raises:
         ShippingError: it cannot be pickled; the message names the part.
     """
     context = shipment.context
     try:
         large = pickling.is_large(iter([value]))
-        data = pickling.dumps_body(context.shipped, value, large, context.travelling.__contains__)
+        data = pickling.dumps_body(context.shipped, value, large, context.travelling.__contains__, buffers.ANY)
         return [data] if isinstance(data, bytes) else data
     except DispyError:
         raise

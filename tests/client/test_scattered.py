@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import pickle
 
+import numpy
 import pytest
 
 import dispy
-from dispy import namespace
+from dispy import buffers, namespace
 from dispy.errors import ClosedError, ShippingError
 from dispy.model import BlobRef, ComputationId
 from dispy.scattered import Scattered, naming
@@ -67,7 +68,9 @@ def test_nobody_else_can_pickle_it(cluster: ComputationId | None) -> None:
             lambda: dumps_setup_args(shipment, (scattered,)),
             lambda: dumps_object(shipment, {"x": scattered}),
         ):
-            with pytest.raises(ShippingError, match=r"<Scattered of square: 8\.0 MB> can only be given to jobs of its"):
+            with pytest.raises(
+                ShippingError, match=r"<Scattered of square: 8\.0 MB> can only stand in arguments of jobs"
+            ):
                 attempt()
         return
     with naming(cluster) as named, pytest.raises(ShippingError, match="scatter the object in the other cluster too"):
@@ -102,6 +105,30 @@ def test_it_is_let_go_once() -> None:
 def test_an_object_that_cannot_be_pickled_is_named() -> None:
     with pytest.raises(ShippingError, match=r"the object\['rows'\]\[1\] \(a generator\) cannot be pickled"):
         dumps_object(pack(square), {"rows": [1, (n for n in range(3))]})
+
+
+def test_arrays_are_read_only_whatever_their_size() -> None:
+    small = [numpy.arange(n) for n in (1, 10, 1_000)]
+    value = {"small": small, "large": numpy.arange(100_000), "empty": numpy.zeros(0)}
+    parts = dumps_object(pack(square), value)
+    assert len(parts) == 2, "small parts are one, so that many arrays are not as many parts"
+    pickled, views = buffers.split(buffers.joined(parts))
+    found = pickle.loads(pickled, buffers=views)
+    for before, after in zip([*small, value["large"]], [*found["small"], found["large"]], strict=True):
+        assert (before == after).all()
+        assert not after.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            after[0] = 5
+    assert not len(found["empty"])
+
+
+def test_what_was_scattered_is_a_snapshot_whatever_its_size() -> None:
+    for size in (10, 100_000):
+        array = numpy.zeros(size)
+        parts = dumps_object(pack(square), [array])
+        array[:] = 1
+        pickled, views = buffers.split(buffers.joined(parts))
+        assert not pickle.loads(pickled, buffers=views)[0].any()
 
 
 def test_the_name_is_public() -> None:

@@ -120,13 +120,18 @@ def test_twenty_jobs_on_two_nodes(
     wait_until(lambda: not any(blobs_open(daemon) for daemon in daemons))
 
 
+def change(array: Any) -> None:
+    """What no job can do."""
+    array[0] = 5
+
+
 def test_what_cannot_be(local: Callable[..., Any]) -> None:
     cluster, other, program = local(len), local(len), local("/bin/true")
     scattered = cluster.scatter([1, 2, 3])
     own = other.scatter([1, 2, 3])
     with pytest.raises(ShippingError, match=r"the object\[1\] .* cannot be pickled"):
         cluster.scatter([1, (n for n in range(3))])
-    with pytest.raises(ShippingError, match="can only be given to jobs of its cluster"):
+    with pytest.raises(ShippingError, match="can only stand in arguments of jobs"):
         cluster.scatter([scattered])
     with pytest.raises(ShippingError, match="can only be given to jobs of its cluster"):
         other.submit(scattered)
@@ -136,9 +141,13 @@ def test_what_cannot_be(local: Callable[..., Any]) -> None:
         program.submit(scattered)
     with pytest.raises(ShippingError, match="can only be given to jobs of its cluster"):
         list(other.map([scattered]))
+    changing = local(change)
+    job = changing.submit(changing.scatter(numpy.zeros(10)))
+    assert job() is None
+    assert "read-only" in job.exception, "however small it is"
     # a snapshot, which each worker keeps as jobs leave it; and a cluster of its own
     assert [cluster.submit(scattered)(), other.submit(own)()] == [3, 3]
-    for each in (cluster, other, program):
+    for each in (cluster, other, program, changing):
         each.close()
     assert scattered.is_closed
     with pytest.raises(ClosedError, match="is closed; make another"):

@@ -112,7 +112,7 @@ def _set_reservable(soft: int, hard: int) -> None:
 
 
 def _unpickled(body: mmap.mmap) -> object:
-    """The value of a body; large buffers in it are read-only, as the body is."""
+    """The value of a body; the buffers that lie apart in it are read-only, as the body is."""
     pickled, views = buffers.split(body)
     try:
         return pickle.loads(pickled, buffers=views)
