@@ -21,6 +21,19 @@ class Number(click.FloatRange):
         return super().convert(value, param, ctx)
 
 
+class AnyWholeNumber(click.types.IntParamType):
+    """A whole number; whatever else is to be asked of it, others ask."""
+
+    name = "whole number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; whatever is none is refused."""
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no whole number", param, ctx)
+
+
 class WholeNumber(click.IntRange):
     """A whole number within a range."""
 

@@ -12,12 +12,14 @@ import msgspec
 import pytest
 
 from dispy.cli import main, programs
+from dispy.cli.admin import admin
 from dispy.cli.nodes import NodeSeen, Refusal, Survey, _named, _once, _print_json, _print_table
 from dispy.cli.output import JsonOutput, TextOutput, make_output
 from dispy.cli.programs import node_item
 from dispy.errors import SettingsError
 from dispy.job import DispyJob
 from dispy.model import Holder, JobState, NodeInfo, ProcessId
+from dispy.node.cli import command as node_command
 
 
 def run(*words: str, given: str = "") -> click.testing.Result:
@@ -41,6 +43,13 @@ def test_help_shows_the_options_for_programs_and_the_commands() -> None:
     assert result.exit_code == 0
     for word in ("--args", "--file", "--nodes", "--secret-file", "--json", "--version", "nodes", "secret", "cert"):
         assert word in result.output
+
+
+@pytest.mark.parametrize("command", [main, admin, node_command])
+def test_help_names_no_bound_where_there_is_none(command: click.Command) -> None:
+    shown = click.testing.CliRunner().invoke(command, ["--help"])
+    assert shown.exit_code == 0
+    assert "None" not in shown.output
 
 
 @pytest.mark.parametrize(

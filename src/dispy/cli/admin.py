@@ -17,7 +17,7 @@ import click
 from dispy import settings
 from dispy.cli.nodes import split_host
 from dispy.cli.options import NORMALIZED
-from dispy.clicknumbers import WholeNumber
+from dispy.clicknumbers import AnyWholeNumber
 from dispy.errors import LinkError, LinkLost, SettingsError
 from dispy.model import NodeOrder, NodeStatus, ProcessId, Role
 from dispy.node.window import read_hours
@@ -84,7 +84,7 @@ class _Command(click.Command):
 @click.option("--group", metavar="NAME", help="Group of the nodes (DISPY_GROUP).")
 @click.option(
     *("-p", "--dispy_port"),
-    type=WholeNumber(),
+    type=AnyWholeNumber(),
     metavar="PORT",
     help="Base port; nodes listen on the next one (DISPY_PORT).",
 )

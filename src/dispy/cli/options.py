@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dispy import settings
-from dispy.clicknumbers import WholeNumber
+from dispy.clicknumbers import AnyWholeNumber
 
 if TYPE_CHECKING:
     from dispy.secrets import Credentials
@@ -68,7 +68,7 @@ _CONNECTION = (
     click.option(
         "-p",
         "--dispy_port",
-        type=WholeNumber(),
+        type=AnyWholeNumber(),
         metavar="PORT",
         help="Base port; nodes listen on the next one (DISPY_PORT).",
     ),

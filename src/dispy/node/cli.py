@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from dispy import settings
-from dispy.clicknumbers import WholeNumber
+from dispy.clicknumbers import AnyWholeNumber, WholeNumber
 from dispy.commandline import comma_separated, set_up_logging
 from dispy.configfile import read_config, save_config
 from dispy.errors import SettingsError
@@ -52,7 +52,7 @@ def _no_node_port(_context: click.Context, _parameter: click.Parameter, value: s
 )
 @click.option(
     *("-c", "--cpus"),
-    type=WholeNumber(),
+    type=AnyWholeNumber(),
     default=0,
     envvar="DISPY_CPUS",
     metavar="N",
