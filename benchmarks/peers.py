@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import platformdirs
+from dispy.settings import default_prefix
 
 PACKAGES = {
     "dispy 4.15": ("original", ["dispy==4.15.2", "psutil"]),
@@ -20,7 +20,7 @@ INSTALL_TIMEOUT = 600.0
 
 def default_folder() -> Path:
     """Where environments are unless a place is given."""
-    return platformdirs.user_cache_path("dispy") / "benchmark-peers"
+    return default_prefix().with_name("benchmark-peers")
 
 
 def python_of(system: str, folder: Path) -> tuple[str, str]:
