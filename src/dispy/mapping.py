@@ -20,7 +20,7 @@ from dispy.chunking import Chunking
 from dispy.errors import ClosedError, JobFailed, SettingsError, ShippingError
 from dispy.job import DispyJob
 from dispy.joboptions import DEPENDS, PREFIX, take_options
-from dispy.model import JobDone, JobOptions, JobState
+from dispy.model import JobDone, JobOptions, JobState, ProcessId
 from dispy.scattered import naming
 from dispy.shipping import dumps_arguments, dumps_calls, loads_result
 from dispy.submission import JobSubmission
@@ -32,7 +32,7 @@ _ALONE: Final = ("dispy_timeout", "dispy_retries")
 class ChunkJob(DispyJob):
     """The job that carries a chunk."""
 
-    __slots__ = ("calls", "first", "is_known", "outcome", "received", "sent", "weight")
+    __slots__ = ("calls", "first", "is_known", "node", "outcome", "received", "sent", "weight")
 
     def __init__(self, first: int, calls: int, sent: int) -> None:
         super().__init__()
@@ -46,6 +46,8 @@ class ChunkJob(DispyJob):
         self.weight = 0
         self.outcome = b""
         """What it brings besides its error text when one call has failed."""
+        self.node: ProcessId | None = None
+        """Where one has failed, if that is known."""
         self.is_known = False
         """The feed knows that it has ended."""
 
@@ -54,6 +56,7 @@ class ChunkJob(DispyJob):
         self.received = len(body)
         if state is not JobState.Finished:
             self.outcome = bytes(body[: done.result_size])
+            self.node = self._record.node if self._record is not None else None
 
 
 class CallMapping(JobSubmission):
@@ -243,6 +246,12 @@ class _Feed:
         self._weight -= job.weight
         return job
 
+    def place_of(self, job: ChunkJob) -> str:
+        """The node that ran it, by its name where that is known."""
+        ledger = self._cluster._ledger
+        node = ledger.nodes.get(job.node) or ledger.gone.get(job.node) if job.node else None
+        return f"node {job.ip_addr}" if node is None else f"node {node.name} ({node.ip_addr})"
+
     def cancel(self) -> None:
         """End what has not ended: nobody wants it."""
         self._exhausted = True
@@ -267,7 +276,7 @@ def _results(feed: _Feed, *, ordered: bool) -> Generator[Any, None, None]:
             if job.status == JobState.Finished:
                 yield from job.result
                 continue
-            values, failure = _failed(job)
+            values, failure = _failed(job, feed.place_of(job))
             yield from values
             raise failure
         if feed.failure is not None:
@@ -276,7 +285,7 @@ def _results(feed: _Feed, *, ordered: bool) -> Generator[Any, None, None]:
         feed.cancel()
 
 
-def _failed(job: ChunkJob) -> tuple[list[Any], Exception]:
+def _failed(job: ChunkJob, place: str) -> tuple[list[Any], Exception]:
     """The results before the call that failed, and what is raised for that."""
     cause = job.exception or job.status.name
     try:
@@ -286,20 +295,15 @@ def _failed(job: ChunkJob) -> tuple[list[Any], Exception]:
         last = job.first + job.calls - 1
         which = f"call {last}" if job.calls == 1 else f"one of the calls {job.first} to {last}"
         return [], JobFailed(f"{which} of map (the first is 0) did not finish: {cause}", job)
-    which = f"call {job.first + len(values)} of map (the first is 0), with {called_with}, on node {job.ip_addr}"
-    error = _rebuilt(carried)
-    if error is None:
-        return values, JobFailed(f"{which}: {cause}", job)
-    error.add_note(f"This was {which}. There:\n{cause.rstrip()}")
-    return values, error
-
-
-def _rebuilt(carried: bytes | None) -> Exception | None:
-    """The exception of a call, unless it cannot be made here again."""
+    which = f"call {job.first + len(values)} of map (the first is 0), with {called_with}, on {place}"
     if carried is None:
-        return None
+        return values, JobFailed(f"{which}: {cause}", job)
     try:
         error = loads_result(carried)
-    except Exception:
-        return None
-    return error if isinstance(error, Exception) else None
+        if not isinstance(error, Exception):
+            raise TypeError(f"it becomes {error!r}, no exception")
+    except Exception as refusal:
+        why = f"its exception cannot be made here again, {type(refusal).__name__}: {refusal}"
+        return values, JobFailed(f"{which}; {why}. There:\n{cause}", job)
+    error.add_note(f"This was {which}. There:\n{cause.rstrip()}")
+    return values, error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -98,13 +99,19 @@ def test_an_exception_is_raised_in_its_place_and_ends_the_rest(
         assert got == list(range(137))
         [note] = caught.value.__notes__
         assert "call 137 of map" in note
-        assert "(137)" in note
+        assert re.search(r"\(137\), on node .+ \(127\.0\.0\.1\)", note)
         assert "picky" in note
         wait_until(lambda: cluster.pending == 0)
 
 
 def test_what_cannot_be_raised_again_is_a_job_that_failed(local: LocalCluster) -> None:
+    class Wanting(Exception):
+        def __init__(self, number: int, more: str) -> None:
+            super().__init__(number)
+
     def dying(number: int) -> Any:
+        if number == 305:
+            raise Wanting(number, "more")
         if number == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == 105:
@@ -118,6 +125,8 @@ def test_what_cannot_be_raised_again_is_a_job_that_failed(local: LocalCluster) -
     assert caught.value.job.status == dispy.DispyJob.Terminated
     with pytest.raises(JobFailed, match=r"(?s)call 5 of map .*no more"):
         list(cluster.map(range(100, 112), chunk_size=3))
+    with pytest.raises(JobFailed, match=r"(?s)call 5 of map .*made here again, TypeError: .*'more'.*There:.*dying"):
+        list(cluster.map(range(300, 312), chunk_size=3))
     with pytest.raises(JobFailed, match=r"(?s)call 5 of map .*cannot be pickled"):
         list(cluster.map(range(200, 212), chunk_size=3))
 
