@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
+    if results.get("quick"):
+        raise SystemExit(f"{options.results} was made with --quick: its figures mean nothing, and stay out of {PAGE}")
     page = options.docs / PAGE
     text = page.read_text()
     folder = options.docs / FOLDER

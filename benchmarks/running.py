@@ -43,7 +43,7 @@ def main(names: Sequence[str], description: str | None = None, arguments: Sequen
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # what runs is ended as well
     wanted = options.only.split(",") if options.only else names
-    results: dict[str, Any] = {"machine": machine(), "tables": {}}
+    results: dict[str, Any] = {"machine": machine(), "quick": options.quick, "tables": {}}
     for name in wanted:
         found = results["tables"][name] = run_table(TABLES[name], name, options)
         if options.json != "-":

@@ -58,6 +58,15 @@ def test_tables_of_other_programs(benchmarks: dict[str, ModuleType]) -> None:
             assert all(column.key in row["runs"][0] for column in columns)
 
 
+def test_tiny_amounts_stay_out_of_the_page(
+    benchmarks: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "quick.json").write_text(json.dumps({"machine": {}, "quick": True, "tables": {}}))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "quick.json"), "--docs", str(tmp_path)])
+    with pytest.raises(SystemExit, match="made with --quick"):
+        benchmarks["report"].main()
+
+
 def test_every_table_is_measured_by_somebody(benchmarks: dict[str, ModuleType]) -> None:
     tables, others = benchmarks["tables"].TABLES, benchmarks["running"].OTHERS
     assert set(PROGRAMS.values()) | set(others) == set(tables)
