@@ -15,7 +15,6 @@ from dispy.cli import main, programs
 from dispy.cli.admin import admin
 from dispy.cli.nodes import NodeSeen, Refusal, Survey, _named, _once, _print_json, _print_table
 from dispy.cli.output import JsonOutput, TextOutput, make_output
-from dispy.cli.programs import node_item
 from dispy.errors import SettingsError
 from dispy.job import DispyJob
 from dispy.model import Holder, JobState, NodeInfo, ProcessId
@@ -124,7 +123,7 @@ def test_options_become_parameters_of_the_cluster(monkeypatch: pytest.MonkeyPatc
     assert made == [
         {
             "program": "true",
-            "nodes": ["local", "a", ("b", 9801)],
+            "nodes": ["local", "a", "b:9801"],
             "depends": [f"{tmp_path}/data"],
             "host": ("eth0",),
             "reentrant": True,
@@ -150,21 +149,6 @@ def test_options_become_parameters_of_the_cluster(monkeypatch: pytest.MonkeyPatc
             "reentrant": False,
         },
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "node"),
-    [
-        ("n1", "n1"),
-        ("10.0.0.*", "10.0.0.*"),
-        ("n1:9801", ("n1", 9801)),
-        ("fe80::1", "fe80::1"),
-        ("[fe80::1]", "fe80::1"),
-        ("[fe80::1]:9801", ("fe80::1", 9801)),
-    ],
-)
-def test_nodes_are_hosts_with_or_without_port(text: str, node: Any) -> None:
-    assert node_item(text) == node
 
 
 # ---- what it prints of jobs ----

@@ -35,6 +35,23 @@ def test_forms(nodes: Any, hosts: list[str], local: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("n1", "n1", None),
+        ("10.0.0.*", "10.0.0.*", None),
+        ("n1:9801", "n1", 9801),
+        ("fe80::1", "fe80::1", None),
+        ("[fe80::1]", "fe80::1", None),
+        ("[fe80::1]:9801", "fe80::1", 9801),
+    ],
+)
+def test_a_text_names_a_host_with_or_without_port(text: str, host: str, port: int | None) -> None:
+    for nodes in (text, [text]):
+        [item], _ = parse_nodes(nodes)
+        assert (item.host, item.port) == (host, port)
+
+
+@pytest.mark.parametrize(
     ("nodes", "words"),
     [
         ([], "empty list"),
@@ -43,6 +60,7 @@ def test_forms(nodes: Any, hosts: list[str], local: bool) -> None:
         ([{"hostname": "a"}], "hostname"),
         ([("a", "port")], "port of node a"),
         ([("a", 0)], "port of node a"),
+        ("a:70000", "port of node a"),
         ([("a", 1, "many")], "cpus of node a"),
         ([""], "needs a name"),
         ([("a", 1, 1, [], [1])], "setup_args of node a"),

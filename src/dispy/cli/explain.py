@@ -150,7 +150,7 @@ def _state(node: NodeSeen, shape: Shape, named: Sequence[str], python: str) -> t
     info = node.info
     if info is None:
         return "unreachable", f"cannot be reached: {node.problem}"
-    items, local = parse_nodes([name if name == "local" else _item(name) for name in named] or None)
+    items, local = parse_nodes(list(named) or None)
     places = ((node.address, node.port), *node.others)
     view = NodeView(info.process, info, node.address, node.port, places=places)
     if node.relay is not None:
@@ -164,12 +164,6 @@ def _state(node: NodeSeen, shape: Shape, named: Sequence[str], python: str) -> t
     if reason := why_unsure(info, python):
         return "unsure", reason
     return "free", ""
-
-
-def _item(name: str) -> str | tuple[str, int]:
-    from dispy.cli.programs import node_item
-
-    return node_item(name)
 
 
 def _account(survey: Survey, connection: Connection, *, answered: bool) -> list[str]:

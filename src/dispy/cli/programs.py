@@ -182,7 +182,7 @@ def _open_cluster(request: Request) -> AnyCluster:
     from dispy.sharedcluster import SharedJobCluster
 
     connection = request.connection
-    nodes: list[Any] = [node_item(name) for name in request.nodes]
+    nodes = list(request.nodes)
     if request.local:
         nodes.insert(0, "local")
     given: dict[str, Any] = {
@@ -204,14 +204,6 @@ def _open_cluster(request: Request) -> AnyCluster:
     if request.scheduler:
         return SharedJobCluster(request.program, scheduler_host=request.scheduler, **given)
     return JobCluster(request.program, **given)
-
-
-def node_item(text: str) -> str | tuple[str, int]:
-    """`HOST:PORT` and `[ADDRESS]:PORT` name a port; other colons belong to an IPv6 address."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
-        return text.strip("[]")
-    return host.strip("[]"), int(port)
 
 
 def _follow(cluster: AnyCluster, jobs: list[tuple[Sequence[str], DispyJob]], output: Output) -> None:
