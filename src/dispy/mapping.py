@@ -158,6 +158,10 @@ class _Feed:
                 try:
                     self._submit(columns)
                 except ClosedError as error:
+                    error.add_note(
+                        f"The calls of map from number {self._next} on (the first is 0) were not made: take all "
+                        "results before the cluster is closed, within its with block."
+                    )
                     self._end(error)
 
     def _end(self, failure: BaseException) -> None:

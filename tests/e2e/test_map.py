@@ -191,8 +191,9 @@ def test_what_map_does_not_take_is_said(local: LocalCluster) -> None:
     results = cluster.map(itertools.count(), chunk_size=1)
     assert next(results) == 0
     cluster.close()
-    with pytest.raises(ClosedError):
+    with pytest.raises(ClosedError) as caught:
         list(results)
+    assert "before the cluster is closed" in caught.value.__notes__[0]
     with pytest.raises(ClosedError):
         cluster.map([1])
 
