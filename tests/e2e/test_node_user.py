@@ -205,6 +205,7 @@ def endless() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    dispy_provisional_result("begun")  # type: ignore[name-defined] # noqa: F821
     time.sleep(100)
 
 
@@ -217,9 +218,10 @@ def test_the_daemon_ends_jobs_of_the_user(node: Callable[..., Any]) -> None:
     job = cluster.submit()
     try:
         deadline = 200
-        while job.status != dispy.DispyJob.Running and deadline:
+        while job.result != "begun" and deadline:
             job.finish.wait(0.1)
             deadline -= 1
+        assert job.result == "begun", "it does not run"
         daemon.process.terminate()
         assert daemon.wait() == 0
     finally:

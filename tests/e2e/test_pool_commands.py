@@ -16,15 +16,17 @@ from click.testing import CliRunner, Result
 from dispy.cli import main
 
 PROGRAM = """
+import sys
 import dispy
 
-def wait_for_ever(number):
-    import time
+def wait_for_ever(begun):
+    import pathlib, time
+    pathlib.Path(begun).touch()
     time.sleep(3600)
 
 if __name__ == "__main__":
     with dispy.SharedJobCluster(wait_for_ever) as cluster:
-        jobs = [cluster.submit(number) for number in range(3)]
+        jobs = [cluster.submit(sys.argv[1]) for _ in range(3)]
         print("submitted", flush=True)
         for job in jobs:
             job()
@@ -60,7 +62,8 @@ def test_jobs_are_seen_and_ended_by_whom_they_belong_to(
     tmp_path: Path,
     wait_until: Callable[..., Any],
 ) -> None:
-    program = start_daemon(sys.executable, "-c", PROGRAM, env={"DISPY_PORT": str(free_base_port)})
+    begun = tmp_path / "begun"
+    program = start_daemon(sys.executable, "-c", PROGRAM, str(begun), env={"DISPY_PORT": str(free_base_port)})
     program.wait_for("submitted", timeout=30)
 
     def jobs(*words: str, **more: Any) -> list[dict[str, Any]]:
@@ -69,7 +72,8 @@ def test_jobs_are_seen_and_ended_by_whom_they_belong_to(
     def states() -> list[str]:
         return [job["state"] for job in jobs()]
 
-    wait_until(lambda: states() == ["Running", "Created", "Created"], timeout=30)
+    wait_until(begun.exists, timeout=30)
+    assert states() == ["Running", "Created", "Created"]
     assert [job["node"] for job in jobs("wait_for_ever")] == ["n1", "", ""]
     assert [job["since"] > 0 for job in jobs()] == [True, False, False]
     (shown,) = json.loads(dispy("status", "--json").stdout)["clusters"]

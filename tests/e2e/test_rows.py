@@ -48,7 +48,9 @@ def ended(job: dispy.DispyJob) -> dispy.DispyJob:
     return job
 
 
-def echo(value: Any = None, seconds: float = 0.0) -> Any:
+def echo(value: Any = None, seconds: float = 0.0, begun: str = "") -> Any:
+    if begun:
+        Path(begun).touch()
     time.sleep(seconds)
     return value
 
@@ -110,11 +112,14 @@ def test_the_ways_to_submit_and_to_wait(local: Callable[..., dispy.JobCluster]) 
     assert cluster.wait() is True
 
 
-def test_a_node_says_how_it_stands(local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any]) -> None:
+def test_a_node_says_how_it_stands(
+    local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
     heard: list[int] = []
     cluster = local(echo, cluster_status=lambda status, node, job: heard.append(status))
-    job = cluster.submit(1, 30)
-    wait_until(lambda: job.status == dispy.DispyJob.Running)
+    begun = tmp_path / "begun"
+    job = cluster.submit(1, 30, str(begun))
+    wait_until(begun.exists, timeout=SOON)
     status = cluster.status()
     assert isinstance(status, dispy.ClusterStatus)
     assert status.jobs_pending == 1
@@ -154,13 +159,14 @@ class Point:
 
 
 def test_arguments_are_shown_until_the_job_has_ended(
-    local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any]
+    local: Callable[..., dispy.JobCluster], wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
     seen: list[Any] = []
     cluster = local(echo, job_status=lambda job: seen.append((job._args, job._kwargs)))
-    blocker = cluster.submit("blocks", 30, dispy_cpus="all")
-    wait_until(lambda: blocker.status == dispy.DispyJob.Running)
-    assert (blocker._args, blocker._kwargs) == (("blocks", 30), {})
+    begun = tmp_path / "begun"
+    blocker = cluster.submit("blocks", 30, str(begun), dispy_cpus="all")
+    wait_until(begun.exists, timeout=SOON)
+    assert (blocker._args, blocker._kwargs) == (("blocks", 30, str(begun)), {})
     by_name = cluster.submit(value=[Point(1, 2)], seconds=0.0)
     assert (by_name._args, by_name._kwargs) == ((), {"value": [Point(1, 2)], "seconds": 0.0})
     large = cluster.submit(bytes(100_000))
