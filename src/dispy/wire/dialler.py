@@ -227,6 +227,12 @@ async def _authenticate(sock: socket.socket, context: ssl.SSLContext, link: Link
             f"what listens at {where} is no process of dispy: it does not speak TLS 1.3 ({error.reason})",
             reason="tls",
         ) from error
+    except (ConnectionResetError, BrokenPipeError) as error:
+        raise ConnectFailed(
+            f"{where} broke the connection while TLS was set up: it ends, or takes no more connections from this "
+            "address for some seconds, as too many from here have not proved themselves (its log says which)",
+            reason="eof",
+        ) from error
     except OSError as error:
         raise ConnectFailed(
             f"{where} broke the connection while TLS was set up ({error.strerror or str(error) or 'without a word'})",
