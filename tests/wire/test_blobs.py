@@ -19,6 +19,7 @@ from dispy.errors import TransferError
 from dispy.model import BlobRef, ProcessId, Role
 from dispy.secrets import credentials_from_key
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
+from dispy.wire.blobstore import ContentLost
 from dispy.wire.link import Link, LinkSettings, Listener, dial
 from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, Heartbeat, NeedChunk
 from dispy.wire.transfer import LARGE_CHUNK, SMALL_CHUNK
@@ -380,6 +381,28 @@ def test_requests_out_of_bounds_are_refused(offset: int, size: int) -> None:
         pair.to_taker.target = None
         assert pair.giver.message_arrived(NeedChunk(ref.name, offset, size), b"")
         assert isinstance(pair.to_taker.sent[0], BlobGone)
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["changed", "removed", "not offered"])
+def test_content_that_is_lost_is_told_as_lost(tmp_path: Path, how: str) -> None:
+    """What is only not offered now may be another time."""
+
+    async def test() -> None:
+        pair = Pair()
+        path = tmp_path / "file"
+        path.write_bytes(DATA)
+        ref = await pair.sources.offer_file(path)
+        if how == "changed":
+            path.write_bytes(DATA + b"more")
+        elif how == "removed":
+            path.unlink()
+        else:
+            pair.sources.withdraw(ref.name)
+        with pytest.raises(TransferError) as caught:
+            await pair.taker.fetch_bytes(ref)
+        assert isinstance(caught.value, ContentLost) == (how != "not offered")
 
     run(test)
 

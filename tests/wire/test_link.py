@@ -888,7 +888,9 @@ def test_a_listener_that_hangs_up_at_once_is_told_in_a_whole_sentence() -> None:
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            with pytest.raises(ConnectFailed, match=r"broke the connection while TLS was set up: it ends, or takes no more"):
+            with pytest.raises(
+                ConnectFailed, match=r"broke the connection while TLS was set up: it ends, or takes no more"
+            ):
                 await dial("127.0.0.1", port, settings=settings(), handler=Recorder())
 
     asyncio.run(work())

@@ -27,6 +27,7 @@ from dispy.node.variables import environment_of_fork_server
 from dispy.node.workdir import DirectoryGone, Workdir
 from dispy.node.workers import ForkServer
 from dispy.wire.blobs import BlobExchange
+from dispy.wire.blobstore import ContentLost
 
 logger = logging.getLogger("dispy.node")
 
@@ -168,7 +169,7 @@ class HostedComputation:
             cause = error.__cause__
             self._failed(str(error), final=not (isinstance(cause, OSError) and exhaustion(cause)))
         except TransferError as error:
-            self._failed(str(error), final=False)
+            self._failed(str(error), final=isinstance(error, ContentLost))
         except OSError as error:
             self._failed(f"the node cannot prepare it: {exhaustion(error) or error}", final=False)
         else:

@@ -22,6 +22,7 @@ from dispy.wire.blobsources import BlobSources, FileSource, Offered, SourceError
 from dispy.wire.blobstore import (
     AsideSink,
     BlobStore,
+    ContentLost,
     MemfdSink,
     MemorySink,
     Sink,
@@ -85,10 +86,11 @@ class BlobExchange:
                     fetch.arrived(offset, payload)
             case NeedChunk():
                 self._serve(message)
-            case BlobGone(name, reason):
+            case BlobGone(name, reason, final):
                 if fetch := self._asked_by(name):
                     why = clean_name(reason, REASON_LIMIT) or "no reason given"
-                    fetch.gone(f"{self._link.peer.name} cannot give {blob_text(fetch.ref)}: {why}")
+                    cause = f"{self._link.peer.name} cannot give {blob_text(fetch.ref)}: {why}"
+                    fetch.gone(ContentLost(cause) if final else TransferError(cause))
             case NeedDescriptor():
                 if not self._closed:
                     self._handing.give(self._link.send, message, hashed_only=self._link.peer.role is Role.PEER)
@@ -253,7 +255,7 @@ class BlobExchange:
                 return
             content = source.read(need.offset, need.size)
         except SourceError as error:
-            self._link.send(BlobGone(need.name, str(error)))
+            self._link.send(BlobGone(need.name, str(error), error.final))
         else:
             self._link.send(Chunk(need.name, need.offset), (content,))
 
@@ -266,9 +268,9 @@ class BlobExchange:
         reading = self._loop.run_in_executor(None, self._read, batch)
         reading.add_done_callback(lambda done: self._read_done(link, done))
 
-    def _read(self, batch: list[tuple[NeedChunk, FileSource]]) -> list[tuple[NeedChunk, memoryview | str]]:
+    def _read(self, batch: list[tuple[NeedChunk, FileSource]]) -> list[tuple[NeedChunk, memoryview | SourceError]]:
         """In a thread: the contents, or why there are none."""
-        answers: list[tuple[NeedChunk, memoryview | str]] = []
+        answers: list[tuple[NeedChunk, memoryview | SourceError]] = []
         descriptors: dict[bytes, int] = {}
         try:
             for need, source in batch:
@@ -277,20 +279,22 @@ class BlobExchange:
                         descriptors[need.name] = source.open()
                     answers.append((need, source.read(descriptors[need.name], need.offset, need.size)))
                 except SourceError as error:
-                    answers.append((need, str(error)))
+                    answers.append((need, error))
         finally:
             for fd in descriptors.values():
                 os.close(fd)
         return answers
 
-    def _read_done(self, link: BlobLink, done: asyncio.Future[list[tuple[NeedChunk, memoryview | str]]]) -> None:
+    def _read_done(
+        self, link: BlobLink, done: asyncio.Future[list[tuple[NeedChunk, memoryview | SourceError]]]
+    ) -> None:
         self._reading = False
         if self._closed:
             return
         # Answers of a link that was replaced are not sent: the new one asks again.
         for need, answer in done.result() if link is self._link else ():
-            if isinstance(answer, str):
-                link.send(BlobGone(need.name, answer))
+            if isinstance(answer, SourceError):
+                link.send(BlobGone(need.name, str(answer), answer.final))
             else:
                 link.send(Chunk(need.name, need.offset), (answer,))
         self._read_more()

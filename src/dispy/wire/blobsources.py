@@ -29,6 +29,11 @@ _SETTLED_NS: Final = 2_000_000_000
 class SourceError(TransferError):
     """What was asked for cannot be given; the text says why, to the other side."""
 
+    def __init__(self, why: str, *, final: bool = False) -> None:
+        super().__init__(why)
+        self.final = final
+        """Whether the content is lost: asking again is of no use."""
+
 
 class FileIdentity(Struct, frozen=True):
     """By what a file is recognized as unchanged."""
@@ -99,10 +104,11 @@ class FileSource(Struct, frozen=True):
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC) if self.opened is None else os.dup(self.opened.fd)
         except OSError as error:
-            raise SourceError(f"{self.path} cannot be read: {error.strerror}") from error
+            is_removed = isinstance(error, FileNotFoundError)
+            raise SourceError(f"{self.path} cannot be read: {error.strerror}", final=is_removed) from error
         if not self.is_growing and FileIdentity.of(os.fstat(fd)) != self.identity:
             os.close(fd)
-            raise SourceError(f"{self.path} has changed since it was offered")
+            raise SourceError(f"{self.path} has changed since it was offered", final=True)
         return fd
 
     def read(self, fd: int, offset: int, size: int) -> memoryview:
@@ -235,7 +241,7 @@ def _pread(fd: int, offset: int, size: int) -> memoryview:
         while got < size:
             count = os.preadv(fd, [data[got:]], offset + got)
             if not count:
-                raise SourceError("it has become shorter")
+                raise SourceError("it has become shorter", final=True)
             got += count
     except OSError as error:
         raise SourceError(f"it cannot be read: {error.strerror}") from error

@@ -41,6 +41,10 @@ class WrongContent(TransferError):
     """What arrived is not what its name promises."""
 
 
+class ContentLost(TransferError):
+    """Whoever offered it does not have this content any more, and nothing brings it back."""
+
+
 class Sink(Protocol[T_co]):
     """Takes the pieces of one blob."""
 

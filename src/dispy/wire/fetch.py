@@ -107,10 +107,10 @@ class Fetch(Generic[T_co]):
             self._write_more()
         self.pump()
 
-    def gone(self, cause: str) -> None:
+    def gone(self, cause: TransferError) -> None:
         """Take the origin's refusal of one request."""
         self._refused += 1
-        self.fail(TransferError(cause))
+        self.fail(cause)
 
     @property
     def answers_due(self) -> int:

@@ -72,6 +72,8 @@ class BlobGone(Message, frozen=True):
 
     name: bytes
     reason: str
+    final: bool = False
+    """The content is lost: asking again is of no use."""
 
 
 class BlobFetched(Message, frozen=True):
