@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from dispy.node.crowd import Crowd
 from dispy.node.patience import answer_timeout
 from dispy.node.turns import Turns
 
@@ -16,15 +18,23 @@ class Starts:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self.begun: list[str] = []
+        self.news = asyncio.Event()
         self.gates: dict[str, asyncio.Future[None]] = {}
 
     def start(self, name: str) -> asyncio.Task[None]:
         async def work() -> None:
             self.begun.append(name)
+            self.news.set()
             self.gates[name] = asyncio.get_running_loop().create_future()
             await self.gates[name]
 
         return asyncio.create_task(self._turns.take(work))
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Crowd:
+    """A machine with one node."""
+    return Crowd(tmp_path / "starts", 8)
 
 
 async def settle() -> None:
@@ -33,9 +43,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_so_many_start_at_a_time_in_their_order() -> None:
+def test_so_many_start_at_a_time_in_their_order(alone: Crowd) -> None:
     async def work() -> None:
-        starts = Starts(Turns(2))
+        starts = Starts(Turns(2, alone))
         tasks = {name: starts.start(name) for name in "abcd"}
         await settle()
         assert starts.begun == ["a", "b"]
@@ -54,9 +64,9 @@ def test_so_many_start_at_a_time_in_their_order() -> None:
     asyncio.run(work())
 
 
-def test_one_that_takes_long_does_not_keep_others_out() -> None:
+def test_one_that_takes_long_does_not_keep_others_out(alone: Crowd) -> None:
     async def work() -> None:
-        starts = Starts(Turns(1, timeout=0.0))
+        starts = Starts(Turns(1, alone, timeout=0.0))
         tasks = [starts.start(name) for name in "ab"]
         await asyncio.sleep(0.001)  # so that the loop looks at its timers
         await settle()
@@ -72,9 +82,9 @@ def test_one_that_takes_long_does_not_keep_others_out() -> None:
     asyncio.run(work())
 
 
-def test_one_that_is_given_up_before_its_turn_takes_none() -> None:
+def test_one_that_is_given_up_before_its_turn_takes_none(alone: Crowd) -> None:
     async def work() -> None:
-        starts = Starts(Turns(1))
+        starts = Starts(Turns(1, alone))
         tasks = [starts.start(name) for name in "abc"]
         await settle()
         tasks[1].cancel()
@@ -83,6 +93,54 @@ def test_one_that_is_given_up_before_its_turn_takes_none() -> None:
         assert starts.begun == ["a", "c"]
         starts.gates["c"].set_result(None)
         await tasks[2]
+
+    asyncio.run(work())
+
+
+async def begun(starts: Starts, names: list[str]) -> None:
+    """Wait until so many have begun: locks of others are looked at now and then."""
+    while starts.begun != names:
+        starts.news.clear()
+        await starts.news.wait()
+
+
+def test_nodes_of_one_machine_let_few_start_together(tmp_path: Path) -> None:
+    async def work() -> None:
+        one, other = (Starts(Turns(4, Crowd(tmp_path / "starts", 2))) for _ in range(2))
+        first = [one.start("a"), one.start("b")]
+        await settle()
+        second = other.start("c")
+        await settle()
+        assert (one.begun, other.begun) == (["a", "b"], [])
+        one.gates["a"].set_exception(OSError("no memory"))
+        await begun(other, ["c"])
+        third = one.start("d")
+        second.cancel()
+        await begun(one, ["a", "b", "d"])
+        for name in "bd":
+            one.gates[name].set_result(None)
+        assert isinstance((await asyncio.gather(*first, second, third, return_exceptions=True))[0], OSError)
+
+    asyncio.run(work())
+
+
+def test_a_start_waits_for_other_nodes_only_so_long(tmp_path: Path) -> None:
+    async def work() -> None:
+        leave = await Crowd(tmp_path, 1).enter()
+        (await Crowd(tmp_path, 1, wait_timeout=0.0).enter())()
+        leave()
+
+    asyncio.run(work())
+
+
+def test_a_directory_that_cannot_be_used_limits_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    async def work() -> None:
+        crowd = Crowd(tmp_path / "file", 1)
+        for leave in (await crowd.enter(), await crowd.enter()):
+            leave()
+            leave()
 
     asyncio.run(work())
 

@@ -28,6 +28,7 @@ from dispy.node import effects as do
 from dispy.node import events as ev
 from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
+from dispy.node.crowd import Crowd
 from dispy.node.environments import Environments
 from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
@@ -41,7 +42,7 @@ from dispy.node.upkeep import Upkeep
 from dispy.node.variables import env_without_secrets
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
-from dispy.settings import flag
+from dispy.settings import flag, state_dir
 from dispy.wire.blobs import BlobSources, BlobStore
 from dispy.wire.interfaces import interface_addresses
 from dispy.words import counted, size
@@ -123,7 +124,10 @@ class NodeService:
             growth_limit=self.core.info.memory // max(1, settings.cpus),
             groups=cgroups.find(),
             names={},
-            starts=Turns(max(1, min(settings.cpus, vitals.usable_cpus()))),
+            starts=Turns(
+                max(1, min(settings.cpus, vitals.usable_cpus())),
+                Crowd(state_dir() / "starts", 2 * vitals.usable_cpus()),
+            ),
             settings=settings,
             init=None,
             post=self.handle,

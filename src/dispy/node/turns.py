@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from dispy.node.crowd import HOLD_TIMEOUT, Crowd
+
 TURN_TIMEOUT: Final = 5.0
 """Seconds after which another may start although one has not come to its end: setup may wait for whatever it likes."""
 
@@ -16,8 +18,10 @@ TURN_TIMEOUT: Final = 5.0
 class Turns:
     """Lets so many start at a time, in the order in which they come. To be used on the event loop's thread."""
 
-    def __init__(self, most: int, timeout: float = TURN_TIMEOUT) -> None:
+    def __init__(self, most: int, crowd: Crowd, timeout: float = TURN_TIMEOUT) -> None:
+        """`crowd` are all nodes of the machine, this one among them."""
         self._free = asyncio.Semaphore(most)
+        self._crowd = crowd
         self._timeout = timeout
 
     async def take(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -31,9 +35,16 @@ class Turns:
                 given_back = True
                 self._free.release()
 
-        timer = asyncio.get_running_loop().call_later(self._timeout, give_back)
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(self._timeout, give_back)]
         try:
-            await start()
+            leave = await self._crowd.enter()
+            timers.append(loop.call_later(HOLD_TIMEOUT, leave))
+            try:
+                await start()
+            finally:
+                leave()
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             give_back()
