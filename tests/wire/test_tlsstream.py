@@ -167,3 +167,37 @@ def test_whoever_is_slow_with_tls_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             await secure(mine, dialler_context(SECRET), Reader(), server_side=False)
 
     run(test)
+
+
+def test_a_write_that_raises_ends_the_connection_and_not_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        left, right = Reader(), Reader()
+        async with pair(left, right):
+            assert left.stream is not None
+            assert left.stream._raw is not None
+            error = RuntimeError("Cannot call write() after write_eof()")
+
+            def write(data: bytes) -> None:
+                raise error
+
+            monkeypatch.setattr(left.stream._raw, "write", write)
+            left.write(b"first")
+            left.write(b"second")
+            assert left.said == [], "not before the sender has done what it was about"
+            await left.until(lambda: left.said == [error])
+            await right.until(lambda: right.said)
+            assert left.stream.is_closing
+
+    run(test)
+
+
+def test_what_cannot_be_encrypted_ends_the_connection_and_not_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        left, right = Reader(), Reader()
+        async with pair(left, right):
+            assert left.stream is not None
+            left.stream.writelines([None])  # type: ignore[list-item]
+            await left.until(lambda: left.said)
+            assert isinstance(left.said[0], TypeError)
+
+    run(test)

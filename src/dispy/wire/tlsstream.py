@@ -64,7 +64,7 @@ class TlsStream(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(_RECEIVE_SIZE))
         self._state = _State.HANDSHAKE
         self._raw: asyncio.Transport | None = None
-        self._error: ssl.SSLError | None = None
+        self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
@@ -89,6 +89,8 @@ class TlsStream(asyncio.BufferedProtocol):
                     written += write(buffer[written:])
         except ssl.SSLError as error:
             self._fail(error)
+        except Exception as error:
+            self._break(error)
         else:
             self._send_out()
 
@@ -230,7 +232,16 @@ class TlsStream(asyncio.BufferedProtocol):
     def _send_out(self) -> None:
         assert self._raw is not None
         if data := self._outgoing.read():
-            self._raw.write(data)
+            try:
+                self._raw.write(data)
+            except Exception as error:
+                self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        """Whoever sends is in the middle of something, and hears of any failure when the connection is gone."""
+        assert self._raw is not None
+        self._error = error
+        self._raw.abort()
 
     def _fail(self, error: ssl.SSLError) -> None:
         """OpenSSL's last words, an alert that says why, go out before the connection ends."""
