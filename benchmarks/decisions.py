@@ -6,6 +6,7 @@ of their own, so that every decision is one about a CPU that has just become fre
     python benchmarks/decisions.py
     python benchmarks/decisions.py --nodes 1000 --cpus 4 --users 50 --policy fair
     python benchmarks/decisions.py --profile           # where the time goes
+    python benchmarks/decisions.py --quick             # tiny amounts: whether it works
     python benchmarks/decisions.py --json              # figures for a program
 
 Time is that of the processor, so that other programs on the machine disturb little.
@@ -17,8 +18,11 @@ import argparse
 import cProfile
 import gc
 import json
+import sys
 import time
 from collections import deque
+
+from running import NO_FIGURES
 
 from dispy.model import ComputationId, ComputationSpec, Holder, JobDone, NodeInfo, ProcessId
 from dispy.scheduler import events
@@ -30,6 +34,8 @@ from dispy.wire import messages
 
 AT_ONCE = 200
 """Events that are timed together."""
+QUICK = {"nodes": 10, "users": 5, "jobs": 200, "queued": 200}
+"""Amounts that only show that it works."""
 
 
 def build(nodes: int, cpus: int, users: int, policy: Policy) -> SchedulerCore:
@@ -124,8 +130,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="results in one message")
     parser.add_argument("--policy", action="append", choices=[str(policy) for policy in Policy])
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="tiny amounts, which only show that it works")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.quick:
+        vars(args).update(QUICK)
+        print(NO_FIGURES, file=sys.stderr)
     figures = []
     for policy in [Policy(name) for name in args.policy or [str(policy) for policy in Policy]]:
         one = measure(

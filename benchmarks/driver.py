@@ -173,11 +173,12 @@ def memory(system: System, *, jobs: int, folder: str, **_: Any) -> dict[str, flo
     }
 
 
-def growth(system: System, *, counts: list[int], **_: Any) -> dict[str, float]:
-    """Seconds for each job where so many are queued at once."""
+def growth(system: System, *, counts: list[int], warm: int, part: float, **_: Any) -> dict[str, float]:
+    """Seconds for each job where so many (of the counts, this part) are queued at once."""
     system.open(nothing)
-    _all(system, 1000)
-    return {f"at_{count}": _all(system, count) / count for count in counts}
+    _all(system, warm)
+    amounts = {count: max(int(count * part), 1) for count in counts}
+    return {f"at_{count}": _all(system, amount) / amount for count, amount in amounts.items()}
 
 
 def _memory() -> int:

@@ -30,9 +30,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
     options = parser.parse_args()
-    results = json.loads(options.results.read_text())
-    if results.get("quick"):
-        raise SystemExit(f"{options.results} was made with --quick: its figures mean nothing, and stay out of {PAGE}")
+    results = read(options.results)
     page = options.docs / PAGE
     text = page.read_text()
     folder = options.docs / FOLDER
@@ -45,6 +43,23 @@ def main() -> None:
         (folder / f"{name}.svg").write_text(plot(table, found["rows"]))
         text = filled(text, name, section(table, name, found["rows"]))
     page.write_text(text)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `all.py --json` wrote; figures that mean nothing are refused."""
+    try:
+        results: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise SystemExit(
+            f"{path} cannot be read: {error.strerror}; benchmarks/all.py --json {path} makes it"
+        ) from error
+    except ValueError as error:
+        raise SystemExit(f"{path} is not what benchmarks/all.py --json writes: {error}") from error
+    if not isinstance(results, dict) or not {"machine", "tables"} <= set(results):
+        raise SystemExit(f"{path} is not what benchmarks/all.py --json writes: machine and tables are missing")
+    if results.get("quick"):
+        raise SystemExit(f"{path} was made with --quick: its figures mean nothing, and stay out of {PAGE}")
+    return results
 
 
 def filled(text: str, name: str, content: str) -> str:

@@ -25,6 +25,7 @@ TIMEOUT = 90.0
 """Seconds that one system has for one table."""
 PEER_REPEATS = 2
 """Measurements of each peer, most of whose time is its start."""
+NO_FIGURES = "--quick: tiny amounts show whether everything works; the figures below mean nothing."
 
 
 def main(names: Sequence[str], description: str | None = None, arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +44,12 @@ def main(names: Sequence[str], description: str | None = None, arguments: Sequen
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # what runs is ended as well
     wanted = options.only.split(",") if options.only else names
+    _check("--only", wanted, names)
+    if options.peers not in ("all", "none"):
+        _check("--peers", options.peers.split(","), [*PACKAGES, "all", "none"])
     results: dict[str, Any] = {"machine": machine(), "quick": options.quick, "tables": {}}
+    if options.quick:
+        print(NO_FIGURES, file=sys.stderr if options.json == "-" else sys.stdout, flush=True)
     for name in wanted:
         found = results["tables"][name] = run_table(TABLES[name], name, options)
         if options.json != "-":
@@ -52,6 +58,12 @@ def main(names: Sequence[str], description: str | None = None, arguments: Sequen
             Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
     if options.json == "-":
         print(json.dumps(results, indent=1))
+
+
+def _check(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names that nothing has."""
+    if wrong := [name for name in given if name not in known]:
+        raise SystemExit(f"{option}: there is no {', '.join(map(repr, wrong))}; choose from {', '.join(known)}")
 
 
 def machine() -> dict[str, str]:
@@ -150,15 +162,14 @@ def _program(*command: str) -> Any:
 
 
 def _decisions(quick: bool) -> dict[str, Any]:
-    small = ["--nodes", "10", "--users", "5", "--jobs", "200", "--queued", "200"] if quick else ["--jobs", "20000"]
-    found = _program("decisions.py", "--json", *small)
+    found = _program("decisions.py", "--json", *(["--quick"] if quick else ["--jobs", "20000"]))
     if isinstance(found, str):
         return {"all policies": {"reason": found, "runs": []}}
     return {row["policy"]: {"runs": [row]} for row in found}
 
 
 def _join(quick: bool) -> dict[str, Any]:
-    amount = ["--nodes", "2", "--clients", "1", "--jobs", "20"] if quick else ["--clients", "10", "--jobs", "20000"]
+    amount = ["--quick"] if quick else ["--clients", "10", "--jobs", "20000"]
     found = _program("scale.py", "--json", *amount)
     return {"dispyscheduler": {"reason": found, "runs": []} if isinstance(found, str) else {"runs": [found]}}
 

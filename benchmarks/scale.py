@@ -3,13 +3,15 @@
     python benchmarks/scale.py                              # 200 nodes of one CPU, 50 programs, 100,000 jobs
     python benchmarks/scale.py --nodes 20 --clients 5 --jobs 10000
     python benchmarks/scale.py --join                       # 200 nodes that join one program, nothing else
+    python benchmarks/scale.py --quick                      # tiny amounts: whether it works
     python benchmarks/scale.py --json                       # figures for a program
 
-The longest callback is the CPU time of the longest turn of one thing in the scheduler's event loop, with the garbage
-collections in it: others are not heard for so long (0: none took 10 ms). A link that does nothing else asks the
-scheduler a small question again and again: the longest wait for an answer bounds how long its event loop was busy with
-other things (or the machine had no CPU for it). The memory of a queued job is that of the scheduler with all jobs
-queued and no node there, less that with none, divided by their number.
+What is printed stands in the order of time: jobs are queued where no node is, their program ends them, nodes join,
+programs run their jobs. The longest callback is the CPU time of the longest turn of one thing in the scheduler's event
+loop, with the garbage collections in it: others are not heard for so long (0: none took 10 ms). A link that does
+nothing else asks the scheduler a small question again and again: the longest wait for an answer bounds how long its
+event loop was busy with other things (or the machine had no CPU for it). The memory of a queued job is that of the
+scheduler with all jobs queued and no node there, less that with none, divided by their number.
 
 With --join the daemons dial a program with one JobCluster: seconds from the first one's start until the last has link
 and lease and the computation is open there, the CPU time of a daemon until then, and the processes below them (a fork
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from running import NO_FIGURES
 
 from dispy.model import ComputationId, ProcessId, Role
 from dispy.secrets import find_credentials, new_secret
@@ -91,13 +94,22 @@ def metered(handle):
         seconds = time.thread_time() - began
         if seconds > 0.01:
             task = getattr(what, "__self__", None)
-            name = task.get_coro() if isinstance(task, asyncio.Task) else what
+            name = task.get_coro().__qualname__ if isinstance(task, asyncio.Task) else what
             print(f"{seconds:.3f} {name}", file=told)
 asyncio.Handle._run = metered
 sys.exit(main())
 """
 """A scheduler that tells what kept its loop for more than 10 ms."""
 QUESTION_INTERVAL = 0.02
+UNITS = {
+    "bytes_per_queued_job": ("bytes", 0),
+    "jobs_per_second": ("jobs/s", 0),
+    "failed_programs": ("", 0),
+    "processes_below_daemons": ("", 0),
+}
+"""Of figures that are no seconds, with their digits."""
+QUICK = {"nodes": 2, "clients": 1, "jobs": 20}
+"""Amounts that only show that it works."""
 
 
 class Watcher:
@@ -199,7 +211,7 @@ class Crowd:
             self._read = file.tell()
         seconds, _, what = max((line.partition(" ") for line in lines), default=("0", "", ""))
         if what:
-            print(f"{seconds} s: {what}", file=sys.stderr)
+            print(f"a callback of the scheduler's loop took {seconds} s: {what}", file=sys.stderr)
         return float(seconds)
 
     def node(self, number: int) -> subprocess.Popen[str]:
@@ -234,14 +246,15 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
     queuer = crowd.start("-c", QUEUER, str(jobs), stdin=subprocess.PIPE)
     empty = memory().rss
     crowd.longest_callback()  # it has started
-    began = time.perf_counter()
+    longest, began = 0.0, time.perf_counter()
     while True:
         told: PoolTold = await watcher.ask(AskPool(1))
         if sum(cluster.waiting for cluster in told.status.clusters) >= jobs:
             break
-        figures["longest_wait_while_queuing"] = await watcher.watch(_for(0.2))
+        longest = max(longest, await watcher.watch(_for(0.2)))
     figures["queuing"] = time.perf_counter() - began
     figures["bytes_per_queued_job"] = (memory().rss - empty) / jobs
+    figures["longest_wait_while_queuing"] = longest
     figures["longest_callback_while_queuing"] = crowd.longest_callback()
     assert queuer.stdin is not None
     queuer.stdin.write("\n")
@@ -249,10 +262,9 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
     figures["longest_wait_while_ending_jobs"] = await watcher.watch(lambda: queuer.poll() is not None)
     figures["longest_callback_while_ending_jobs"] = crowd.longest_callback()
 
-    began = time.perf_counter()
+    longest, began = 0.0, time.perf_counter()
     for number in range(nodes):
         crowd.node(number)
-    longest = 0.0
     while True:
         told = await watcher.ask(AskPool(1))
         if len(told.status.nodes) >= nodes:
@@ -264,12 +276,11 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
 
     began = time.perf_counter()
     programs = [crowd.start("-c", PROGRAM, str(jobs // clients)) for _ in range(clients)]
-    figures["longest_wait_while_running"] = await watcher.watch(
-        lambda: all(program.poll() is not None for program in programs)
-    )
+    longest = await watcher.watch(lambda: all(program.poll() is not None for program in programs))
     figures["running"] = time.perf_counter() - began
-    figures["longest_callback_while_running"] = crowd.longest_callback()
     figures["jobs_per_second"] = jobs // clients * clients / figures["running"]
+    figures["longest_wait_while_running"] = longest
+    figures["longest_callback_while_running"] = crowd.longest_callback()
     figures["failed_programs"] = sum(program.returncode != 0 for program in programs)
     assert watcher.link is not None
     watcher.link.close("measured")
@@ -330,8 +341,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--join", action="store_true", help="only nodes that join one program")
+    parser.add_argument("--quick", action="store_true", help="tiny amounts, which only show that it works")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+        print(NO_FIGURES, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="dispy-scale-") as folder:
         crowd = Crowd(Path(folder))
         try:
@@ -347,7 +362,8 @@ def main() -> None:
     programs = "one program" if options.join else f"{options.clients} programs, {options.jobs:,} jobs"
     print(f"{options.nodes} nodes, {programs}")
     for name, value in figures.items():
-        print(f"{name.replace('_', ' '):32} {value:12,.3f}")
+        unit, digits = UNITS.get(name, ("s", 3))
+        print(f"{name.replace('_', ' '):36} {value:12,.{digits}f} {unit}".rstrip())
 
 
 if __name__ == "__main__":

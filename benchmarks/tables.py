@@ -145,9 +145,9 @@ TABLES = {
         tuple(Column(f"at_{count}", f"{count:,}, µs/job", 1e6, 1) for count in (1_000, 10_000, 100_000, 1_000_000)),
         (OURS, "ProcessPoolExecutor"),
         "growth",
-        {"counts": [1_000, 10_000, 100_000, 1_000_000]},
+        {"counts": [1_000, 10_000, 100_000, 1_000_000], "warm": 1000, "part": 1.0},
         {"ProcessPoolExecutor": {"counts": [1_000, 10_000, 100_000]}},
-        {"counts": [10, 20]},
+        {"warm": 10, "part": 1e-4},
         1,
     ),
     "decisions": Table(

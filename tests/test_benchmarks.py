@@ -48,6 +48,7 @@ def test_a_table_of_tiny_amounts(program: str, benchmarks: dict[str, ModuleType]
     assert set(rows) == {system for system in table.systems if system not in installed}
     for system, row in rows.items():
         assert row["runs"], f"{system}: {row.get('reason')}"
+        assert table.columns[0].key in row["runs"][0]
 
 
 def test_tables_of_other_programs(benchmarks: dict[str, ModuleType]) -> None:
@@ -110,6 +111,45 @@ def test_a_report_fills_its_places_and_keeps_the_rest(
     assert plot.startswith("<svg")
     assert "55,000" in plot
     assert "not measured" in plot
+
+
+def test_results_that_cannot_be_read_are_refused_in_a_sentence(
+    benchmarks: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("as it was")
+    results = tmp_path / "results.json"
+    for content, sentence in [
+        (None, "cannot be read: No such file"),
+        ("{", "is not what benchmarks/all.py --json writes"),
+        ("{}", "machine and tables are missing"),
+    ]:
+        if content is not None:
+            results.write_text(content)
+        monkeypatch.setattr(sys, "argv", ["report", str(results), "--docs", str(tmp_path)])
+        with pytest.raises(SystemExit, match=sentence):
+            benchmarks["report"].main()
+    assert page.read_text() == "as it was"
+
+
+@pytest.mark.parametrize("option", ["--only", "--peers"])
+def test_names_of_nothing_are_refused(option: str, benchmarks: dict[str, ModuleType]) -> None:
+    with pytest.raises(SystemExit, match=f"{option}: there is no 'nonsense'; choose from .*"):
+        benchmarks["running"].main(["jobs", "map"], arguments=["--quick", option, "nonsense"])
+
+
+def test_quick_results_are_marked(
+    benchmarks: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = benchmarks["running"]
+    monkeypatch.setattr(running, "run_table", lambda *_: {"rows": {}})
+    for words, quick in ([], False), (["--quick"], True):
+        running.main(["jobs"], arguments=["--json", *words])
+        said = capsys.readouterr()
+        assert json.loads(said.out)["quick"] is quick
+        assert ("figures below mean nothing" in said.err) is quick
+    running.main(["jobs"], arguments=["--quick"])
+    assert "figures below mean nothing" in capsys.readouterr().out
 
 
 def test_the_page_has_a_place_for_every_table(benchmarks: dict[str, ModuleType]) -> None:
