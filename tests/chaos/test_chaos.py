@@ -166,8 +166,8 @@ def nodes(dispynode: Callable[..., Any], free_base_ports: list[int]) -> Iterator
 
 
 def check_nothing_is_left(folder: Path, home: Path, clients: int) -> None:
-    """Beside what the test itself has made there are the locks of nodes, their empty lists of leftovers, the secret,
-    and a recovery file of each client that was killed.
+    """Beside what the test itself has made there are the locks of nodes and of fork servers that start, empty lists of
+    leftovers, the secret, and a recovery file of each client that was killed.
     """
     ours = {"one", "results", "starts", "stop"}
     nodes = {f"prefix-node{number}/{name}" for number in (1, 2, 3) for name in ("left", "lock")}
@@ -177,7 +177,8 @@ def check_nothing_is_left(folder: Path, home: Path, clients: int) -> None:
     at_home = files_below(home)
     recovery = [name for name in at_home if name.endswith(".recover")]
     assert len(recovery) <= clients, "a program that ends in order leaves no recovery file"
-    assert set(at_home) <= {".config/dispy/secret", *recovery}
+    starts = {name for name in at_home if name.startswith(".local/state/dispy/starts/start-")}
+    assert set(at_home) <= {".config/dispy/secret", *recovery, *starts}
 
 
 def files_below(folder: Path) -> list[str]:
