@@ -240,8 +240,14 @@ def test_secrets_do_not_reach_user_code(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 CODE_OF_ANOTHER = """
-import pickle, sys
+import dataclasses, pickle, sys, types
 sys.path[:0] = {folders!r}
+
+class Struct:  # in place of msgspec's, which is compiled for the Python of the tests
+    def __init_subclass__(cls, **options):
+        dataclasses.dataclass(cls)
+
+sys.modules["msgspec"] = types.SimpleNamespace(Struct=Struct, field=dataclasses.field)
 from dispy import shipping
 
 def helper(x):
