@@ -28,6 +28,14 @@ def place_named(text: str, usual_port: int, option: str) -> tuple[str, int]:
     return host, int(port) if port else usual_port
 
 
+def host_and_port(text: str) -> tuple[str, int | None]:
+    """Host and port, if it has one, of the same forms, and of patterns in place of the host; nothing is refused."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
+        return text.strip("[]"), None
+    return host.strip("[]"), int(port)
+
+
 def _is_ipv6(text: str) -> bool:
     try:
         ipaddress.IPv6Address(text)

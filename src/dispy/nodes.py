@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dispy.errors import SettingsError
+from dispy.hostport import host_and_port
 from dispy.model import AvailInfo, NodeInfo, ProcessId
 
 LOCAL = "local"
@@ -194,21 +195,13 @@ def capped(cpus: int, info: NodeInfo, *, oversubscribe: bool = False) -> int:
     return cpus if oversubscribe or info.oversubscribe else min(cpus, info.cpus)
 
 
-def _host_and_port(text: str) -> tuple[str, int | None]:
-    """`HOST:PORT` and `[ADDRESS]:PORT` name a port; other colons belong to an IPv6 address."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
-        return text.strip("[]"), None
-    return host.strip("[]"), int(port)
-
-
 def _parse_item(item: object) -> NodeAllocate:
     if isinstance(item, NodeAllocate):
         return item
     if isinstance(item, DispyNode):
         return NodeAllocate(item.ip_addr)
     if isinstance(item, str):
-        return NodeAllocate(*_host_and_port(item))
+        return NodeAllocate(*host_and_port(item))
     try:
         if isinstance(item, Mapping):
             return NodeAllocate(**item)

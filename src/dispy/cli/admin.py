@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dispy import settings
-from dispy.cli.nodes import split_host
 from dispy.cli.options import NORMALIZED
 from dispy.clicknumbers import AnyWholeNumber
 from dispy.errors import LinkError, LinkLost, SettingsError
+from dispy.hostport import host_and_port
 from dispy.model import NodeOrder, NodeStatus, ProcessId, Role
 from dispy.node.window import read_hours
 
@@ -211,7 +211,8 @@ async def _ask(host: str, wish: _Wish, link_settings: LinkSettings, usual_port: 
     from dispy.wire.link import dial
     from dispy.wire.messages import AskStatus, NodeSteered, StatusTold, SteerNode
 
-    address, port = split_host(host, usual_port)
+    address, given = host_and_port(host)
+    port = usual_port if given is None else given
     handler = _Answered(AskStatus() if wish.order is None else SteerNode(wish.order, wish.cpus, wish.hours))
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):

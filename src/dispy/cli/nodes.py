@@ -15,6 +15,7 @@ import click
 from dispy import settings
 from dispy.cli.options import NORMALIZED, Connection, connection_options, take_connection
 from dispy.clicknumbers import Number
+from dispy.hostport import host_and_port
 from dispy.words import counted, size
 
 if TYPE_CHECKING:
@@ -128,20 +129,12 @@ def _missing(interfaces: tuple[str, ...]) -> str:
 
 
 def _named(text: str, port: int) -> NodeSeen:
-    host, port = split_host(text, port)
-    return NodeSeen(host, host, port)
+    host, given = host_and_port(text)
+    return NodeSeen(host, host, port if given is None else given)
 
 
 def _behind(relay: NodeSeen, heard: NodeHeard) -> NodeSeen:
     return NodeSeen(heard.name, heard.address, heard.port, others=list(heard.others), relay=(relay.address, relay.port))
-
-
-def split_host(text: str, port: int) -> tuple[str, int]:
-    """Host and port of `HOST`, `HOST:PORT`, an IPv6 address or `[IPv6]:PORT`; `port` is the usual one."""
-    host, colon, given = text.rpartition(":")
-    if colon and given.isdecimal() and (":" not in host or host.endswith("]")):
-        text, port = host, int(given)
-    return text.strip("[]"), port
 
 
 def _once(nodes: Iterable[NodeSeen]) -> list[NodeSeen]:

@@ -11,7 +11,6 @@ import asyncio
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -71,6 +70,5 @@ class _Hold:
         lock, self._lock = self._lock, None
         if lock is not None:
             # A process that is just being made may have the descriptor too for a moment: unlocked for all of them.
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_UN)
+            fcntl.flock(lock, fcntl.LOCK_UN)
             os.close(lock)
