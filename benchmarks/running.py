@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import datetime
 import json
@@ -43,6 +44,9 @@ def main(names: Sequence[str], description: str | None = None, arguments: Sequen
     parser.add_argument("--trips", type=int, help="round trips, where there are such")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # what runs is ended as well
+    compileall.compile_dir(
+        HERE.parent / "src", quiet=1
+    )  # as pip does with the peers, whatever PYTHONDONTWRITEBYTECODE says
     wanted = options.only.split(",") if options.only else names
     _check("--only", wanted, names)
     if options.peers not in ("all", "none"):

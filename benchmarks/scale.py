@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import json
 import os
 import secrets
@@ -347,6 +348,9 @@ def main() -> None:
     if options.quick:
         vars(options).update(QUICK)
         print(NO_FIGURES, file=sys.stderr)
+    compileall.compile_dir(
+        Path(__file__).resolve().parents[1] / "src", quiet=1
+    )  # else each daemon may compile it again
     with tempfile.TemporaryDirectory(prefix="dispy-scale-") as folder:
         crowd = Crowd(Path(folder))
         try:
