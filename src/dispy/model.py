@@ -241,6 +241,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """Hosts and ports, beyond those where it listens, where it says that it can be reached (`--ext_host`)."""
     port: int = 0
     """TCP port at which it listens."""
+    home: str = ""
+    """Names its directory, which only one daemon at a time has: another one with it has come in place of this."""
 
 
 class AvailInfo(msgspec.Struct, frozen=True):

@@ -67,6 +67,16 @@ def noting(path: str, number: int) -> int:
     return number * number
 
 
+def noting_and_lingering(path: str, number: int) -> None:
+    import os
+    import time
+
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"%d\n" % number)
+    os.close(fd)
+    time.sleep(600)
+
+
 def numbers_in(path: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
@@ -155,3 +165,30 @@ def test_both_are_killed_and_whoever_recovers_gets_all(
     results = {job.result for job in dispy.recover_jobs(timeout=60)}
     assert {number * number for number in range(40) if number not in may_be_delivered} <= results
     assert sorted(numbers_in(ran)) == list(range(40))
+
+
+def test_a_node_that_comes_back_at_another_place_is_not_waited_for_at_the_old_one(
+    dispyscheduler: Callable[..., Any],
+    dispynode: Callable[..., Any],
+    shared: Callable[..., Any],
+    free_base_port: int,
+    free_base_ports: list[int],
+    tmp_path: Path,
+    wait_until: Callable[..., Any],
+) -> None:
+    """A scheduler that was killed waits 30 s for its nodes, but not for one whose directory another daemon has."""
+
+    def start(base_port: int) -> Any:
+        return dispynode("--cpus", "1", "--join", f"127.0.0.1:{free_base_port}", name="one", base_port=base_port)
+
+    scheduler, node = dispyscheduler(), start(free_base_ports[0])
+    cluster = shared(noting_and_lingering)
+    job = cluster.submit(str(tmp_path / "ran"), 1)
+    wait_until(lambda: numbers_in(tmp_path / "ran"), 30)
+    kill(scheduler)
+    kill(node)
+    scheduler = dispyscheduler()
+    start(free_base_ports[1])
+    assert job.finish.wait(20), cluster.explain(job)
+    assert job.status == dispy.DispyJob.Abandoned
+    assert "it was restarted" in job.exception

@@ -16,7 +16,9 @@ from msgspec import Struct
 
 from dispy.wire.lending import is_lent
 
-OWN_NAMES: Final = frozenset({"blobs", "environments", "init", "jobs", "left", "left.tmp", "lock", "own", "spool"})
+OWN_NAMES: Final = frozenset(
+    {"blobs", "environments", "identity", "init", "jobs", "left", "left.tmp", "lock", "own", "spool"}
+)
 """What the node itself keeps at the top of its directory."""
 STAMP: Final = ".used"
 """File in an environment whose time says when it was last used."""

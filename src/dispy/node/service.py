@@ -30,6 +30,7 @@ from dispy.node.callers import Callers
 from dispy.node.core import NodeCore
 from dispy.node.crowd import Crowd
 from dispy.node.environments import Environments
+from dispy.node.identity import identity_of
 from dispy.node.parcels import Parcels
 from dispy.node.performing import Performer
 from dispy.node.places import NodePlaces
@@ -97,7 +98,7 @@ class NodeService:
                 raise
         environments = Environments()
         self.core = NodeCore(
-            vitals.describe(self.process, settings, environments.known),
+            vitals.describe(self.process, settings, environments.known, identity_of(prefix.path)),
             wall_offset=time.time() - self._loop.time(),
             grace=settings.msg_timeout,
             zombie_interval=settings.zombie_interval,

@@ -37,7 +37,7 @@ def allow_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_NEEDED, hard))
 
 
-def describe(process: ProcessId, node: NodeSettings, pythons: tuple[str, ...]) -> NodeInfo:
+def describe(process: ProcessId, node: NodeSettings, pythons: tuple[str, ...], home: str) -> NodeInfo:
     """The description that schedulers get."""
     return NodeInfo(
         process,
@@ -50,6 +50,7 @@ def describe(process: ProcessId, node: NodeSettings, pythons: tuple[str, ...]) -
         node.oversubscribe,
         tags=node.tags,
         gpus=node.gpus,
+        home=home,
     )
 
 

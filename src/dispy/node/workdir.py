@@ -21,7 +21,7 @@ from msgspec import Struct, field
 from dispy import failpoints
 from dispy.errors import NodeError, TransferError
 from dispy.model import ComputationSpec, FileSpec
-from dispy.node import leftovers
+from dispy.node import identity, leftovers
 from dispy.node.leftovers import start_time
 from dispy.node.litter import OWN_NAMES, remove_tree
 from dispy.node.placing import place_file
@@ -233,7 +233,7 @@ class Prefix:
 
     def _wipe(self) -> None:
         for entry in self.path.iterdir():
-            if entry.name == "lock":
+            if entry.name in ("lock", identity.FILE):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 remove_tree(entry, ignore_errors=False)

@@ -31,6 +31,7 @@ from dispy.scheduler.events import (
 from dispy.scheduler.intake import ResultIntake
 from dispy.scheduler.passing import BlobPassing
 from dispy.scheduler.places import KnownPlaces, Place
+from dispy.scheduler.predecessors import Predecessors
 from dispy.scheduler.relays import Relays
 from dispy.scheduler.room import Room
 from dispy.scheduler.targets import Targets
@@ -54,6 +55,7 @@ CONVERSATION = frozenset({FileOffered, FilePlaced, JobTail, JobsListed})
 ASK_AFTER_BREAK = 1.0
 """Seconds between two questions that broken links cause."""
 SECOND_LINK = "there is another link between us"
+RESTARTED = "it was restarted"
 
 
 class Reached(Struct, eq=False):
@@ -113,8 +115,7 @@ class NodeLinks:
         self.refusals: dict[str, str] = {}
         """Address → why that machine's node and we cannot work together."""
         self.places = KnownPlaces()
-        self._remembered: dict[Place, ProcessId] = {}
-        """Where the process before this one had nodes that have not come back."""
+        self._predecessors = Predecessors()
         self.targets = Targets(loop, self, self.places, self.refusals)
         self.relays = Relays(loop.time, on_found=self._found, on_news=self.known_elsewhere, on_relay=on_relay)
         self._on_event = on_event
@@ -191,20 +192,21 @@ class NodeLinks:
         """Interfaces and addresses that this program was told to use and that are not up."""
         return [] if self._asker is None else self._asker.missing
 
-    def remember(self, node: ProcessId, places: Iterable[Place]) -> None:
+    def remember(self, node: ProcessId, info: NodeInfo, places: Iterable[Place]) -> None:
         """Dial a node that the process before this one had, where it was reached then."""
         self.places.learn(node, places)
-        for place in self.places.of(node):
-            self._remembered[place] = node
+        self._predecessors.remember(node, info, self.places.of(node))
         self.targets.look_for(node)
 
-    def _look_who_was_there(self, place: Place, process: ProcessId) -> None:
-        """A node was reached by dialling: another one that the process before this one had there is gone."""
-        was = self._remembered.get(place)
-        if was is not None:
-            self._remembered = {place: node for place, node in self._remembered.items() if node not in (was, process)}
-            if was != process:
-                self._on_event(NodeLost(was, "it was restarted"))
+    def _came_instead(self, was: ProcessId | None) -> None:
+        """Another daemon has the place of this one, or its directory."""
+        if was is None or self.has_link(was):
+            return
+        if was in self.nodes:
+            self.lose(was, RESTARTED)
+        else:  # the process before this one had it
+            self.places.forget(was)
+            self._on_event(NodeLost(was, RESTARTED))
 
     def give_up(self, host: str, port: int, cause: str) -> None:
         """Nothing will answer at that address again: its node is lost, and it is not dialled any more."""
@@ -325,7 +327,8 @@ class NodeLinks:
         self.refusals.pop(link.peer.address, None)
         target = self.targets.opened(link)
         if link.dialled:
-            self._look_who_was_there((link.peer.address, link.peer.port) if target is None else target.place, process)
+            place = (link.peer.address, link.peer.port) if target is None else target.place
+            self._came_instead(self._predecessors.reached(process, place))
         if link.peer.role is Role.PEER:
             self.relays.opened(link, target.place if target is not None else None)
             return
@@ -377,6 +380,7 @@ class NodeLinks:
             elif type(message) is NodeDescribed and reached.info is None:
                 reached.info = message.info
                 self.places.learn(reached.process, message.info.addresses)
+                self._came_instead(self._predecessors.lives(reached.process, message.info))
                 self._on_event(NodeJoined(reached.process, message.info, reached.address))
             elif type(message) in CONVERSATION:
                 self._talk.heard(reached, message, payload)
@@ -421,6 +425,8 @@ class NodeLinks:
         if reached is None:
             return
         self._passing.gone(node)
+        if reached.info is not None:
+            self._predecessors.forget(node, reached.info)
         reached.intake.close()
         reached.exchange.close("the node was lost")
         if reached.link is not None:
@@ -437,6 +443,7 @@ class NodeLinks:
         self.relays.forget(node)
         reached.exchange.close(cause)
         if reached.info is not None:
+            self._predecessors.forget(node, reached.info)
             self._on_event(NodeLost(node, cause))
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:

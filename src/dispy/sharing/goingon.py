@@ -39,9 +39,8 @@ def go_on(pool: Pool, opening: Opening, restored: Restored) -> None:
     service.handle(event)
     for share in event.shares:
         service.allocating.note(share.cluster, share.node, share.cpus)
-    for node, places in restored.places.items():
-        service.links.remember(node, places)
     for known in event.nodes:
+        service.links.remember(known.node, known.info, restored.places[known.node])
         pool.departed.joined(known.node, known.info.name, known.address, known.info.cpus)
     service.core.restore_accounts(restored.accounts)
     if guests:
