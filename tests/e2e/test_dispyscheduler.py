@@ -80,7 +80,7 @@ def test_a_scheduler_that_ends_and_comes_back_loses_and_doubles_nothing(
     wait_until: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    dispynode("--cpus", "2")
+    node = dispynode("--cpus", "2")
     daemon = dispyscheduler()
     paths = [tmp_path / "first", tmp_path / "second"]
     clusters = [shared(noting) for _ in paths]
@@ -97,6 +97,7 @@ def test_a_scheduler_that_ends_and_comes_back_loses_and_doubles_nothing(
         before, daemon = daemon, dispyscheduler()
         daemon.wait_for("going on with 2 clusters")
     assert "for the next start" in before.output
+    assert "ended: the scheduler ends, and means to come back" in node.output
     assert [job() for _, job in jobs] == [number * number for number, _ in jobs]
     assert late() == 125 * 125
     assert [sorted(map(int, path.read_text().split())) for path in paths] == [[*range(30), 105, 125], [*range(30)]]

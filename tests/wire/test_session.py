@@ -286,6 +286,13 @@ def test_a_goodbye_ends_both() -> None:
     assert kinds(dialler.events_received()) == [Ended]
 
 
+def test_a_goodbye_may_say_that_it_means_to_come_back() -> None:
+    dialler, listener = pair()
+    listener.say_goodbye("the scheduler ends", returns=True)
+    receive(dialler, taken(listener), 0)
+    assert dialler.events_received() == [Ended("goodbye", "the scheduler ends", returns=True)]
+
+
 def test_what_arrives_after_the_own_goodbye_is_dropped() -> None:
     dialler, listener = pair()
     listener.send(AckResults(1))

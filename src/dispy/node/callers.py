@@ -326,15 +326,17 @@ class Callers:
         caller = self._callers.get(process)
         if caller is None or caller.link is not link:
             return
-        level = logging.DEBUG if goodbye else logging.INFO
-        logger.log(level, "the link to %s at %s ended: %s", link.peer.name, link.peer.address, cause)
+        level = logging.DEBUG if goodbye and not link.returns else logging.INFO
+        after = ", and means to come back" if link.returns else ""
+        logger.log(level, "the link to %s at %s ended: %s%s", link.peer.name, link.peer.address, cause, after)
         caller.link = None
-        if goodbye:
+        is_final = goodbye and not link.returns
+        if is_final:
             self._forget_caller(process, cause)
         else:
             wait = self._settings.msg_timeout + 1.0
             caller.forgetting = self._loop.call_later(wait, self._forget_caller, process, cause)
-        self._post(ev.LinkLost(process, goodbye))
+        self._post(ev.LinkLost(process, is_final))
 
     def _forget_caller(self, process: ProcessId, cause: str) -> None:
         caller = self._callers.pop(process, None)

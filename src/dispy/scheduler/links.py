@@ -235,16 +235,16 @@ class NodeLinks:
         info, places, relays = reached.info, self.places.of(node), self.relays.of(node)
         return NodeView(node, info, reached.address, reached.port, places=places, relays=relays)
 
-    async def close(self, reason: str, *, goodbye: bool = True) -> None:
-        """Stop, and say goodbye to all; without that nodes go on with what they have, for whoever comes back."""
+    async def close(self, reason: str, *, returns: bool = False) -> None:
+        """Stop, and say goodbye to all; if it `returns`, nodes go on with what they have."""
         self._passing.close()
         if self._asker is not None:
             self._asker.close()
             self._asker = None
-        if not goodbye:  # before those that dial would say it
+        if returns:  # before those that dial say goodbye for ever
             for reached in self.nodes.values():
                 if reached.link is not None:
-                    reached.link.abort(reason)
+                    reached.link.close(reason, returns=True)
         self.targets.close(reason)
         self.relays.close(reason)
         for reached in self.nodes.values():

@@ -230,7 +230,7 @@ class SchedulerService:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.links.close(reason, goodbye=not returns)
+        await self.links.close(reason, returns=returns)
         await self.search.stop(hurried=hurried)
         self.recorder.end()
 

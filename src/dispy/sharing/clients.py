@@ -164,11 +164,11 @@ class ClientLinks:
         client.sources.close()
         client.guests.clear()
 
-    def close(self, reason: str) -> None:
-        """Say goodbye to all."""
+    def close(self, reason: str, *, returns: bool) -> None:
+        """Say goodbye to all; `returns`: their clusters go on at its next start."""
         for client in list(self.clients.values()):
             if client.link is not None:
-                client.link.close(reason)
+                client.link.close(reason, returns=returns)
                 client.link = None
             self._forget(client, reason)
 

@@ -55,6 +55,7 @@ UNSTORED_RESULTS: Final = 64 << 20
 """Bytes of large results that are fetched from nodes before they are on the disk; others wait at their nodes."""
 ACCOUNTS_INTERVAL: Final = 5.0
 """Seconds after which what users were charged is stored again; so much of it may be lost with this process."""
+ENDS: Final = "the scheduler ends"
 _LOCK: Final = "lock"
 
 
@@ -326,8 +327,9 @@ class SharedScheduler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._is_built:
-            self.clients.close("the scheduler ends")
-            await self.service.stop("the scheduler ends", returns=bool(self.opening.guests))
+            returns = bool(self.opening.guests)
+            self.clients.close(ENDS, returns=returns)
+            await self.service.stop(ENDS, returns=returns)
             self._keep_accounts()
         if self._is_open:
             await self.store.close()

@@ -93,6 +93,8 @@ class Link:
         self.is_open = False
         self.silent_for = 0.0
         """Seconds without a byte, of the grace time, when it was lost by silence; else 0."""
+        self.returns = False
+        """The other side has said goodbye, and that it means to come back."""
         self.certified_name = ""
         """What the other side's verified certificate calls it; empty: it showed none."""
         self._approach = approach
@@ -177,12 +179,15 @@ class Link:
             self._unwritten.extend(buffers)
             self._write()
 
-    def close(self, reason: str) -> None:
-        """Say goodbye, send what is queued, close. The handler hears nothing of it."""
+    def close(self, reason: str, *, returns: bool = False) -> None:
+        """Say goodbye, send what is queued, close. The handler hears nothing of it.
+
+        `returns` says that this side means to come back and go on.
+        """
         if not self.is_open:
             return
         assert self._session is not None
-        self._session.say_goodbye(reason)
+        self._session.say_goodbye(reason, returns=returns)
         self.flush()
         self._finish("closed")
         # The other side closes when it has read everything up to the goodbye.
@@ -349,6 +354,7 @@ class Link:
 
     def _end(self, event: Ended) -> None:
         goodbye = event.reason == "goodbye"
+        self.returns = event.returns
         if goodbye:
             self._close_transport()
         else:

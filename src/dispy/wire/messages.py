@@ -50,6 +50,8 @@ class Goodbye(Message, frozen=True):
     """I end this link on purpose; do not redial."""
 
     reason: str
+    returns: bool = False
+    """What I have begun goes on: I shall be started again, and ask for what there is."""
 
 
 class NeedChunk(Message, frozen=True):

@@ -77,6 +77,8 @@ class Ended(Struct, frozen=True):
     reason: str
     """One word for counting: `goodbye`, `eof`, `silence`, `timeout`, `garbage`."""
     cause: str
+    returns: bool = False
+    """It was a goodbye of one that means to come back."""
 
 
 SessionEvent = Established | Received | Suspected | Recovered | Refused | Ended
@@ -133,10 +135,10 @@ class Session:
         if not self.ended and not self._leaving:
             self.outgoing.append((message, payload))
 
-    def say_goodbye(self, reason: str) -> None:
+    def say_goodbye(self, reason: str, *, returns: bool = False) -> None:
         """Queue a goodbye, the last message. From now on nothing arrives but the end: `Ended`."""
         if self.established and not self.ended and not self._leaving:
-            self.outgoing.append((Goodbye(reason), ()))
+            self.outgoing.append((Goodbye(reason, returns), ()))
             self._leaving = True
 
     def data_to_send(self, now: float) -> list[memoryview]:
@@ -259,7 +261,7 @@ class Session:
         if wanted and not self._leaving:
             self._events.append(Received(wanted))
         if goodbye is not None:
-            self._end("goodbye", goodbye.reason)
+            self._end("goodbye", goodbye.reason, returns=goodbye.returns)
 
     def _read_handshake(self, end: int) -> None:
         at = 0
@@ -295,7 +297,7 @@ class Session:
             unread[: len(rest)] = rest
             self._unread_end = len(rest)
 
-    def _end(self, reason: str, cause: str) -> None:
+    def _end(self, reason: str, cause: str, *, returns: bool = False) -> None:
         if not self.ended:
             self.ended = True
-            self._events.append(Ended(reason, cause))
+            self._events.append(Ended(reason, cause, returns))
