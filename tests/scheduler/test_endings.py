@@ -9,7 +9,8 @@ import test_scheduler_core as core
 
 from dispy.model import JobOptions, JobState, NodeInfo, ProcessId
 from dispy.scheduler import events as ev
-from dispy.scheduler.effects import AskAllocation, Effects, JobsEnded
+from dispy.scheduler import flow
+from dispy.scheduler.effects import AskAllocation, ClusterEnded, Effects, JobsEnded
 from dispy.scheduler.events import Steering
 from dispy.scheduler.jobs import JobRecord
 from dispy.wire import messages as msg
@@ -155,3 +156,51 @@ def test_a_node_that_refused_and_is_asked_again_meanwhile_is_not_set_up_twice(sc
     assert scheduler.said(N1, msg.ComputationClosed(MAP)).sends == said(N1, RELEASE)
     assert REDUCE not in scheduler.core.snapshot().clusters
     assert not scheduler.core.uses(MAP, N3)
+
+
+# ---- many jobs without hope ----
+
+
+@pytest.fixture
+def three_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "ENDED_AT_ONCE", 3)
+
+
+@pytest.mark.usefixtures("three_at_once")
+def test_many_jobs_for_which_there_is_no_node_end_by_portions(scheduler: Any) -> None:
+    scheduler.submit(*range(1, 9))
+    told = [scheduler.handle(ev.ClusterNarrowed(MAP, "no node can come"))]
+    while scheduler.core.next_deadline() is not None:
+        told.append(scheduler.timeout(scheduler.core.next_deadline()))
+    assert [[job for job, *_ in endings(each)] for each in told] == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    assert {cause for each in told for *_, cause in endings(each)} == {"no node can come"}
+
+
+@pytest.mark.usefixtures("three_at_once")
+def test_all_jobs_that_name_a_node_which_was_lost_end_with_that_cause(scheduler: Any) -> None:
+    scheduler.ready()
+    steer(scheduler, Steering.PAUSE)
+    wish(scheduler, *range(1, 5), node=N1)
+    wish(scheduler, *range(5, 8), node=N1, priority=1)
+    effects = [scheduler.handle(ev.NodeLost(N1, "it was restarted")), scheduler.timeout(0.0), scheduler.timeout(0.0)]
+    cause = "node n1 (10.0.0.1), which it asks for, was lost (it was restarted)"
+    ended = [end for each in effects for end in endings(each)]
+    assert sorted(ended) == [(job, JobState.Abandoned, cause) for job in range(1, 8)]
+    assert scheduler.core.next_deadline() is None
+
+
+@pytest.mark.usefixtures("three_at_once")
+def test_jobs_that_were_to_end_run_when_a_node_comes_in_time(scheduler: Any) -> None:
+    scheduler.submit(*range(1, 6))
+    scheduler.handle(ev.ClusterNarrowed(MAP, "no node can come"))
+    assert core.sends_of(scheduler.ready(N1, 2)) == [(N1, [4, 5])]
+    assert endings(scheduler.timeout(0.0)) == []
+    assert scheduler.core.next_deadline() is None
+
+
+@pytest.mark.usefixtures("three_at_once")
+def test_a_cluster_is_over_when_the_last_of_them_has_ended(scheduler: Any) -> None:
+    scheduler.submit(*range(1, 6))
+    scheduler.handle(ev.ClusterClosing(MAP))
+    assert not any(isinstance(each, ClusterEnded) for each in scheduler.handle(ev.ClusterNarrowed(MAP, "none")).notices)
+    assert ClusterEnded(MAP) in scheduler.timeout(0.0).notices

@@ -175,6 +175,8 @@ class SchedulerCore:
     def next_deadline(self) -> float | None:
         """When `handle_timeout` is to be called at the latest; None: no need."""
         tables = self._tables
+        if tables.ending:
+            return tables.now
         deadline = min(tables.deadlines.values(), default=None)
         look = turns.next_look(tables)
         if look is None or deadline is None:
@@ -185,6 +187,7 @@ class SchedulerCore:
         """Do what is due at `now`: nodes that did not come back are lost, refused computations are tried again."""
         tables, out = self._tables, Outbox()
         tables.now = now
+        flow.end_further(tables, out)
         for key in [key for key, at in tables.deadlines.items() if at <= now]:
             if tables.deadlines.pop(key, None) is None:
                 continue

@@ -6,6 +6,7 @@ What becomes of nodes is in `membership`, of computations on them in `shares`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -21,6 +22,8 @@ from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import CancelJobs, JobsDone
 from dispy.words import counted, listed
 
+ENDED_AT_ONCE: Final = 2048
+"""Jobs without hope that end with one event: others are heard before the next portion."""
 RETRIED: Final = frozenset({Ending.RAISED, Ending.DIED, Ending.LIMITED, Ending.UNSENDABLE})
 """Endings after which a job is tried again that has retries left."""
 
@@ -60,15 +63,29 @@ def end_hopeless(tables: Tables, out: Outbox, queues: Iterable[JobQueue]) -> Non
     for queue in tuple(queues):
         if not queue.waiting:
             tables.forget_queue(queue)
+        elif queue in tables.ending:
+            continue
         elif cause := why_hopeless(tables, tables.clusters[queue.cluster], queue):
             end_queue(tables, out, queue, cause)
 
 
 def end_queue(tables: Tables, out: Outbox, queue: JobQueue, cause: str) -> None:
-    """Abandon all jobs that wait in a queue."""
-    for record in list(queue):
+    """Abandon the jobs that wait in a queue: so many at once, the others by `end_further`."""
+    at_once = list(islice(queue, max(0, ENDED_AT_ONCE - len(out.ended))))
+    for record in at_once:
         tables.end(out, record, JobState.Abandoned, cause)
-    tables.forget_queue(queue)
+    if queue.waiting:
+        tables.ending[queue] = cause
+    else:
+        tables.forget_queue(queue)
+
+
+def end_further(tables: Tables, out: Outbox) -> None:
+    """Go on with queues whose jobs are being ended. If a node has come that can run those that are left, they run."""
+    for queue, cause in list(tables.ending.items()):
+        del tables.ending[queue]
+        if why_hopeless(tables, tables.clusters[queue.cluster], queue):
+            end_queue(tables, out, queue, cause)
 
 
 def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:

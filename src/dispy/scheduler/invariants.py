@@ -120,7 +120,9 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
         if not queue.waiting:
             continue
         node = queue.shape.node
-        _require(not node or node in tables.nodes, f"jobs wait for node {node}, which is lost")
+        _require(
+            not node or node in tables.nodes or queue in tables.ending, f"jobs wait for node {node}, which is lost"
+        )
         found = place(cluster, queue)
         # more may be sent ahead when the mean duration falls: that waits for the node's next word
         runs = found is not None and (queue.is_heavy or found[0].idle > 0) and not _is_held_up(cluster, queue)
@@ -134,7 +136,7 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
 def _check_hopes(tables: Tables, cluster: ClusterRecord) -> None:
     """No job waits in vain, no CPU idles beside jobs that could be called back, nothing of a cluster outlives it."""
     for queue in cluster.queues:
-        hopeless = queue.waiting and why_hopeless(tables, cluster, queue)
+        hopeless = queue.waiting and queue not in tables.ending and why_hopeless(tables, cluster, queue)
         _require(not hopeless, f"jobs of {cluster.id} wait in vain: {hopeless}")
     idle = sum(share.idle for share in cluster.idlers.values())
     _require(

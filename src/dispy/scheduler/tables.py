@@ -88,6 +88,8 @@ class Tables(Struct):
     """Every job that has not ended."""
     runnable: dict[JobQueue, None] = field(default_factory=dict)
     """Queues that are to be looked at in the next dispatch pass."""
+    ending: dict[JobQueue, str] = field(default_factory=dict)
+    """Queues whose jobs can never run and are being ended, and why."""
     blocked: dict[JobQueue, None] = field(default_factory=dict)
     """Queues of heavy jobs for which nothing was free; they are looked at in every dispatch pass."""
     claims: dict[NodeRecord, None] = field(default_factory=dict)
@@ -199,6 +201,7 @@ class Tables(Struct):
     def forget_queue(self, queue: JobQueue) -> None:
         """A queue is empty: one of jobs with wishes may never have another."""
         self.runnable.pop(queue, None)
+        self.ending.pop(queue, None)
         cluster = self.clusters.get(queue.cluster)
         if cluster is not None and cluster.special.get(queue.shape) is queue:
             del cluster.special[queue.shape]

@@ -1,8 +1,8 @@
 """What a client wants of its cluster's jobs, in its order.
 
 A batch whose arguments or files are still to be fetched lets all that comes after it wait, and so does one for which
-its user has too many jobs (see `Door`). A cluster whose jobs are to be ended takes in no more: its client ends what is
-not stored.
+its user has too many jobs (see `Door`); a large one may have to wait for its turn (see `Portions`). A cluster whose
+jobs are to be ended takes in no more: its client ends what is not stored.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.books import BatchBook
 from dispy.sharing.pool import Pool
 from dispy.sharing.staging import AGAIN_AFTER, may_pass
+from dispy.sharing.submitting import BATCH_JOBS
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import CancelSubmitted, CloseCluster, JobsStored, KeepObjects, SubmitJobs
@@ -91,6 +92,8 @@ class Incoming:
         """Jobs in the line that are to be cancelled."""
         self._is_staging = False
         """What its first batch needs is being fetched."""
+        self._has_turn = True
+        """Else it goes on in a later turn of the loop."""
         self._is_ending = False
         """Its jobs are to be ended."""
 
@@ -102,7 +105,7 @@ class Incoming:
     @property
     def is_held(self) -> bool:
         """Whether it waits for the end of other jobs of its user."""
-        return bool(self._line) and not self._is_staging
+        return bool(self._line) and self._has_turn and not self._is_staging
 
     def holds(self, job: int) -> bool:
         """Whether a job waits for the end of others."""
@@ -133,7 +136,7 @@ class Incoming:
     def go_on(self) -> None:
         """Do what can be done now."""
         line = self._line
-        while line and not self._is_staging:
+        while line and self._has_turn and not self._is_staging:
             message, payload, giver = line[0]
             if isinstance(message, SubmitJobs):
                 if self._is_ending:
@@ -147,6 +150,10 @@ class Incoming:
                     self._is_staging = True
                     self._pool.spawn(self._stage_first(message, payload, giver))
                     return
+                if not self._pool.portions.take(len(message.jobs)):
+                    self._has_turn = False
+                    self._pool.portions.wait(self._go_on_now)
+                    return
             elif isinstance(message, KeepObjects):
                 self._is_staging = True
                 self._pool.spawn(self._keep_first(message, giver))
@@ -157,6 +164,10 @@ class Incoming:
                 line.popleft()
         if not line:
             self._unwanted.clear()
+
+    def _go_on_now(self) -> None:
+        self._has_turn = True
+        self.go_on()
 
     def _is_admitted(self, message: SubmitJobs) -> bool:
         unwanted = self._unwanted
@@ -180,6 +191,10 @@ class Incoming:
 
     def _is_new(self, message: SubmitJobs, payload: bytes | memoryview) -> bool:
         batches = self._guest.batches
+        if len(message.jobs) > BATCH_JOBS:
+            raise RemoteProtocolError(
+                f"it submits {len(message.jobs)} jobs in one batch, and {BATCH_JOBS} are the most"
+            )
         if not batches.take(message.sequence):
             if message.sequence <= batches.stored:
                 self._guest.send(JobsStored(message.cluster, batches.stored))

@@ -13,6 +13,7 @@ from dispy.scheduler.service import SchedulerService
 from dispy.sharing.departed import DepartedNodes
 from dispy.sharing.door import Door
 from dispy.sharing.keeping import Keeper
+from dispy.sharing.portions import Portions
 from dispy.sharing.staging import Staging
 
 
@@ -67,6 +68,7 @@ class Pool:
         self.rules = rules
         self.spawn = spawn
         self.door = door
+        self.portions = Portions(service.portal.loop.call_soon)
         self.departed = DepartedNodes()
         self.done: Counter[ProcessId] = Counter()
         """Jobs that ended on each node since the start."""
