@@ -25,8 +25,8 @@ from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, NodeE
 from dispy.model import ComputationId, JobSpec, ProcessId, Role
 from dispy.secrets import Credentials, credentials_from_key, find_credentials
 from dispy.wire.link import Dialler, Link, LinkSettings, Listener, better_link, dial
-from dispy.wire.listener import UNAUTHENTICATED_PER_ADDRESS
 from dispy.wire.messages import AckResults, AnyMessage, Chunk, RunJobs
+from dispy.wire.strangers import Limits
 
 SECRET = credentials_from_key(b"s" * 32)
 OTHER_SECRET = credentials_from_key(b"o" * 32)
@@ -123,7 +123,10 @@ def run(test: Callable[[], Awaitable[None]], timeout: float = 30.0) -> None:
 
 @contextlib.asynccontextmanager
 async def listening(
-    handler: Recorder, link_settings: LinkSettings | None = None, accept: frozenset[Role] = EVERYONE
+    handler: Recorder,
+    link_settings: LinkSettings | None = None,
+    accept: frozenset[Role] = EVERYONE,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Listener]:
     listener = await Listener.start(
         ["127.0.0.1"],
@@ -132,6 +135,7 @@ async def listening(
         handler=handler,
         accept=accept,
         on_refused=handler.refused,
+        limits=limits,
     )
     try:
         yield listener
@@ -295,23 +299,62 @@ async def _garbage(port: int, seed: int) -> None:
             await writer.wait_closed()
 
 
-def test_strangers_get_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dispy.wire.listener.UNAUTHENTICATED_OWN", UNAUTHENTICATED_PER_ADDRESS)
-
+def test_strangers_get_few_connections() -> None:
     async def test() -> None:
         there = Recorder()
-        async with listening(there) as listener:
+        async with listening(there, limits=Limits(own=2, own_waiting=3)) as listener:
             async with contextlib.AsyncExitStack() as open_ones:
-                for _ in range(9):
+                for _ in range(6):
                     _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
                     open_ones.push_async_callback(_shut, writer)
-                await there.heard("too many connections from there")
+                await there.heard("too many connections that have not proved themselves")
                 assert listener.refused == {"busy": 1}
                 with pytest.raises(ConnectFailed, match="takes no more connections from this address for some sec"):
                     await dial("127.0.0.1", listener.port, settings=settings(), handler=Recorder())
                 assert listener.refused == {"busy": 2}
-            await there.until(lambda: listener.refused.total() == 10)
+            await there.until(lambda: listener.refused.total() == 7)
             link = await dial("127.0.0.1", listener.port, settings=settings(), handler=Recorder())
+            await gone(link)
+
+    run(test)
+
+
+def test_many_that_dial_at_once_come_in_one_after_another() -> None:
+    async def test() -> None:
+        there = Recorder()
+        async with listening(there, limits=Limits(own=2)) as listener:
+            numbers = [f"{number:032x}" for number in range(40)]
+            many = [LinkSettings(ProcessId(number), Role.SCHEDULER, "lap", SECRET) for number in numbers]
+            links = await asyncio.gather(
+                *(dial("127.0.0.1", listener.port, settings=each, handler=Recorder()) for each in many)
+            )
+            assert not listener.refused
+            assert sorted(link.peer.process for link in there.links) == numbers
+            await gone(*links)
+
+    run(test)
+
+
+def test_who_does_not_wait_for_a_place_is_not_served() -> None:
+    async def test() -> None:
+        there = Recorder()
+        async with listening(there, limits=Limits(own=1)) as listener:
+            async with contextlib.AsyncExitStack() as open_ones:
+                _, silent = await asyncio.open_connection("127.0.0.1", listener.port)
+                open_ones.push_async_callback(_shut, silent)
+                dials = [
+                    asyncio.create_task(dial("127.0.0.1", listener.port, settings=settings(), handler=Recorder()))
+                    for _ in range(5)
+                ]
+                _, last = await asyncio.open_connection("127.0.0.1", listener.port)
+                await _shut(last)
+                for dialling in dials:
+                    dialling.cancel()
+                await asyncio.wait(dials)
+            await there.until(lambda: listener.refused.total() >= 2)
+            link = await dial("127.0.0.1", listener.port, settings=settings(), handler=Recorder())
+            assert not there.links[:-1]
+            assert set(listener.refused) == {"eof"}
             await gone(link)
 
     run(test)

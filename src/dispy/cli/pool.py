@@ -174,8 +174,7 @@ async def connected(target: Target) -> AsyncIterator[PoolLink]:
 def _nobody(target: Target, error: ConnectFailed) -> LinkError:
     why = "nothing listens there" if error.refused else str(error).removeprefix(f"{target.where}: ")
     if error.reason in {"eof", "tls"}:  # something is there
-        how = " (--certfile, --keyfile and --cafile)" if "certificate" in why else ""
-        return ConnectFailed(f"what listens at {target.where} takes no link of this command: {why}{how}")
+        return ConnectFailed(f"what listens at {target.where} takes no link of this command: {why}")
     return ConnectFailed(
         f"no scheduler answers at {target.where}: {why}; start dispyscheduler there, or name its machine by "
         "--scheduler or DISPY_SCHEDULER"

@@ -109,6 +109,8 @@ class Link:
         self._writing_paused = False
         self.opened: asyncio.Future[None] = self._loop.create_future()
         """Done after `link_opened`, or fails with ConnectFailed or HandshakeRejected."""
+        # Whoever made the link may have failed for another reason and not wait for this one.
+        self.opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())
         self.ended: asyncio.Future[str] = self._loop.create_future()
         """`lost`, `goodbye` (of the other side) or `closed` (by this side), for a link that was open."""
         self._gone = asyncio.Event()
@@ -394,7 +396,10 @@ class Link:
             self.opened.set_exception(
                 HandshakeRejected(
                     Refusal.CERTIFICATE.value,
-                    self._sentence(f"the other side does not accept this side's certificate: {_why(error)}"),
+                    self._sentence(
+                        f"the other side does not accept this side's certificate: {_why(error)} "
+                        "(--certfile, --keyfile and --cafile)"
+                    ),
                 )
             )
 

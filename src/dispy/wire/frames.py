@@ -14,7 +14,7 @@ import msgspec
 
 from dispy.errors import LocalProtocolError, RemoteProtocolError
 from dispy.wire.messages import AnyMessage
-from dispy.wire.slabs import slabs
+from dispy.wire.slabs import slabs, untouched
 
 Buffer = bytes | bytearray | memoryview
 Frame = tuple[AnyMessage, bytes | memoryview]
@@ -91,11 +91,10 @@ class FrameDecoder:
     Either `feed(data)`, or without a copy: receive into `get_buffer()`, then call `advance(count)`.
     """
 
-    __slots__ = ("_end", "_large", "_large_end", "_scratch", "_view")
+    __slots__ = ("_end", "_large", "_large_end", "_view")
 
     def __init__(self) -> None:
-        self._scratch = bytearray(RECEIVE_SIZE)
-        self._view = memoryview(self._scratch)
+        self._view = untouched(RECEIVE_SIZE)
         self._end = 0
         # An incomplete frame with memory of its own (lengths included), and how much of it is here.
         self._large: memoryview | None = None

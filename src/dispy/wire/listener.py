@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import select
 import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
+
+from msgspec import Struct
 
 from dispy.errors import ConnectFailed, NodeError, PortInUse
 from dispy.model import ProcessId, Role
@@ -20,19 +23,26 @@ from dispy.wire.handshake import HandshakeRejected
 from dispy.wire.interfaces import address_of, can_be_used, is_loopback, shown
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
+from dispy.wire.strangers import Limits, Strangers
 from dispy.wire.tls import ListenerTls
 from dispy.wire.tlsstream import secure
 
-UNAUTHENTICATED_LIMIT: Final = 64
-UNAUTHENTICATED_PER_ADDRESS: Final = 8
-UNAUTHENTICATED_OWN: Final = 48
-"""The same from this machine: there may be hundreds of nodes and programs that all dial again at once."""
-_BACKLOG: Final = 128
+_BACKLOG: Final = 1024
+"""Connections that the kernel keeps while this process is busy, if it is allowed as many; what it drops dials again
+after a second."""
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _EXHAUSTED_PAUSE: Final = 0.1
 BROKEN_OFF: Final = "it broke the connection off before it was known who it is"
 """How the sentence begins about a connection that nobody refused: its other side went away."""
 _PORT_TRIES: Final = 20
+
+
+class _Visitor(Struct, eq=False):
+    """A connection that has just come."""
+
+    connection: socket.socket
+    host: str
+    port: int
 
 
 class Listener:
@@ -50,6 +60,7 @@ class Listener:
         handler: LinkHandler,
         accept: frozenset[Role],
         on_refused: Callable[[str, str], None],
+        limits: Limits,
     ) -> None:
         self.port = int(sockets[0].getsockname()[1])
         self.refused: Counter[str] = Counter()
@@ -59,7 +70,7 @@ class Listener:
         self._handler = handler
         self._accept = accept
         self._on_refused = on_refused
-        self._strangers: Counter[str] = Counter()
+        self._strangers = Strangers[_Visitor](limits)
         self._links: dict[tuple[ProcessId, Role], Link] = {}
         loop = asyncio.get_running_loop()
         self._accepting = {sock: loop.create_task(self._accept_at(sock), name="accept links") for sock in sockets}
@@ -76,6 +87,7 @@ class Listener:
         accept: frozenset[Role],
         on_refused: Callable[[str, str], None],
         expects_links: bool = True,
+        limits: Limits | None = None,
     ) -> Listener:
         """Listen at these addresses; port 0 takes one that is free at all of them.
 
@@ -90,7 +102,7 @@ class Listener:
         tls = ListenerTls(settings.credentials)
         if expects_links:
             tls.certificate_hash()
-        return cls(_listen(hosts, port), tls, settings, handler, accept, on_refused)
+        return cls(_listen(hosts, port), tls, settings, handler, accept, on_refused, limits or Limits())
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -103,6 +115,8 @@ class Listener:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for visitor in self._strangers.drop_waiting():
+            visitor.connection.close()
         for sock in self._accepting:
             sock.close()
 
@@ -132,37 +146,45 @@ class Listener:
             self._arrived(connection, address)
 
     def _arrived(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        host = address_of(address)
+        visitor = _Visitor(connection, address_of(address), int(address[1]))
         credentials = self._settings.credentials
-        if self._strangers.total() >= UNAUTHENTICATED_LIMIT:
-            reason, sentence = "busy", "too many connections that have not proved themselves are open"
-        elif self._strangers[host] >= (UNAUTHENTICATED_OWN if is_loopback(host) else UNAUTHENTICATED_PER_ADDRESS):
-            reason, sentence = "busy", "too many connections from there have not proved themselves"
-        elif credentials.empty and not credentials.insecure and not is_loopback(host):
-            reason, sentence = "empty", "this side has an empty secret, which is good on its own machine only"
-        else:
-            self._strangers[host] += 1
-            task = asyncio.get_running_loop().create_task(self._admit(connection, host, int(address[1])))
-            self._admitting.add(task)
-            task.add_done_callback(partial(self._admitted, host))
+        if credentials.empty and not credentials.insecure and not is_loopback(visitor.host):
+            connection.close()
+            sentence = "this side has an empty secret, which is good on its own machine only"
+            self._refuse(visitor.host, "empty", sentence)
             return
-        connection.close()
-        self._refuse(host, reason, sentence)
+        too_much = self._strangers.arrive(visitor.host, visitor)
+        if too_much is not None:
+            too_much.connection.close()
+            self._refuse(too_much.host, "busy", "too many connections that have not proved themselves wait already")
+        self._serve()
+
+    def _serve(self) -> None:
+        """Begin with as many of those that wait as there are places."""
+        while (visitor := self._strangers.next()) is not None:
+            if _has_left(visitor.connection):
+                visitor.connection.close()
+                self._strangers.leave(visitor.host)
+                self._refuse(visitor.host, "eof", f"{BROKEN_OFF} (it did not wait for its turn)")
+                continue
+            task = asyncio.get_running_loop().create_task(self._admit(visitor))
+            self._admitting.add(task)
+            task.add_done_callback(partial(self._admitted, visitor.host))
 
     def _admitted(self, host: str, task: asyncio.Task[None]) -> None:
         self._admitting.discard(task)
-        self._strangers[host] -= 1
-        if not self._strangers[host]:
-            del self._strangers[host]
+        self._strangers.leave(host)
         if not task.cancelled():
+            self._serve()
             # What is no refusal is a bug: let the loop tell.
             task.result()
 
-    async def _admit(self, connection: socket.socket, host: str, port: int) -> None:
+    async def _admit(self, visitor: _Visitor) -> None:
+        connection, host = visitor.connection, visitor.host
         approach = Approach(
             dialled=False,
             address=host,
-            port=port,
+            port=visitor.port,
             certificate_hash=self._tls.certificate_hash(),
             accept=self._accept,
             opening=self._opening,
@@ -211,6 +233,14 @@ class Listener:
     def _forget(self, key: tuple[ProcessId, Role], link: Link, ended: asyncio.Future[str]) -> None:
         if self._links.get(key) is link:
             del self._links[key]
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """Whether the other side has closed already (where the system tells that without reading)."""
+    hung_up = getattr(select, "POLLRDHUP", 0)
+    poll = select.poll()
+    poll.register(connection, hung_up)
+    return any(event & (hung_up | select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
 
 def _why(error: OSError) -> str:

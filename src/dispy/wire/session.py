@@ -104,7 +104,6 @@ class Session:
         self.established = False
         self.ended = False
         self._leaving = False
-        self._dialled = dialled
         self._intervals = Intervals() if intervals is None else intervals
         self._handshake = Handshake(identity, channel, dialled, nonce)
         self._handshake.start()
@@ -186,12 +185,6 @@ class Session:
             self._end("eof", cause or "the other side closed the connection without a goodbye")
         elif cause:
             self._end("eof", f"the connection ended during the handshake: {cause}")
-        elif self._dialled and self._handshake_bytes == 0 and self._unread_end == 0:
-            # A listener that refuses the dialler's certificate is seen like this in TLS 1.3.
-            self._end(
-                "eof",
-                "the other side closed during the handshake; it probably wants a certificate of its CA",
-            )
         else:
             self._end("eof", "the other side closed during the handshake")
 

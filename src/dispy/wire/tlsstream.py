@@ -14,6 +14,7 @@ from enum import Enum, auto
 from typing import Final, Protocol, cast
 
 from dispy.settings import HANDSHAKE_TIMEOUT
+from dispy.wire.slabs import untouched
 
 SHUTDOWN_TIMEOUT: Final = 5.0
 """Seconds that a closed link has for sending what is queued, and its other side for closing too."""
@@ -61,7 +62,7 @@ class TlsStream(asyncio.BufferedProtocol):
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         """For what is to be known of the other side's certificate."""
         self._upper = upper
-        self._buffer = memoryview(bytearray(_RECEIVE_SIZE))
+        self._buffer = untouched(_RECEIVE_SIZE)
         self._state = _State.HANDSHAKE
         self._raw: asyncio.Transport | None = None
         self._error: Exception | None = None
@@ -269,6 +270,8 @@ async def secure(sock: socket.socket, context: ssl.SSLContext, upper: Upper, *, 
         async with asyncio.timeout(HANDSHAKE_TIMEOUT):
             await stream.ready
     except TimeoutError as error:
+        if not stream.is_closing:
+            return  # this process stood still, and hears of both at once
         stream.abort()
         raise ConnectionAbortedError(f"TLS was not set up within {HANDSHAKE_TIMEOUT:g} s") from error
     except BaseException:
