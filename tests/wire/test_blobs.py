@@ -18,8 +18,9 @@ import pytest
 from dispy.errors import TransferError
 from dispy.model import BlobRef, ProcessId, Role
 from dispy.secrets import credentials_from_key
+from dispy.wire import pagecache
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
-from dispy.wire.blobstore import ContentLost
+from dispy.wire.blobstore import ContentLost, FileSink
 from dispy.wire.link import Link, LinkSettings, Listener, dial
 from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, Heartbeat, NeedChunk
 from dispy.wire.transfer import LARGE_CHUNK, SMALL_CHUNK
@@ -371,6 +372,22 @@ def test_chunks_out_of_order_are_put_together(tmp_path: Path) -> None:
         assert (await fetch).read_bytes() == data
 
     run(test)
+
+
+def test_a_large_file_leaves_only_its_end_in_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, size, advice: advised.append((offset, size)))
+    monkeypatch.setattr(pagecache, "STEP", 1000)
+    monkeypatch.setattr(pagecache, "CACHED_SIZE", 2500)
+    data = DATA[:6000]
+    sink = FileSink(BlobRef(hashlib.sha256(data).digest(), len(data)), tmp_path / "file")
+    for offset in (0, 500, 1000, 2000, 4000, 3000, 5000):  # one out of order
+        size = 500 if offset < 1000 else 1000
+        sink.write([(offset, data[offset : offset + size])])
+    assert sink.finish().read_bytes() == data
+    begun = [(0, 1000), (1000, 1000), (2000, 1000), (3000, 2000), (5000, 1000)]
+    given_up = [(0, 500), (500, 2000), (2500, 1000)]  # the last 2500 bytes stay
+    assert advised == [*begun[:3], given_up[0], begun[3], given_up[1], begun[4], given_up[2]]
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 0), (0, 11), (10, 1), (-1, 2), (0, LARGE_CHUNK + 1), (2**62, 1)])

@@ -21,6 +21,7 @@ from dispy import failpoints, pages
 from dispy.errors import TransferError
 from dispy.model import BlobRef
 from dispy.wire import lending
+from dispy.wire.pagecache import Trail
 from dispy.words import size
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class DescriptorSink:
         self._hashed = 0
         self._ahead: dict[int, int] = {}
         """Written and not hashed because something before it is missing: offset → size."""
+        self._trail = Trail()
 
     def write(self, pieces: Sequence[Piece]) -> None:
         """See `Sink`."""
@@ -119,6 +121,7 @@ class DescriptorSink:
                     self._hash_written(size)
             elif offset > self._hashed:
                 self._ahead[offset] = len(content)
+            self._trail.follow(self.fd, self._hashed)
 
     def open(self) -> None:
         """Open the file unless it is open."""
