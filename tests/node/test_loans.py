@@ -12,6 +12,7 @@ from dispy.errors import NodeError, TransferError
 from dispy.model import BlobRef, FileSpec
 from dispy.node.loans import Loans
 from dispy.node.workdir import Workdir
+from dispy.wire.blobstore import BlobStore
 
 
 class Place:
@@ -19,7 +20,7 @@ class Place:
 
     def __init__(self, path: Path) -> None:
         self.workdir = Workdir(path, fresh=True)
-        self.loans = Loans(self.workdir, self.bring)
+        self.loans = Loans(self.workdir, BlobStore(path.with_name("blobs")), self.bring)
         self.gates: dict[str, asyncio.Future[None]] = {}
 
     async def bring(self, file: FileSpec) -> None:

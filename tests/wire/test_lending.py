@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 
 from dispy.model import BlobRef, FileSpec
 from dispy.node.placing import place_file
+from dispy.wire import lending
 from dispy.wire.blobstore import BlobStore
 from dispy.wire.lending import LEAST_SIZE, lent
 
@@ -112,3 +115,100 @@ def test_a_failure_leaves_nothing_and_takes_nothing(store: BlobStore, folder: in
         place_file(folder, "data", FILE, store, None)
     assert os.listdir(folder) == ["data"]
     assert here(store) is not None
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What is read of lent files to find out whether they are as they were."""
+    monkeypatch.setattr(lending, "LEAST_UNREAD", LEAST_SIZE)
+    found: list[int] = []
+    real = lending._digest
+
+    def digest(fd: int) -> bytes:
+        found.append(os.fstat(fd).st_size)
+        return real(fd)
+
+    monkeypatch.setattr(lending, "_digest", digest)
+    return found
+
+
+def test_what_nobody_has_changed_is_not_read_again(
+    store: BlobStore, folder: int, tmp_path: Path, reads: list[int]
+) -> None:
+    placed = tmp_path / "work" / "data"
+    for _ in range(2):
+        assert place_file(folder, "data", FILE, store, None)
+        assert placed.read_bytes() == DATA
+        with store.removing([REF.name]):
+            placed.unlink()
+        assert here(store) is not None
+    assert reads == []
+
+
+def test_a_second_one_gets_a_copy_of_what_nobody_has_changed(
+    store: BlobStore, folder: int, tmp_path: Path, reads: list[int]
+) -> None:
+    assert place_file(folder, "data", FILE, store, None)
+    path = here(store)
+    assert path is not None
+    assert path.read_bytes() == DATA
+    assert path.stat().st_ino != (tmp_path / "work" / "data").stat().st_ino
+    assert reads == []
+
+
+@pytest.mark.parametrize("how", ["written", "mapped", "renamed away", "linked", "time set back", "removed by others"])
+@pytest.mark.parametrize("owner", [None, (os.getuid(), os.getgid())])
+def test_what_may_have_been_changed_is_read_again(
+    store: BlobStore, folder: int, tmp_path: Path, reads: list[int], how: str, owner: tuple[int, int] | None
+) -> None:
+    assert place_file(folder, "data", FILE, store, owner)
+    placed, other = tmp_path / "work" / "data", tmp_path / "work" / "other"
+    status = placed.stat()
+    if how == "renamed away":
+        placed.rename(other)
+    elif how == "linked":
+        os.link(placed, other)
+    elif how != "removed by others":
+        with open(placed, "r+b") as file:
+            if how == "mapped":
+                with mmap.mmap(file.fileno(), 0) as view:
+                    view[0:7] = b"changed"
+            else:
+                file.write(b"changed")
+        if how == "time set back":
+            os.utime(placed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if how == "removed by others":
+        placed.unlink()
+    with store.removing([REF.name]):
+        placed.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
+    is_same = how in ("renamed away", "linked", "removed by others")
+    assert (here(store) is not None) == is_same
+    assert reads == [len(DATA)]
+
+
+def test_a_change_while_it_is_copied_is_seen(
+    store: BlobStore, folder: int, tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = lending.copy_content
+
+    def copy_content(source: int, target: int) -> None:
+        real(source, target)
+        with open(tmp_path / "work" / "data", "r+b") as file:
+            file.write(b"changed")
+
+    assert place_file(folder, "data", FILE, store, None)
+    monkeypatch.setattr(lending, "copy_content", copy_content)
+    assert here(store) is not None  # the copy was made before
+    assert reads == [len(DATA)]
+
+
+def test_copies_where_the_file_system_does_not_copy_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    (tmp_path / "source").write_bytes(DATA)
+    with open(tmp_path / "source", "rb") as source, open(tmp_path / "target", "wb") as target:
+        lending.copy_content(source.fileno(), target.fileno())
+    assert (tmp_path / "target").read_bytes() == DATA

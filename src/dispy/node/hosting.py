@@ -184,7 +184,7 @@ class HostedComputation:
         places, spec = self._places, self.spec
         self._python = await places.environments.find(spec.python)
         self._workdir = places.workdirs.open(spec)
-        self._loans.set_result(Loans(self._workdir, self._fetch_file))
+        self._loans.set_result(Loans(self._workdir, places.store, self._fetch_file))
         if spec.requirements:
             places.post(ev.ComputationAdvanced(self.id, "its environment is being built"))
             self._python = await places.venvs.provide(self._python, spec.requirements)
@@ -281,7 +281,7 @@ class HostedComputation:
         workdir, self._workdir = self._workdir, None
         if workdir is not None:
             keep = self.spec.keep_files and not self._places.settings.force_cleanup
-            await asyncio.to_thread(self._places.workdirs.close, workdir, keep=keep)
+            await asyncio.to_thread(self._places.workdirs.close, workdir, self._places.store, keep=keep)
 
     def worker_forked(self, worker: int, pid: int) -> None:
         """A worker stands."""

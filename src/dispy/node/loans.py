@@ -16,6 +16,7 @@ from dispy.errors import NodeError
 from dispy.model import FileSpec
 from dispy.node.workdir import Workdir
 from dispy.wire import beneath
+from dispy.wire.blobstore import BlobStore
 
 
 class _Loan(Struct):
@@ -29,9 +30,10 @@ class _Loan(Struct):
 class Loans:
     """The files of jobs in one directory."""
 
-    def __init__(self, workdir: Workdir, place: Callable[[FileSpec], Awaitable[None]]) -> None:
-        """`place` fetches a file and puts it into the directory."""
+    def __init__(self, workdir: Workdir, store: BlobStore, place: Callable[[FileSpec], Awaitable[None]]) -> None:
+        """`place` fetches a file into the store and puts it into the directory."""
         self._workdir = workdir
+        self._store = store
         self._place = place
         self._loans: dict[str, _Loan] = {}
 
@@ -86,8 +88,10 @@ class Loans:
 
     def _end(self, path: str) -> None:
         self._loans.pop(path).gone.set()
-        if self._workdir.placed.pop(path, None) is not None:
-            self._remove(path)
+        blob = self._workdir.placed.pop(path, None)
+        if blob is not None:
+            with self._store.removing([blob]):
+                self._remove(path)
 
     def _remove(self, path: str) -> None:
         parts = beneath.checked_parts(path)

@@ -381,8 +381,8 @@ class Workdirs:
         workdir.placed[file.path] = file.blob.name
         return True
 
-    def close(self, workdir: Workdir, *, keep: bool) -> None:
-        """Remove what is not to be kept. To be called in a thread."""
+    def close(self, workdir: Workdir, store: BlobStore, *, keep: bool) -> None:
+        """Remove what is not to be kept; what the store has lent it may take back. To be called in a thread."""
         path = workdir.path
         self._users[path] -= 1
         last = not self._users[path]
@@ -390,10 +390,11 @@ class Workdirs:
             del self._users[path]
         if keep:
             self._kept.add(path)
-        if workdir.fresh and not keep:
-            remove_tree(path)
-        elif not keep and last and path not in self._kept:
-            self._remove_shared(workdir)
+        with store.removing(workdir.placed.values()):
+            if workdir.fresh and not keep:
+                remove_tree(path)
+            elif not keep and last and path not in self._kept:
+                self._remove_shared(workdir)
         if last:
             self._kept.discard(path)
             self._prefix.forget_directory(path)

@@ -13,7 +13,8 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -232,6 +233,7 @@ class BlobStore:
         self.directory = directory
         self.arriving: dict[bytes, asyncio.Future[None]] = {}
         self.fetching: dict[bytes, Fetch[Any]] = {}
+        self.untouched = lending.Untouched()
         self._prepared = False
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         """One content is lent and taken back by one thread at a time."""
@@ -267,7 +269,7 @@ class BlobStore:
         path = self.place(ref)
         try:
             with self._lock_of(ref):
-                if not path.exists() and not lending.take_back(path, ref.name):
+                if not path.exists() and not lending.take_back(path, ref.name, self.untouched):
                     return None
                 if path.stat().st_size != ref.size:
                     return None
@@ -287,6 +289,12 @@ class BlobStore:
         """
         with self._lock_of(ref):
             return ref.size >= lending.LEAST_SIZE and lending.lend(self.place(ref), folder, name)
+
+    def removing(self, names: Iterable[bytes]) -> AbstractContextManager[None]:
+        """While files with these contents are removed from where they were lent to: who has not changed them before
+        need not be suspected of it afterwards.
+        """
+        return self.untouched.removed({name: self.directory / name.hex() for name in names})
 
     def readable(self, ref: BlobRef) -> Path | None:
         """The file, also when it is lent and may have been changed; None when it is not here. Does not look inside."""
