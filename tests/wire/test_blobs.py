@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,27 +229,51 @@ def test_peers_get_only_what_has_a_hash() -> None:
     run(test)
 
 
-def test_hash_of_a_file_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[object] = []
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The files that were read to hash them."""
+    files: list[object] = []
     real = hashlib.file_digest
 
     def file_digest(file: io.FileIO, name: str) -> object:
-        calls.append(file)
+        files.append(file)
         return real(file, name)
 
     monkeypatch.setattr("dispy.wire.blobsources.hashlib.file_digest", file_digest)
+    return files
 
+
+def test_hash_of_a_file_is_remembered_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[object]
+) -> None:
     async def test() -> None:
         sources = BlobSources()
         path = tmp_path / "data"
         path.write_bytes(b"one")
         os.utime(path, (1000, 1000))
+        later = time.time_ns() + 10**10  # what was changed just now may change again without another time
+        monkeypatch.setattr("dispy.wire.blobsources.time.time_ns", lambda: later)
         first = await sources.offer_file(path)
         assert await sources.offer_file(path) == first
-        assert len(calls) == 1
+        assert len(hashed) == 1
         path.write_bytes(b"two")
+        os.utime(path, (1000, 1000))
         assert await sources.offer_file(path) != first
-        assert len(calls) == 2
+        assert len(hashed) == 2
+
+    run(test)
+
+
+def test_hash_of_a_file_that_was_changed_just_now_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[object]
+) -> None:
+    async def test() -> None:
+        sources = BlobSources()
+        path = tmp_path / "data"
+        path.write_bytes(b"one")
+        monkeypatch.setattr("dispy.wire.blobsources.time.time_ns", lambda: path.stat().st_ctime_ns + 10**6)
+        assert await sources.offer_file(path) == await sources.offer_file(path)
+        assert len(hashed) == 2
 
     run(test)
 

@@ -22,8 +22,12 @@ from dispy.model import BlobRef
 from dispy.wire.slabs import slabs
 
 _NAME_SIZE: Final = 32
-# A file that was written just now can be written again without a change of its mtime: its hash is not remembered.
-_SETTLED_NS: Final = 2_000_000_000
+_STEP_NS: Final = 20_000_000
+"""A file that was changed so shortly before it was read can have been changed again without another time: its hash is
+not remembered. Longer than the steps of the clock by which kernels stamp files."""
+_COARSE_STEP_NS: Final = 2_000_000_000
+_COARSE_NS: Final = 1_000_000
+"""A time that is a multiple of this comes from a file system with such long steps."""
 
 
 class SourceError(TransferError):
@@ -47,6 +51,12 @@ class FileIdentity(Struct, frozen=True):
     def of(cls, status: os.stat_result) -> FileIdentity:
         """The identity of the file with this status."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+_digests: Final[dict[tuple[FileIdentity, int], bytes]] = {}
+"""By what a file was when it was read, and when anything of it was last changed (which nobody can set). Of the process:
+its clusters come and go."""
+_DIGESTS_LIMIT: Final = 4096
 
 
 class MemorySource(Struct, frozen=True):
@@ -131,7 +141,6 @@ class BlobSources:
 
     def __init__(self) -> None:
         self._sources: dict[bytes, MemorySource | FileSource] = {}
-        self._digests: dict[FileIdentity, bytes] = {}
 
     def offer_bytes(self, data: bytes, *, hashed: bool = False) -> BlobRef:
         """Offer bytes; they are kept until they are withdrawn.
@@ -221,14 +230,19 @@ class BlobSources:
             if not stat.S_ISREG(os.stat(path).st_mode):  # a device may have no end, a pipe may wait for ever
                 raise TransferError(f"{path} is not a regular file")
             with open(path, "rb", buffering=0) as file:
-                identity = FileIdentity.of(os.fstat(file.fileno()))
-                digest = self._digests.get(identity)
+                status, now = os.fstat(file.fileno()), time.time_ns()
+                identity = FileIdentity.of(status)
+                key = identity, status.st_ctime_ns
+                digest = _digests.get(key)
                 if digest is None:
                     digest = hashlib.file_digest(file, "sha256").digest()
                     if FileIdentity.of(os.fstat(file.fileno())) != identity:
                         raise TransferError(f"{path} changed while it was read; submit again when it is complete")
-                    if time.time_ns() - identity.mtime_ns > _SETTLED_NS:
-                        self._digests[identity] = digest
+                    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+                    if now - changed > (_STEP_NS if changed % _COARSE_NS else _COARSE_STEP_NS):
+                        if len(_digests) >= _DIGESTS_LIMIT:
+                            _digests.clear()
+                        _digests[key] = digest
         except OSError as error:
             raise TransferError(f"{path} cannot be read: {error.strerror}") from error
         return BlobRef(digest, identity.size), identity
