@@ -169,7 +169,7 @@ class BlobSources:
         return ref
 
     async def offer_file(self, path: Path) -> BlobRef:
-        """Offer a file by its SHA-256, which is remembered as long as inode, size and mtime stay.
+        """Offer a file by its SHA-256, which is remembered as long as nothing of the file changes.
 
         Raises:
             TransferError: it cannot be read, or changes while it is read.
