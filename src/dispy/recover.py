@@ -7,10 +7,10 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Container, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct, field
 
@@ -23,7 +23,7 @@ from dispy.recovery.book import Book, JobsReturned, ResultKept
 from dispy.recovery.fetching import Fetching
 from dispy.recovery.file import RecoveryFile, default_folder, unfinished
 from dispy.recovery.journal import load_id, load_jobs
-from dispy.recovery.sorting import Fetched, as_free, sort_out
+from dispy.recovery.sorting import Fetched, as_free, sort_out, worth_asking
 from dispy.resuming import resume
 from dispy.scheduler.flow import SENTENCES
 from dispy.scheduler.identity import this_holder
@@ -31,6 +31,8 @@ from dispy.secrets import Credentials, find_credentials
 from dispy.sharing.reclaiming import Reclaimed, reclaim
 
 T = TypeVar("T")
+LATE_PATIENCE: Final = 5.0
+"""Seconds for which a node is asked for results of jobs that were given up when it was lost: it may be gone."""
 
 
 class Recovered(Struct):
@@ -193,6 +195,9 @@ def _recover(
     if sorted_out.runnable and time.monotonic() < until:
         file.append(as_free(sorted_out.runnable, book))
         ended |= _in_loop(resume(portal(), file, book, credentials, sorted_out.runnable, until))
+        if nodes := worth_asking(book, ended):
+            patience = min(LATE_PATIENCE, max(0.0, until - time.monotonic()))
+            _in_loop(_fetch(file, book, credentials, patience, terminate, nodes))
     ended |= {end.job: (end.state, end.cause) for end in book.ends.values()}
     ended |= {job: _why_lost(job, node, book, fetched) for job, node in book.lost().items()}
     jobs, sealed = _in_loop(_open(book, ended, file.path))
@@ -250,9 +255,14 @@ async def _open(book: Book, ended: dict[int, tuple[JobState, str]], path: Path) 
 
 
 async def _fetch(
-    file: RecoveryFile, book: Book, credentials: Credentials, patience: float | None, terminate: bool
+    file: RecoveryFile,
+    book: Book,
+    credentials: Credentials,
+    patience: float | None,
+    terminate: bool,
+    only: Container[ProcessId] | None = None,
 ) -> Fetched:
-    return await Fetching(file, book, credentials, terminate=terminate).run(patience)
+    return await Fetching(file, book, credentials, terminate=terminate, only=only).run(patience)
 
 
 async def _reclaim(

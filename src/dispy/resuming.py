@@ -17,7 +17,7 @@ import msgspec
 from dispy import config, parameters
 from dispy.errors import RecoveryError, TransferError
 from dispy.logs import logger
-from dispy.model import ComputationId, ComputationSpec, JobState, ProcessId
+from dispy.model import ComputationId, ComputationSpec, JobDone, JobState, ProcessId
 from dispy.nodes import NodeAllocate, NodeView, fitting
 from dispy.portal import Portal
 from dispy.recovery.book import (
@@ -77,6 +77,12 @@ class ResumedMarks:
                 self.ended[ended.job.job] = (ended.state, ended.cause or "")
         self._write(kept)
 
+    def dropped(self, done: JobDone, body: bytes | memoryview, address: str) -> None:
+        """Nobody has been told that the job was given up: its result is worth more than that."""
+        if self.ended.get(done.job, (None, ""))[0] is JobState.Abandoned:
+            self._write([ResultKept(done, address, bytes(body))])
+            del self.ended[done.job]
+
     def sync(self) -> None:
         """In a thread."""
         self._file.sync()
@@ -129,7 +135,7 @@ class _ResumedCluster:
         self.may_embed = stored.may_embed
         self.wants_local = stored.local
         self.pending = set(jobs)
-        self.idle = asyncio.Event()
+        self.is_closing = False
         self.over = asyncio.Event()
         self._folder = folder
         self._on_node = on_node
@@ -172,9 +178,7 @@ class _ResumedCluster:
         return False
 
     def batch_ended(self) -> None:
-        """Perhaps that was all."""
-        if not self.pending:
-            self.idle.set()
+        """It closes by itself after the last."""
 
     def job_spoke(self, spoke: JobSpoke, view: NodeView | None) -> None:
         """Interim results were for the program."""
@@ -237,6 +241,10 @@ class PinnedJobs:
                     record.options = msgspec.structs.replace(record.options, node=view.process)
                 self._submit(records)
 
+    def holds(self, cluster: ComputationId) -> bool:
+        """Whether jobs of this cluster are still to be submitted."""
+        return any(record.cluster == cluster for records in self._waiting.values() for record in records)
+
     def say(self) -> None:
         """Name the nodes that are waited for."""
         for wanted, records in self._waiting.items():
@@ -262,12 +270,24 @@ async def resume(
     service = SchedulerService(
         portal, _settings(book, credentials), going_on=book.program, recorder=_FileRecorder(file, book)
     )
-    pinned = PinnedJobs(book, lambda records: service.handle(JobsSubmitted(records)))
+    owners: list[_ResumedCluster] = []
+
+    def submit(records: list[JobRecord]) -> None:
+        service.handle(JobsSubmitted(records))
+        close_complete()
+
+    def close_complete() -> None:
+        """No more jobs come to a cluster that has all of its own: it keeps no nodes that can run none of them."""
+        for owner in owners:
+            if not owner.is_closing and not pinned.holds(owner.spec.id):
+                owner.is_closing = True
+                service.close_cluster(owner.spec.id, terminate=False)
+
+    pinned = PinnedJobs(book, submit)
     by_cluster: dict[ComputationId, list[JobStored]] = {}
     for stored in jobs:
         by_cluster.setdefault(stored.cluster, []).append(stored)
     try:
-        owners = []
         for cluster, mine in by_cluster.items():
             computation = book.computations[cluster]
             owner = _ResumedCluster(
@@ -282,13 +302,11 @@ async def resume(
             await service.open_cluster(owner)
             service.handle(JobsSubmitted(records))
             owners.append(owner)
+            close_complete()
             logger.info("%s: %s taken up again", owner.spec.name, counted(len(mine), "job"))
         saying = portal.loop.call_later(SAY_AFTER, pinned.say)
         try:
             async with asyncio.timeout_at(_loop_time(until)):
-                for owner in owners:
-                    await owner.idle.wait()
-                    service.close_cluster(owner.spec.id, terminate=False)
                 for owner in owners:
                     await owner.over.wait()
         except TimeoutError:

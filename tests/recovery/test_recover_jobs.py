@@ -17,7 +17,8 @@ from click.testing import CliRunner
 import dispy
 from dispy.cli import main
 from dispy.errors import RecoveryError, SettingsError
-from dispy.model import ComputationId, ComputationSpec, Ending, JobDone, JobOptions, JobState, ProcessId
+from dispy.model import ComputationId, ComputationSpec, Ending, JobDone, JobOptions, JobState, NodeInfo, ProcessId
+from dispy.nodes import NodeView
 from dispy.recovery.book import (
     MAGIC,
     AnyEntry,
@@ -34,7 +35,10 @@ from dispy.recovery.book import (
     encode,
 )
 from dispy.recovery.file import RecoveryFile, new_path, store_of
-from dispy.recovery.sorting import FORGETS_AFTER, Fetched, sort_out, stands_for
+from dispy.recovery.sorting import FORGETS_AFTER, Fetched, sort_out, stands_for, worth_asking
+from dispy.resuming import PinnedJobs, ResumedMarks
+from dispy.scheduler.effects import JobEnded
+from dispy.scheduler.jobs import JobRecord
 from dispy.secrets import find_credentials
 
 FUNCTION = ClusterNoted(ComputationId("c"), "f", "function")
@@ -360,3 +364,54 @@ def test_a_node_is_known_by_its_name_when_it_was_started_again() -> None:
     known.add(NodeNoted(again, "host", here))
     assert stands_for(known, noted, again, "host")
     assert not stands_for(known, NodeNoted(one, "host", here, "/handle"), again, "host")
+
+
+GIVEN_UP = {1: (JobState.Abandoned, "node one was lost")}
+
+
+@pytest.mark.parametrize(
+    ("known", "ended", "nodes"),
+    [
+        (book(*NOTED, HANDED), GIVEN_UP, {ONE}),
+        (book(*NOTED, HANDED), {1: (JobState.Cancelled, "")}, set()),
+        (book(*NOTED, HANDED), {}, set()),
+        (book(*NOTED), GIVEN_UP, set()),
+        (book(*NOTED, HANDED, kept(1, 1)), GIVEN_UP, set()),
+        (book(*NOTED, HANDED, NodeCleared(ONE)), GIVEN_UP, set()),
+    ],
+)
+def test_nodes_are_asked_again_for_results_of_jobs_that_were_given_up(
+    known: Book, ended: dict[int, tuple[JobState, str]], nodes: set[ProcessId]
+) -> None:
+    assert worth_asking(known, ended) == nodes
+
+
+def test_a_result_that_comes_after_its_job_was_given_up_is_kept(tmp_path: Path) -> None:
+    with_it = book(*NOTED, HANDED)
+    file, _ = RecoveryFile.open(write(tmp_path / "x"))
+    marks = ResumedMarks(file, with_it)
+    record = JobRecord(1, FUNCTION.id, b"")
+    marks.over([JobEnded(record, JobState.Abandoned, cause="node one was lost")], str)
+    assert marks.ended == GIVEN_UP
+    late = kept(1, "late")
+    marks.dropped(late.done, memoryview(late.body), "10.0.0.7")
+    assert marks.ended == {}
+    assert with_it.results == {1: late}
+    marks.dropped(kept(1, "again").done, b"", "10.0.0.7")
+    marks.dropped(kept(2, "of a job that has a result").done, b"", "10.0.0.7")
+    assert with_it.results == {1: late}
+    file.close()
+
+
+def test_pinned_jobs_are_held_until_their_node_comes() -> None:
+    submitted: list[JobRecord] = []
+    pinned = PinnedJobs(book(*NOTED), submitted.extend)
+    other, mine = ComputationId("d"), JobRecord(1, FUNCTION.id, b"", options=JobOptions(ONE))
+    assert pinned.hold([mine, free := JobRecord(2, other, b"")]) == [free]
+    assert pinned.holds(FUNCTION.id)
+    assert not pinned.holds(other)
+    view = NodeView(ProcessId("3"), NodeInfo(ProcessId("3"), "one", 1, "x", ()), "10.0.0.1", 9701)
+    pinned.node_came(view)
+    assert submitted == [mine]
+    assert mine.pinned == "3"
+    assert not pinned.holds(FUNCTION.id)

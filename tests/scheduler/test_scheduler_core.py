@@ -39,6 +39,7 @@ from dispy.scheduler.effects import (
     NodeRefused,
     NodeVanished,
     Notice,
+    ResultDropped,
     Send,
 )
 from dispy.scheduler.jobs import JobRecord
@@ -368,8 +369,9 @@ def test_owners_are_not_asked_again_about_a_node_that_has_not_grown(busy: Schedu
 
 def test_results_of_ended_jobs_and_old_attempts_are_dropped(busy: Scheduler) -> None:
     busy.done(N1, 1)
-    again = ev.NodeSaid(N1, msg.JobsDone(2, [result(1), result(2, 7), result(99)]), [b"", b"", b""])
-    assert busy.handle(again) == Effects()
+    failed = result(99, 1, Ending.RAISED)
+    again = ev.NodeSaid(N1, msg.JobsDone(2, [result(1), result(2, 7), failed]), [b"one", b"two", b""])
+    assert busy.handle(again) == Effects(notices=[ResultDropped(N1, result(1), b"one")])
     assert busy.core.counters.dropped == 3
 
 

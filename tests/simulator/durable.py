@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dispy.model import ComputationId, ComputationSpec, Ending, JobDone, JobState, NodeInfo, ProcessId
+from dispy.recover import LATE_PATIENCE
 from dispy.recovery.book import (
     AnyEntry,
     Book,
@@ -24,7 +25,7 @@ from dispy.recovery.book import (
     ProgramBegun,
     ResultKept,
 )
-from dispy.recovery.sorting import Fetched, as_free, sort_out, stands_for
+from dispy.recovery.sorting import Fetched, as_free, sort_out, stands_for, worth_asking
 from dispy.resuming import PinnedJobs, ResumedMarks
 from dispy.scheduler import events
 from dispy.scheduler.durable import DurableMarks
@@ -109,6 +110,9 @@ class SimJournal:
     def over(self, jobs: Sequence[JobEnded], address: object) -> None:
         self._write([JobsOver([ended.job.job for ended in jobs])])
 
+    def dropped(self, done: object, body: object, address: object) -> None:
+        """The program knows that the job has ended otherwise."""
+
     def sync(self) -> None:
         """The disk has it."""
 
@@ -163,12 +167,22 @@ def note_cluster(program: SimProgram, spec: ComputationSpec, *, reentrant: bool)
 class SimFetcher(SimRecoverer):
     """Fetches what the nodes of a file hold, as `Fetching` does, then says so."""
 
-    def __init__(self, world: World, number: int, succession: Succession, *, terminate: bool) -> None:
+    def __init__(
+        self,
+        world: World,
+        number: int,
+        succession: Succession,
+        *,
+        terminate: bool,
+        only: set[ProcessId] | None = None,
+    ) -> None:
+        """`only`: it comes late, for results of jobs that were given up, and asks these nodes."""
         super().__init__(world, number, RecoveryFile(succession.program), terminate=terminate)
         self.durable = succession.file
         self.book = succession.file.book()
         self._on_done: Callable[[SimFetcher, Fetched], None] = succession.fetched
-        self._wanted = dict(self.book.nodes)
+        self.is_late = only is not None
+        self._wanted = {process: noted for process, noted in self.book.nodes.items() if only is None or process in only}
         self._left: dict[ProcessId, set[tuple[int, int]]] = {}
         self._not_started: dict[ProcessId, set[int]] = {}
         self._names: dict[ProcessId, str] = {}
@@ -177,6 +191,12 @@ class SimFetcher(SimRecoverer):
     def begin(self) -> None:
         """It may be that no node has to be asked."""
         self._look()
+
+    def give_up(self) -> None:
+        """It has waited for long enough."""
+        if not self.is_over:
+            self._wanted.clear()
+            self._look()
 
     def heard(self, link: Link, message: messages.AnyMessage, bodies: list[bytes]) -> None:
         process = link.node.process
@@ -235,7 +255,8 @@ class SimFetcher(SimRecoverer):
                 del self._wanted[noted.process]
                 break
         if not self._wanted and not self.is_over:
-            self.leave()
+            if not self.is_late:
+                self.leave()
             self._on_done(self, self._found)
 
 
@@ -259,7 +280,7 @@ class Succession:
         world.clock.at(world.clock.now + world.random.choice([0.1, 0.5, 3.0]) * world.random.random(), self._tend)
 
     def _tend(self) -> None:
-        """Somebody comes for the file when nobody has it; a successor whose jobs have ended closes its clusters."""
+        """Somebody comes for the file when nobody has it; a successor whose clusters have ended hands it back."""
         successor = self._successor
         if self.is_done:
             return
@@ -268,7 +289,7 @@ class Succession:
                 if machine.node is None or not machine.node.alive:
                     self.world.start_node(machine)
         if successor is not None and successor.alive:
-            successor.hear(lambda: self._close(successor))
+            successor.hear(lambda: self._look(successor))
         elif self._fetcher is None or not self._fetcher.alive:
             self._begin()
         self._tend_later()
@@ -282,7 +303,10 @@ class Succession:
         fetcher.hear(fetcher.begin)
 
     def fetched(self, fetcher: SimFetcher, found: Fetched) -> None:
-        """All nodes have told what they had: sort the jobs out, and run what can run."""
+        """All nodes have told what they had: sort the jobs out, and run what can run; return them, if they have run."""
+        if fetcher.is_late:
+            self._return(fetcher, fetcher.book)
+            return
         world, book = self.world, fetcher.book
         age = world.clock.now - self.file.written_at
         sorted_out = sort_out(book, found, age, terminate=fetcher.terminate)
@@ -297,7 +321,12 @@ class Succession:
         program = self._successor = SimProgram(world, world.next_number(), going_on=self.file)
         self._marks = ResumedMarks(self.file, book)  # type: ignore[arg-type]
         program.marks = SimMarks(program, book)
-        program.pinned = PinnedJobs(book, lambda jobs: program.handle_now(events.JobsSubmitted(jobs)))
+
+        def submit(jobs: list[JobRecord]) -> None:
+            program.handle_now(events.JobsSubmitted(jobs))
+            self._close_complete(program)
+
+        program.pinned = PinnedJobs(book, submit)
         world.add(program)
         if world.happens(0.4):
             program.doom(world.random.randint(1, 20))
@@ -311,6 +340,14 @@ class Succession:
             records = program.pinned.hold([self._record(program, stored) for stored in mine])
             program.handle(events.ClusterOpened(computation.spec, computation.reentrant, open_ended=True))
             program.handle(events.JobsSubmitted(records))
+            self._close_complete(program)
+
+    def _close_complete(self, successor: SimProgram) -> None:
+        """As `resume` does: a cluster of which all jobs are submitted gets no more."""
+        assert successor.pinned is not None
+        for cluster in successor.clusters:
+            if cluster not in successor.closing and not successor.pinned.holds(cluster):
+                self.world.close(successor, cluster, terminate=False)
 
     def _record(self, program: SimProgram, stored: JobStored) -> JobRecord:
         task = self.world.tasks[int(stored.args)]
@@ -320,29 +357,39 @@ class Succession:
         program.jobs[stored.job] = Told(task.record)
         return task.record
 
-    def _close(self, successor: SimProgram) -> None:
-        if not all(told.endings for told in successor.jobs.values()):
+    def _look(self, successor: SimProgram) -> None:
+        """When all its clusters have ended: ask once more where a result may lie that it has given up."""
+        if successor.ended_clusters != successor.clusters.keys():
             return
-        for cluster in successor.clusters.keys() - successor.closing:
-            self.world.close(successor, cluster, terminate=False)
-        if successor.ended_clusters == successor.clusters.keys():
-            self._return(successor)
-
-    def _return(self, successor: SimProgram) -> None:
-        """Everything has ended: it is marked as returned, then the user has it."""
         assert self._marks is not None
-        book = self._marks.book
-        ended = self._ended | self._marks.ended
-        jobs = {job: _state(kept.done) for job, kept in book.results.items()}
-        jobs |= {job: state for job, (state, _) in ended.items() if not book.has_result(job)}
-        assert not book.jobs.keys() - jobs.keys(), "jobs are neither returned nor run"
+        world, book = self.world, self._marks.book
+        self._ended |= self._marks.ended
+        nodes = worth_asking(book, self._ended)
+        if not nodes:
+            self._return(successor, book)
+            return
         successor.effect()
+        successor.is_over = True
+        successor.end(power=False, goodbye=True)
+        late = self._fetcher = SimFetcher(world, world.next_number(), self, terminate=False, only=nodes)
+        world.add(late)
+        if world.happens(0.1):
+            late.doom(world.random.randint(1, 4))
+        world.clock.at(world.clock.now + LATE_PATIENCE, lambda: late.hear(late.give_up))
+        late.hear(late.begin)
+
+    def _return(self, process: SimProgram | SimFetcher, book: Book) -> None:
+        """Everything has ended: it is marked as returned, then the user has it."""
+        jobs = {job: _state(kept.done) for job, kept in book.results.items()}
+        jobs |= {job: state for job, (state, _) in self._ended.items() if not book.has_result(job)}
+        assert not book.jobs.keys() - jobs.keys(), "jobs are neither returned nor run"
+        process.effect()
         self.file.append([JobsReturned(sorted(jobs))])
         self.returned.update(jobs.keys())
         self.states |= jobs
         self.is_done = True
-        successor.end(power=False, goodbye=True)
-        successor.is_over = True
+        process.is_over = True
+        process.end(power=False, goodbye=True)
 
 
 def _state(done: JobDone) -> JobState:

@@ -229,6 +229,10 @@ class SimProgram(DiallingProcess):
                 if self.marks is not None:
                     self.effect()
                     self.marks.end_some(jobs)
+            case notices.ResultDropped():
+                if self.marks is not None:
+                    self.effect()
+                    self.marks.drop(notice)
             case notices.JobSpoke(record):
                 assert not self.told(record).endings, f"job {record.job} spoke after its end"
                 self.told(record).spoken += 1

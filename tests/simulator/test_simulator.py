@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from dispy.model import JobState
+from dispy.node import events as node_events
 from simulator.__main__ import replay, try_seeds
 from simulator.calm import Calm, makespan
 from simulator.chances import CALM
@@ -182,6 +184,23 @@ def test_durable_jobs_of_a_killed_program_go_on_in_its_successors(restarted: boo
     lost = JobState.Abandoned if restarted else JobState.Finished
     assert states == [lost, JobState.Finished, JobState.Finished, JobState.Finished]
     assert [len(task.started_at) for task in world.tasks.values()] == [1] * 5
+
+
+def test_what_goes_on_with_durable_jobs_fetches_the_result_of_one_whose_node_sent_everybody_away() -> None:
+    world = World(1, replace(CALM, large=1.0))
+    program = world.add_program(durable=True)
+    world.add_machine(1)
+    cluster = world.open(program, reentrant=False)
+    world.submit(program, cluster, [2.0, 2.0, 2.0])
+    world.pass_time(1.0)
+    program.end(power=False)
+    (node,) = world.nodes
+    world.run(lambda: 2 in node.answered)  # the result is on its way to the successor
+    node.handle(node_events.EndAsked("its service window has ended"))
+    finish(world)
+    (succession,) = world.successions
+    assert succession.states == dict.fromkeys([1, 2, 3], JobState.Finished)
+    assert [len(task.started_at) for task in world.tasks.values()] == [1, 1, 1]
 
 
 def test_a_result_on_the_disk_of_a_node_that_is_killed_and_started_again_counts() -> None:

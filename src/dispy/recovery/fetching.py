@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +50,16 @@ class _Wanted(Struct, eq=False):
 class Fetching:
     """One recovery under way. It handles all links; methods belong to the loop's thread."""
 
-    def __init__(self, file: RecoveryFile, book: Book, credentials: Credentials, *, terminate: bool) -> None:
+    def __init__(
+        self,
+        file: RecoveryFile,
+        book: Book,
+        credentials: Credentials,
+        *,
+        terminate: bool,
+        only: Container[ProcessId] | None = None,
+    ) -> None:
+        """`only`: ask no other nodes of the file than these."""
         self._loop = asyncio.get_running_loop()
         self._file = file
         self._book = book
@@ -62,7 +71,9 @@ class Fetching:
             credentials=credentials,
             group=book.program.group,
         )
-        self._wanted = {noted.process: _Wanted(noted) for noted in book.nodes.values()}
+        self._wanted = {
+            noted.process: _Wanted(noted) for noted in book.nodes.values() if only is None or noted.process in only
+        }
         self._claims: dict[ProcessId, Claim] = {}
         self._diallers: dict[tuple[str, int], Dialler] = {}
         self._asker: Asker | None = None

@@ -156,6 +156,9 @@ class Journal:
                 self._alive[segment] -= 1
         self._remove_empty()
 
+    def dropped(self, done: object, body: object, address: object) -> None:
+        """The program knows that the job has ended otherwise."""
+
     def sync(self) -> None:
         """In a thread: let what was written survive the death of the machine. Raises OSError."""
         with self._closing:

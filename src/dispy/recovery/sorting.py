@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from msgspec import Struct, field
@@ -78,6 +78,17 @@ def sort_out(book: Book, fetched: Fetched, age: float, *, terminate: bool) -> So
         else:
             result.runnable.append(stored)
     return result
+
+
+def worth_asking(book: Book, ended: Mapping[int, tuple[JobState, str]]) -> set[ProcessId]:
+    """The nodes on whose disk the result of a job may lie that was given up when the run that goes on lost its node.
+
+    Args:
+        book: the file, as that run has left it.
+        ended: the jobs that ended without a result.
+    """
+    given_up = {job for job, (state, _) in ended.items() if state is JobState.Abandoned and not book.has_result(job)}
+    return {node for job, node in book.handed.items() if job in given_up and node in book.nodes}
 
 
 def _died_with_its_program(book: Book, stored: JobStored) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from dispy.logs import logger
-from dispy.model import ComputationId, JobState, ProcessId
+from dispy.model import ComputationId, JobDone, JobState, ProcessId
 from dispy.recovery.journal import StorableJob
-from dispy.scheduler.effects import Effects, JobEnded, JobsStarted
+from dispy.scheduler.effects import Effects, JobEnded, JobsStarted, ResultDropped
 from dispy.scheduler.jobs import JobRecord
 from dispy.wire.blobsources import BlobSources, MemorySource
 
@@ -33,6 +33,9 @@ class MarkKeeper(Protocol):
 
     def over(self, jobs: Sequence[JobEnded], address: Callable[[ProcessId], str]) -> None:
         """Jobs have ended and the program knows."""
+
+    def dropped(self, done: JobDone, body: bytes | memoryview, address: str) -> None:
+        """A job that has ended otherwise has finished on a node; `address` is where that is."""
 
     def sync(self) -> None:
         """In a thread: let what was written survive the death of the machine."""
@@ -95,6 +98,13 @@ class DurableMarks:
                     self._untold.update((ended.job.job, (keeper, ended)) for ended in later)
                 if len(later) < len(mine):
                     keeper.over([ended for ended in mine if ended.job.job not in self._untold], self._address)
+                self._sync_soon(keeper)
+
+    def drop(self, dropped: ResultDropped) -> None:
+        """A result came of a job that has ended otherwise: of which cluster it was is not known any more."""
+        for keeper in dict.fromkeys(self.keepers.values()):
+            with self._giving_up(keeper):
+                keeper.dropped(dropped.done, dropped.body, self._address(dropped.node))
                 self._sync_soon(keeper)
 
     def told(self, job: int) -> None:

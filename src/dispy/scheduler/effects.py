@@ -71,6 +71,15 @@ class JobSpoke(Struct, frozen=True):
     result: bytes | memoryview
 
 
+class ResultDropped(Struct, frozen=True):
+    """A job that has ended otherwise, as its node was lost, has finished there: whoever has told nobody of that end may
+    still take the result."""
+
+    node: ProcessId
+    done: JobDone
+    body: bytes | memoryview
+
+
 class JobRequeued(Struct, frozen=True):
     """An attempt was lost and the job waits again."""
 
@@ -149,6 +158,7 @@ Notice = (
     | JobsStarted
     | JobSpoke
     | JobsEnded
+    | ResultDropped
     | JobRequeued
     | NodeOpened
     | NodeClosed

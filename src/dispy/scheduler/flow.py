@@ -14,7 +14,7 @@ from msgspec import Struct
 from dispy.errors import InvalidTransition
 from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
-from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, ResultDropped
 from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState, traces_of
 from dispy.scheduler.placement import why_none_fits
@@ -133,6 +133,9 @@ def take_results(
                 _end_returned(tables, out, node, record, done, body, touched)
             else:
                 tables.counters.dropped += 1
+                if record is None and done.ending == Ending.FINISHED:
+                    out.notice(ResultDropped(id, done, body))
+                    ended = out.ended
             continue
         if share is None or share.cluster.id != record.cluster:
             if share is not None:

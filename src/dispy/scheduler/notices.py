@@ -26,6 +26,7 @@ from dispy.scheduler.effects import (
     NodeRefused,
     NodeVanished,
     Notice,
+    ResultDropped,
 )
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.links import NodeLinks
@@ -33,7 +34,17 @@ from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import ClusterOwner
 from dispy.scheduler.search import KILLED
 
-_Told = JobRequeued | NodeOpened | NodeClosed | NodeVanished | NodeMeasured | NodeOffered | NodeRefused | ClusterEnded
+_Told = (
+    ResultDropped
+    | JobRequeued
+    | NodeOpened
+    | NodeClosed
+    | NodeVanished
+    | NodeMeasured
+    | NodeOffered
+    | NodeRefused
+    | ClusterEnded
+)
 
 
 class NoticeBoard:
@@ -130,6 +141,9 @@ class NoticeBoard:
 
     def _tell_other(self, notice: _Told) -> None:
         match notice:
+            case ResultDropped():
+                if self._durable.keepers:
+                    self._durable.drop(notice)
             case JobRequeued():
                 owner = self._owners.get(notice.job.cluster)
                 if owner is not None:
