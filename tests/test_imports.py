@@ -30,6 +30,17 @@ OF_USER_CODE = {
     "dispy.node.jobside",
     "dispy.node.worker",
 }
+OF_FEW_PROGRAMS = {
+    "click",
+    "difflib",
+    "dispy.cli",
+    "dispy.node",
+    "dispy.recover",
+    "dispy.scheduler.invariants",
+    "dispy.sharing",
+    "json",
+    "tomllib",
+}
 OF_FEW_NODES = {"dispy.node.console", "dispy.node.embedded", "dispy.node.handles", "dispy.node.launch"}
 
 
@@ -55,7 +66,7 @@ def loaded(statement: str) -> set[str]:
         pytest.param("import dispy", {"asyncio", "msgspec", "dispy.cluster", "ssl"}, id="dispy"),
         pytest.param(
             "import dispy; dispy.JobCluster",
-            {"click", "cryptography", "platformdirs", "psutil", "rich", "sqlite3", "dispy.node.core", "dispy.cli"},
+            HEAVY - {"cloudpickle", "pickle"} | OF_FEW_PROGRAMS,
             id="JobCluster",
         ),
     ],

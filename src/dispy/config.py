@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Final
 
@@ -90,6 +89,8 @@ class _Config(ModuleType):
         elif name.startswith("_"):
             super().__setattr__(name, value)
         else:
+            from difflib import get_close_matches  # few mistype a name
+
             near = get_close_matches(name, _DEFAULTS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise SettingsError(f"dispy.config has no setting {name}{hint}")

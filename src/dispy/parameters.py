@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -90,6 +89,8 @@ def option_of_today(name: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    import difflib  # few mistype a name
+
     near = difflib.get_close_matches(name, [*known], n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -6,7 +6,6 @@ Read on the client; nodes get the lines and make environments of them (`dispy.no
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -54,6 +53,8 @@ def _read_file(path: Path) -> Iterator[str]:
 
 
 def _of_project(path: Path) -> Iterator[str]:
+    import tomllib  # few have a project
+
     try:
         project = tomllib.loads(path.read_text(encoding="utf-8")).get("project")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

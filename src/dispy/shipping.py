@@ -10,7 +10,6 @@ import functools
 import os
 import pickle
 import shlex
-import shutil
 import stat
 import sys
 import types
@@ -140,6 +139,8 @@ def _pack_program(path: Path, files: dict[str, LocalFile], names: dict[str, obje
         raise ShippingError(f"{what}: a program cannot use functions or classes; its depends are files")
     found = path if path.is_file() else None
     if found is None:
+        import shutil  # few run programs by their name
+
         on_path = shutil.which(os.fspath(path))
         if on_path is None:
             raise ShippingError(f"program {str(path)!r} is neither a file here nor a command on $PATH")

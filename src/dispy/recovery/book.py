@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -191,7 +192,11 @@ AnyEntry = (
 )
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(AnyEntry)
+
+
+@cache
+def _decoder() -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(AnyEntry)  # takes a millisecond, and few recover anything
 
 
 def encode(entries: Iterable[AnyEntry]) -> bytes:
@@ -236,7 +241,7 @@ def decode(data: bytes) -> Contents:
             at = found
             continue
         try:
-            entries.append(_decoder.decode(body))
+            entries.append(_decoder().decode(body))
         except msgspec.MsgspecError as error:
             raise RecoveryError(f"an entry in it is not known to this version of dispy ({error})") from None
         at += _HEAD.size + len(body)

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import shutil
 import stat
 import threading
 import time
@@ -157,14 +156,20 @@ class RecoveryFile:
         done = self._write_whole(self.path, MAGIC + encode([book.program, AllReturned()]))
         self.close()
         done.close()
-        shutil.rmtree(self.store, ignore_errors=True)
+        self._remove_store()
 
     def remove(self) -> None:
         """Remove it and let go of it: the program has ended in order."""
         with contextlib.suppress(OSError):  # somebody else has removed it, or its folder
             self.path.unlink()
-        shutil.rmtree(self.store, ignore_errors=True)
+        self._remove_store()
         self.close()
+
+    def _remove_store(self) -> None:
+        if os.path.exists(self.store):  # Path.exists raises where it must not look
+            import shutil  # few clusters are durable
+
+            shutil.rmtree(self.store, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of it; may be called twice. Also in a forked child, where its lock would outlive the parent's."""

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import pickle
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -108,6 +107,8 @@ class Journal:
 
     def keep_file(self, name: bytes, source: Path) -> None:
         """Keep a copy of a file. Raises OSError."""
+        import shutil  # few clusters are durable
+
         path = self._contents / name.hex()
         if not path.exists():
             _write_durably(path, lambda fresh: shutil.copyfile(source, fresh))

@@ -26,7 +26,6 @@ from dispy.scheduler.explain import (
     standings,
 )
 from dispy.scheduler.fairness import Account, Charged, Policy, Turns
-from dispy.scheduler.invariants import check_tables
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.keeping import Changes, changes_of
 from dispy.scheduler.nodes import NodeRecord
@@ -296,6 +295,8 @@ class SchedulerCore:
         Raises:
             InvalidTransition: two of them differ: a bug of ours.
         """
+        from dispy.scheduler.invariants import check_tables  # for tests
+
         check_tables(self._tables)
 
     def _settle(self, out: Outbox) -> Effects:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import msgspec
 
 from dispy.errors import NodeError
 from dispy.secrets import SECRET_VARIABLES, Credentials, credentials_from_key
@@ -98,13 +99,13 @@ async def start_embedded(cpus: int = 0) -> EmbeddedNode:
     ours.setblocking(False)
     try:
         async with asyncio.timeout(START_TIMEOUT):
-            await loop.sock_sendall(ours, json.dumps(settings).encode() + b"\n")
+            await loop.sock_sendall(ours, msgspec.json.encode(settings) + b"\n")
             answer = await _read_line(ours)
     except BaseException as error:
         ours.close()
         process.kill()
         process.wait()
-        if isinstance(error, (TimeoutError, OSError, ValueError)):
+        if isinstance(error, (TimeoutError, OSError, ValueError, msgspec.DecodeError)):
             why = str(error) or "time is over"
             raise NodeSilent(f"the node started on this machine did not answer: {why}") from error
         raise
@@ -143,7 +144,7 @@ async def _read_line(sock: socket.socket) -> dict[str, object]:
         if not piece:
             raise ValueError("it ended without a word (was it killed?); what it has printed is above")
         data += piece
-    answer = json.loads(data)
+    answer = msgspec.json.decode(data)
     if not isinstance(answer, dict):
         raise ValueError(f"it answered {data!r}")
     return answer
