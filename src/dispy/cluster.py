@@ -173,7 +173,13 @@ class JobCluster(AnyCluster):
             ),
             ext_host=parameters.first_host(given.ext_host),
         )
-        return lambda: service_for(settings, lambda: SchedulerService(self._portal, settings))
+
+        def make() -> SchedulerService:
+            service = SchedulerService(self._portal, settings)
+            self._portal.expect(lambda: service.core.has_one_job)
+            return service
+
+        return lambda: service_for(settings, make)
 
     def _keep(self, items: Sequence[NodeAllocate], recover_file: str | os.PathLike[str] | None) -> Journal:
         journal = keep_computation(self.service.recorder, recover_file, self._ledger, self._shipment, items)

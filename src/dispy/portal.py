@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import queue
-import selectors
 import socket
 import threading
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from dispy.errors import ClosedError
 from dispy.logs import logger
+from dispy.watchful import WatchfulSelector
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -76,7 +76,7 @@ class Portal:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._selector = selectors.DefaultSelector()
+        self._selector = WatchfulSelector()
         self.loop = asyncio.SelectorEventLoop(self._selector)
         self.loop.set_default_executor(LastingExecutor(FILE_THREADS))
         self._wanted: deque[Callable[[], object]] = deque()
@@ -142,6 +142,10 @@ class Portal:
     def callback(self, callback: Callable[[], None]) -> None:
         """Run user code in the callback thread, after everything that was queued before it."""
         self._callbacks.put(callback)
+
+    def expect(self, is_expecting: Callable[[], bool]) -> None:
+        """While this says so one answer is out, for which the loop may stay awake."""
+        self._selector.is_expecting = is_expecting
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's sockets without a word to those at their other ends."""

@@ -223,6 +223,11 @@ class SchedulerCore:
         return [] if share is None else list(share.flight.values())
 
     @property
+    def has_one_job(self) -> bool:
+        """Whether a single job has not ended."""
+        return len(self._tables.jobs) == 1
+
+    @property
     def waiting(self) -> int:
         """Jobs that no node has."""
         return sum(cluster.waiting for cluster in self._tables.clusters.values())
