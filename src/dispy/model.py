@@ -59,6 +59,12 @@ class Ending(IntEnum):
     """The function returned what cannot be pickled; the error text says what."""
     PROVISIONAL = 7
     """Not an end: an interim result of a job that goes on."""
+    NO_ROOM = 8
+    """It did not start: the node cannot store what it needs; the error text says what and why."""
+
+
+UNSTARTED: Final = frozenset({Ending.NOT_STARTED, Ending.NO_ROOM})
+"""Endings of attempts that have not begun: the job may run elsewhere."""
 
 
 class BlobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,22 @@ def clusters() -> Iterator[Callable[..., dispy.JobCluster]]:
 def local(clusters: Callable[..., dispy.JobCluster]) -> Callable[..., dispy.JobCluster]:
     """`local(computation, …)`: a cluster on a node that is started for the test."""
     return lambda computation, **settings: clusters(computation, **{"nodes": "local", **settings})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("a small file system needs root: run the tests as root, in a container for example")
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"the kernel or the container forbids mounting: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,22 +164,6 @@ def _garbage(chance: random.Random) -> bytes:
     if kind == 2:
         return b"\x16\x03\x01\x02\x00\x01" + chance.randbytes(200)
     return b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("a small file system needs root: run the tests as root, in a container for example")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"the kernel or the container forbids mounting: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.real

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +90,6 @@ def test_the_node_of_a_program_that_was_killed_stays_until_all_is_fetched(
     assert not left
     assert not list((environment / ".cache/dispy/handles").iterdir())
     assert not list((environment / ".cache/dispy/embedded").iterdir())
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB where the test's only node has its directory."""
-    if os.geteuid() != 0:
-        pytest.skip("a small file system needs root: run the tests as root, in a container for example")
-    place = tmp_path / "prefix-small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"the kernel or the container forbids mounting: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.real

@@ -119,6 +119,9 @@ def test_a_job_waits_for_the_files_that_it_brings(ready: Node) -> None:
     done: Any = failed.sends[0]
     assert done.message.jobs[0].ending == Ending.DIED
     assert done.payload[0].endswith(b"the disk is full")
+    ready.said(bringing(3), b"x")
+    full: Any = ready.handle(ev.FilesLent(3, 1, "it does not fit", no_room=True)).sends[0]
+    assert full.message.jobs[0].ending == Ending.NO_ROOM
     assert do.ReturnFiles(MAP, 1, 1) in ready.handle(ev.WorkerAnswered(1, [Answer(2)])).actions
     assert ready.handle(ev.FilesLent(1, 1)) == Effects()
 

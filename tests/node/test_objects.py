@@ -69,6 +69,13 @@ def test_an_object_that_cannot_be_had_ends_the_jobs_that_wait(ready: Node) -> No
     assert ready.handle(ev.ObjectFailed(MODEL.name, "twice")) == Effects()
 
 
+def test_an_object_that_cannot_be_stored_here_may_be_stored_elsewhere(ready: Node) -> None:
+    ready.said(needing(1), b"x")
+    text = b"a scattered object did not reach the node: it does not fit"
+    effects = ready.handle(ev.ObjectFailed(MODEL.name, "it does not fit", no_room=True))
+    assert effects.sends[0].message.jobs == gone(3, 1, Ending.NO_ROOM, text).message.jobs  # type: ignore[union-attr]
+
+
 def test_an_object_that_nobody_waits_for_any_more_is_forgotten(ready: Node) -> None:
     ready.said(needing(1), b"x")
     assert ready.said(msg.CancelJobs([1])) == Effects([FORGET], [gone(3, 1)])

@@ -33,7 +33,7 @@ def queue(cluster: ClusterRecord, **options: object) -> JobQueue:
 def why(tables: Tables, **options: object) -> str:
     """Why a job that asks for this has no hope."""
     cluster = tables.clusters[MAP]
-    return why_hopeless(tables, cluster, queue(cluster, **options))
+    return why_hopeless(tables, cluster, queue(cluster, **options).shape)
 
 
 def refuse(tables: Tables, *, final: bool = True) -> None:

@@ -84,13 +84,13 @@ def test_jobs_that_no_node_of_a_cluster_can_run_have_no_hope(cluster: ClusterRec
     add(cluster, "a", 2)
     add(cluster, "b", 3)
     wanted = queue(cluster, cpus=4)
-    assert why_none_fits(cluster, wanted) == "no node can run it: a has 2 CPUs, not 4; b has 3 CPUs, not 4"
+    assert why_none_fits(cluster, wanted.shape) == "no node can run it: a has 2 CPUs, not 4; b has 3 CPUs, not 4"
     share = add(cluster, "c", 4)
-    assert why_none_fits(cluster, wanted) == ""
+    assert why_none_fits(cluster, wanted.shape) == ""
     share.state, share.reason = ShareState.REFUSED, "setup failed"
-    assert why_none_fits(cluster, wanted) == "", "it is asked again"
+    assert why_none_fits(cluster, wanted.shape) == "", "it is asked again"
     share.final = True
-    assert why_none_fits(cluster, wanted).endswith("; c refused: setup failed")
+    assert why_none_fits(cluster, wanted.shape).endswith("; c refused: setup failed")
 
 
 @pytest.mark.parametrize(
@@ -107,26 +107,27 @@ def test_jobs_wait_while_a_node_for_them_may_come(cluster: ClusterRecord, change
     add(cluster, "a", 2)
     wanted = queue(cluster, cpus=4)
     cluster.named = 1
-    assert why_none_fits(cluster, wanted)
+    assert why_none_fits(cluster, wanted.shape)
     change(cluster)  # type: ignore[operator]
-    assert why_none_fits(cluster, wanted) == ""
+    assert why_none_fits(cluster, wanted.shape) == ""
 
 
 def test_named_nodes_that_are_not_used_are_not_waited_for(cluster: ClusterRecord) -> None:
     add(cluster, "a", 2)
     cluster.named = 2
     cluster.declined[ProcessId("b")] = None
-    assert why_none_fits(cluster, queue(cluster, cpus=4))
+    assert why_none_fits(cluster, queue(cluster, cpus=4).shape)
 
 
 def test_a_job_that_names_a_node_does_not_wait_for_others(cluster: ClusterRecord) -> None:
     share = add(cluster, "a", 2)
     cluster.is_open_ended = True
     assert (
-        why_none_fits(cluster, queue(cluster, node=share.node.id, cpus=3)) == "no node can run it: a has 2 CPUs, not 3"
+        why_none_fits(cluster, queue(cluster, node=share.node.id, cpus=3).shape)
+        == "no node can run it: a has 2 CPUs, not 3"
     )
-    assert why_none_fits(cluster, queue(cluster, node=share.node.id)) == ""
-    assert why_none_fits(cluster, queue(cluster, node="gone", cpus=3)) == "", "other words are found for that"
+    assert why_none_fits(cluster, queue(cluster, node=share.node.id).shape) == ""
+    assert why_none_fits(cluster, queue(cluster, node="gone", cpus=3).shape) == "", "other words are found for that"
 
 
 # ---- what is free ----

@@ -8,6 +8,7 @@ import pytest
 
 from dispy.errors import InvalidTransition
 from dispy.model import (
+    UNSTARTED,
     AvailInfo,
     BlobRef,
     ComputationId,
@@ -129,7 +130,7 @@ class Scheduler:
 def result(
     job: int, attempt: int = 1, ending: Ending = Ending.FINISHED, seconds: float = 1.0, text: bytes = b""
 ) -> JobDone:
-    started = 0.0 if ending is Ending.NOT_STARTED else 50.0
+    started = 0.0 if ending in UNSTARTED else 50.0
     return JobDone(job, attempt, int(ending), started, started and started + seconds, 1, 0, 0, len(text))
 
 

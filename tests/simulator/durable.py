@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dispy.model import ComputationId, ComputationSpec, Ending, JobDone, JobState, NodeInfo, ProcessId
+from dispy.model import UNSTARTED, ComputationId, ComputationSpec, Ending, JobDone, JobState, NodeInfo, ProcessId
 from dispy.recover import LATE_PATIENCE
 from dispy.recovery.book import (
     AnyEntry,
@@ -213,7 +213,7 @@ class SimFetcher(SimRecoverer):
             return
         process = link.node.process
         self.effect()
-        none = (Ending.PROVISIONAL, Ending.NOT_STARTED)
+        none = (Ending.PROVISIONAL, *UNSTARTED)
         kept = [
             ResultKept(done, "", b"")
             for done in jobs
@@ -225,7 +225,7 @@ class SimFetcher(SimRecoverer):
             self.book.add(entry)
         over = {(done.job, done.attempt) for done in jobs if done.ending != Ending.PROVISIONAL}
         self._left[process] = self._left.get(process, set()) - over
-        unstarted = {done.job for done in jobs if done.ending == Ending.NOT_STARTED}
+        unstarted = {done.job for done in jobs if done.ending in UNSTARTED}
         self._not_started.setdefault(process, set()).update(unstarted)
         self._acknowledge(link, sequence)
         self._look()

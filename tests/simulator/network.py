@@ -38,6 +38,8 @@ class Machine:
     name: str
     cpus: int
     reliable: bool = False
+    narrow: float = 0.0
+    """How often there is no room for what a job needs."""
     disk: Disk = field(default_factory=Disk)
     is_up: bool = True
     """Without power it does not even refuse connections."""

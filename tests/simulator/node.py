@@ -199,7 +199,8 @@ class SimNode(Process):
             case do.LendFiles(computation, job, attempt):
                 self.lent.add((computation, job, attempt))
                 reason = "it has changed" if self.world.happens(0.1) else ""
-                self._later(node_events.FilesLent(job, attempt, reason))
+                no_room = not reason and self._has_no_room()
+                self._later(node_events.FilesLent(job, attempt, "no room" if no_room else reason, no_room))
             case do.ReturnFiles(computation, job, attempt):
                 self.lent.remove((computation, job, attempt))
             case do.AnswerParcel(parcel):
@@ -254,12 +255,19 @@ class SimNode(Process):
             if self.world.happens(0.1):
                 del self.descriptors[blob.name]
                 self.handle(node_events.ArgumentsFailed(blob.name, "it is gone"))
+            elif self.descriptors[blob.name] is None and self._has_no_room():
+                del self.descriptors[blob.name]
+                self.handle(node_events.ArgumentsFailed(blob.name, "no room", no_room=True))
             elif self.descriptors[blob.name] is None:
                 descriptor = self.descriptors[blob.name] = next(self._numbers)
                 self.files[descriptor] = int(blob.name)
                 self.handle(node_events.ArgumentsFetched(blob.name, descriptor))
 
         self.world.clock.at(self.world.soon() + 0.02, done)
+
+    def _has_no_room(self) -> bool:
+        machine = self.machine
+        return machine.disk.is_full or (machine.narrow > 0 and self.world.rooms.random() < machine.narrow)
 
     def _fetch_object(self, peer: ProcessId, blob: BlobRef) -> None:
         world, link = self.world, self.links.get(peer)
@@ -274,6 +282,9 @@ class SimNode(Process):
             elif random.random() < 0.1:
                 del self.objects[blob.name]
                 self.handle(node_events.ObjectFailed(blob.name, "it is gone"))
+            elif self._has_no_room():
+                del self.objects[blob.name]
+                self.handle(node_events.ObjectFailed(blob.name, "no room", no_room=True))
             else:
                 descriptor = self.objects[blob.name] = next(self._numbers)
                 self.handle(node_events.ObjectFetched(blob.name, descriptor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dispy.model import Ending, JobDone, ProcessId
+from dispy.model import UNSTARTED, Ending, JobDone, ProcessId
 from dispy.wire import messages
 from simulator.network import TO_NODE, DiallingProcess, Link, Machine
 
@@ -68,7 +68,7 @@ class SimRecoverer(DiallingProcess):
         process = link.node.process
         self.effect()
         for done in jobs:
-            if done.ending in (Ending.PROVISIONAL, Ending.NOT_STARTED):
+            if done.ending in (Ending.PROVISIONAL, *UNSTARTED):
                 continue
             known = self._from.setdefault((process, done.job, done.attempt), sequence)
             assert known == sequence, f"job {done.job} came in two batches"

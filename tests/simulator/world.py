@@ -61,6 +61,9 @@ class World:
         self.scattering = Random(f"scattering {seed}")
         """The same for scattered objects, which jobs of one seed in four have."""
         self.scattered = self.scattering.choice([0.0, 0.0, 0.0, 0.3])
+        self.rooms = Random(f"rooms {seed}")
+        """The same for nodes that have no room for what jobs need; there are some in one seed of three."""
+        self.narrow = self.rooms.choice([False, False, True])
         self.chances = chances or chances_of(self.random)
         self.shared = shared
         self.verbose = verbose
@@ -151,7 +154,8 @@ class World:
             self.successions.append(Succession(program))
 
     def add_machine(self, cpus: int, *, reliable: bool = False) -> Machine:
-        machine = Machine(f"n{len(self.machines) + 1}", cpus, reliable)
+        narrow = 0.0 if reliable else self.rooms.choice([0.0, 0.5, 1.0]) * self.narrow
+        machine = Machine(f"n{len(self.machines) + 1}", cpus, reliable, narrow)
         self.machines.append(machine)
         self.start_node(machine)
         for program in [*self.programs, *self.recoverers]:

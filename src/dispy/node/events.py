@@ -131,6 +131,8 @@ class FilesLent(Struct, frozen=True):
     job: int
     attempt: int
     reason: str = ""
+    no_room: bool = False
+    """This node cannot store them, which another may."""
 
 
 class ParcelDropped(Struct, frozen=True):
@@ -198,6 +200,8 @@ class ArgumentsFailed(Struct, frozen=True):
 
     name: bytes
     reason: str
+    no_room: bool = False
+    """This node cannot store them, which another may."""
 
 
 class ObjectFetched(Struct, frozen=True):
@@ -212,6 +216,8 @@ class ObjectFailed(Struct, frozen=True):
 
     name: bytes
     reason: str
+    no_room: bool = False
+    """This node cannot store it, which another may."""
 
 
 class BatchesSpooled(Struct, frozen=True):

@@ -21,7 +21,7 @@ from dispy.node.channel import SENT_FILE
 from dispy.node.environments import own_python
 from dispy.node.linux import exhaustion
 from dispy.node.loans import Loans
-from dispy.node.places import NodePlaces
+from dispy.node.places import NodePlaces, lacks_room
 from dispy.node.replies import ForkServerSpec, Reply, SetupFailed, WorkerDeath
 from dispy.node.variables import environment_of_fork_server
 from dispy.node.workdir import DirectoryGone, Workdir
@@ -110,19 +110,19 @@ class HostedComputation:
 
     async def _lend(self, key: tuple[int, int], files: tuple[FileSpec, ...]) -> None:
         held: list[str] = []
-        reason = ""
+        reason, no_room = "", False
         loans = await asyncio.shield(self._loans)
         try:
             await loans.lend(files, held)
         except (NodeError, TransferError, OSError) as error:
-            reason = str(error)
+            reason, no_room = str(error), lacks_room(error)
             loans.give_back(held)
         except asyncio.CancelledError:
             loans.give_back(held)
             raise
         else:
             self._lent[key] = held
-        self._places.post(ev.FilesLent(*key, reason))
+        self._places.post(ev.FilesLent(*key, reason, no_room))
 
     def take_back(self, action: do.ReturnFiles) -> None:
         """A job needs its files no more."""

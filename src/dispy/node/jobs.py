@@ -109,9 +109,8 @@ class JobDesk:
         assert lease is not None, "a job without a lease"
         if event.reason:
             self.outgoing.unqueue([job], effects)
-            self.outgoing.end(
-                lease, [job], Ending.DIED, f"what it depends on did not reach the node: {event.reason}", effects
-            )
+            text = f"what it depends on did not reach the node: {event.reason}"
+            self.outgoing.end(lease, [job], _without(event), text, effects)
         else:
             job.loan.is_here = True
             job.admit()
@@ -143,7 +142,7 @@ class JobDesk:
             assert lease is not None, "a job without a lease"
             self.outgoing.unqueue(jobs, effects)
             text = f"its arguments did not reach the node: {event.reason}"
-            self.outgoing.end(lease, jobs, Ending.DIED, text, effects)
+            self.outgoing.end(lease, jobs, _without(event), text, effects)
 
     def object_failed(self, lease: Lease | None, event: ev.ObjectFailed, effects: Effects) -> None:
         """End the jobs that waited for it."""
@@ -152,7 +151,7 @@ class JobDesk:
             assert lease is not None, "a job without a lease"
             self.outgoing.unqueue(jobs, effects)
             text = f"a scattered object did not reach the node: {event.reason}"
-            self.outgoing.end(lease, jobs, Ending.DIED, text, effects)
+            self.outgoing.end(lease, jobs, _without(event), text, effects)
 
     def worker_forked(self, event: ev.WorkerForked) -> None:
         """It takes jobs from now on."""
@@ -306,6 +305,11 @@ class JobDesk:
         jobs = self.returning.answer(lease, worker, jobs, effects)
         self.returning.put_back(lease, computation, jobs, effects)
         self.forcing.after_progress(worker, now, effects)
+
+
+def _without(event: ev.ArgumentsFailed | ev.ObjectFailed | ev.FilesLent) -> Ending:
+    """How jobs end that cannot start without what has not come."""
+    return Ending.NO_ROOM if event.no_room else Ending.DIED
 
 
 def _withdraw(blobs: Mapping[int, BlobRef], done: list[JobDone], effects: Effects) -> None:

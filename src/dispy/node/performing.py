@@ -19,7 +19,7 @@ from dispy.node import events as ev
 from dispy.node.callers import Callers
 from dispy.node.freememory import has_room
 from dispy.node.hosting import HostedComputation
-from dispy.node.places import NodePlaces
+from dispy.node.places import NodePlaces, lacks_room
 from dispy.node.variables import told_of
 
 logger = logging.getLogger("dispy.node")
@@ -158,7 +158,7 @@ class Performer:
                 descriptor = await exchange.fetch_aside(action.blob, self._places.store.directory)
         except (TransferError, NodeError, OSError) as error:
             self._arguments.pop(name, None)
-            self._places.post(ev.ArgumentsFailed(name, str(error)))
+            self._places.post(ev.ArgumentsFailed(name, str(error), lacks_room(error)))
             return
         shared = self._arguments[name]
         shared.task, shared.descriptor = None, descriptor
@@ -183,7 +183,7 @@ class Performer:
             descriptor = await self._open_object(action.peer, blob)
         except (TransferError, NodeError, OSError) as error:
             self._objects.pop(blob.name, None)
-            self._places.post(ev.ObjectFailed(blob.name, str(error)))
+            self._places.post(ev.ObjectFailed(blob.name, str(error), lacks_room(error)))
             return
         shared = self._objects[blob.name]
         shared.task, shared.descriptor = None, descriptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dispy.node.turns import Turns
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
 from dispy.wire.blobs import BlobSources, BlobStore
+from dispy.wire.blobstore import NoRoom
 from dispy.wire.datagrams import RateLimit
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ logger = logging.getLogger("dispy.node")
 
 WARN_INTERVAL: Final = 600.0
 """Seconds until the same warning is given again."""
+
+
+class TooLarge(NodeError):
+    """Something is larger than the node's owner allows, which that of another node may allow."""
 
 
 class NodePlaces(Struct):
@@ -64,7 +70,7 @@ class NodePlaces(Struct):
         """Refuse a file that is larger than the node's owner allows.
 
         Raises:
-            NodeError: it is.
+            TooLarge: it is.
         """
         self._check(file.blob, f"the file {file.path}")
 
@@ -75,4 +81,11 @@ class NodePlaces(Struct):
     def _check(self, blob: BlobRef, called: str) -> None:
         most = self.settings.max_file_size
         if most and blob.size > most:
-            raise NodeError(f"{called} has {blob.size:,} bytes, and this node takes at most {most:,} (--max_file_size)")
+            raise TooLarge(f"{called} has {blob.size:,} bytes, and this node takes at most {most:,} (--max_file_size)")
+
+
+def lacks_room(error: Exception) -> bool:
+    """Whether something is not here because this machine cannot store it, as another may."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    is_full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
+    return is_full or isinstance(error, NoRoom | TooLarge)

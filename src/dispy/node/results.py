@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from dispy.model import Ending, HeldAttempt, JobDone
+from dispy.model import UNSTARTED, Ending, HeldAttempt, JobDone
 from dispy.wire.messages import JobsDone
 
 SPOOL_AFTER: Final = 1.0
@@ -115,7 +115,7 @@ class Results(Struct, eq=False):
 
     def waiting(self) -> int:
         """How many attempts that had started have their result here."""
-        nothing = (Ending.PROVISIONAL, Ending.NOT_STARTED)
+        nothing = (Ending.PROVISIONAL, *UNSTARTED)
         return sum(done.ending not in nothing for batch in self.batches for done in batch.message.jobs)
 
     def due(self, now: float, *, linked: bool, most: int | None = None) -> list[Batch]:

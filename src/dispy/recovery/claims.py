@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from dispy.errors import TransferError
 from dispy.logs import logger
-from dispy.model import Ending, HeldAttempt, JobDone, NodeInfo, ProcessId
+from dispy.model import UNSTARTED, Ending, HeldAttempt, JobDone, NodeInfo, ProcessId
 from dispy.recovery.book import Book, JobsHanded, ResultKept
 from dispy.recovery.file import RecoveryFile
 from dispy.wire.blobs import BlobExchange, BlobSources
@@ -158,7 +158,7 @@ class Claim:
     def _settle(self, message: JobsDone) -> None:
         self._safe = max(self._safe, message.sequence)
         self.left -= {(done.job, done.attempt) for done in message.jobs if done.ending != Ending.PROVISIONAL}
-        self.not_started |= {done.job for done in message.jobs if done.ending == Ending.NOT_STARTED}
+        self.not_started |= {done.job for done in message.jobs if done.ending in UNSTARTED}
         if self.link is not None:
             self.link.send(AckResults(self._safe))
         self._on_news(self)
@@ -183,7 +183,7 @@ class Claim:
             size = 0 if done.blob is not None else _body_size(done)
             body = payload[at : at + size]
             at += size
-            if done.ending in (Ending.PROVISIONAL, Ending.NOT_STARTED) or done.job in self._book.returned:
+            if done.ending in (Ending.PROVISIONAL, *UNSTARTED) or done.job in self._book.returned:
                 continue
             if done.blob is not None:
                 try:

@@ -115,7 +115,7 @@ class ClusterRecord:
 
     def queue_for(self, record: JobRecord) -> JobQueue:
         """The queue in which this job belongs."""
-        if record.options is None:
+        if record.options is None and not record.without:
             return self.plain
         shape = record.shape
         queue = self.special.get(shape)

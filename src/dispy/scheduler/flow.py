@@ -15,7 +15,7 @@ from dispy.errors import InvalidTransition
 from dispy.model import ComputationId, Ending, HeldAttempt, JobDone, JobState, ProcessId
 from dispy.scheduler.clusters import ClusterRecord, ClusterState
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, ResultDropped
-from dispy.scheduler.jobs import JobQueue, JobRecord
+from dispy.scheduler.jobs import JobQueue, JobRecord, Shape
 from dispy.scheduler.nodes import NodeRecord, Share, ShareState, traces_of
 from dispy.scheduler.placement import why_none_fits
 from dispy.scheduler.tables import Outbox, Tables
@@ -24,7 +24,7 @@ from dispy.words import counted, listed
 
 ENDED_AT_ONCE: Final = 2048
 """Jobs without hope that end with one event: others are heard before the next portion."""
-RETRIED: Final = frozenset({Ending.RAISED, Ending.DIED, Ending.LIMITED, Ending.UNSENDABLE})
+RETRIED: Final = frozenset({Ending.RAISED, Ending.DIED, Ending.LIMITED, Ending.UNSENDABLE, Ending.NO_ROOM})
 """Endings after which a job is tried again that has retries left."""
 
 SENTENCES: Final = {
@@ -33,6 +33,7 @@ SENTENCES: Final = {
     Ending.INTERRUPTED: "interrupted while it ran",
     Ending.LIMITED: "a limit was exceeded",
     Ending.UNSENDABLE: "its result cannot be sent",
+    Ending.NO_ROOM: "the node has no room for what it needs",
 }
 
 
@@ -63,10 +64,26 @@ def end_hopeless(tables: Tables, out: Outbox, queues: Iterable[JobQueue]) -> Non
     for queue in tuple(queues):
         if not queue.waiting:
             tables.forget_queue(queue)
-        elif queue in tables.ending:
             continue
-        elif cause := why_hopeless(tables, tables.clusters[queue.cluster], queue):
+        if queue in tables.ending:
+            continue
+        cluster, shape = tables.clusters[queue.cluster], queue.shape
+        cause = why_hopeless(tables, cluster, shape)
+        if cause and shape.without and not why_hopeless(tables, cluster, shape._replace(without=())):
+            _try_everywhere(tables, out, queue)
+        elif cause:
             end_queue(tables, out, queue, cause)
+
+
+def _try_everywhere(tables: Tables, out: Outbox, queue: JobQueue) -> None:
+    """The nodes are gone that might have had room: those that had none may have it by now, else the jobs end there."""
+    records: list[JobRecord] = []
+    while queue.waiting:
+        records += queue.take(queue.top().waiting)
+    tables.forget_queue(queue)
+    for record in records:
+        record.without = ()
+    tables.requeue(out, records)
 
 
 def end_queue(tables: Tables, out: Outbox, queue: JobQueue, cause: str) -> None:
@@ -84,31 +101,31 @@ def end_further(tables: Tables, out: Outbox) -> None:
     """Go on with queues whose jobs are being ended. If a node has come that can run those that are left, they run."""
     for queue, cause in list(tables.ending.items()):
         del tables.ending[queue]
-        if why_hopeless(tables, tables.clusters[queue.cluster], queue):
+        if why_hopeless(tables, tables.clusters[queue.cluster], queue.shape):
             end_queue(tables, out, queue, cause)
 
 
-def why_hopeless(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> str:
-    """Why no node can ever run jobs of this queue; empty when one may."""
+def why_hopeless(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
+    """Why no node can ever run jobs of this shape; empty when one may."""
     most = cluster.account.most_cpus
-    if most and queue.shape.cpus > most:
-        return f"it asks for {counted(queue.shape.cpus, 'CPU')}, and {cluster.account.label} may have {most} at once"
+    if most and shape.cpus > most:
+        return f"it asks for {counted(shape.cpus, 'CPU')}, and {cluster.account.label} may have {most} at once"
     if cluster.forsaken and not cluster.shares and not cluster.asked:
         return cluster.forsaken
     if cluster.is_hopeless:
         refusals = listed(f"{share.node.label}: {share.reason}" for share in cluster.shares.values())
         return f"every node refused it for good: {refusals}{traces_of(cluster.shares.values())}"
-    if not queue.shape.node:
-        return why_none_fits(cluster, queue)
-    node = tables.nodes.get(ProcessId(queue.shape.node))
+    if not shape.node:
+        return why_none_fits(cluster, shape)
+    node = tables.nodes.get(ProcessId(shape.node))
     if node is None:
-        return f"the node that it asks for ({queue.shape.node}) is not known, or was lost"
+        return f"the node that it asks for ({shape.node}) is not known, or was lost"
     if node.id in cluster.declined:
         return f"the cluster does not use node {node.label}, which it asks for"
     share = cluster.shares.get(node.id)
     if share is not None and share.state is ShareState.REFUSED and share.final:
         return f"node {node.label}, which it asks for, refused: {share.reason}{traces_of([share])}"
-    return why_none_fits(cluster, queue)
+    return why_none_fits(cluster, shape)
 
 
 def take_results(
@@ -163,10 +180,14 @@ def take_results(
             del jobs[done.job]
             over += 1
             ended.append(JobEnded(record, finished, id, done, body))
+        elif done.ending == Ending.NO_ROOM and not record.cancelled and _goes_elsewhere(out, share, record, done, body):
+            ended = out.ended
+            back.append(record)
         elif done.ending in RETRIED and record.retries and not record.cancelled:
             _try_again(tables, out, node, record, _sentence(done, body))
+            ended = out.ended
             back.append(record)
-        elif done.ending != Ending.NOT_STARTED:
+        elif done.ending != Ending.NOT_STARTED and not (done.ending == Ending.NO_ROOM and record.cancelled):
             tables.end(out, record, JobState.Terminated, _sentence(done, body), done, body)
         elif record.cancelled:
             tables.end(out, record, JobState.Cancelled, "cancelled before it started", done, body)
@@ -181,6 +202,23 @@ def take_results(
         if each not in tables.fresh:
             tables.refresh(each)
     return touched
+
+
+def _goes_elsewhere(out: Outbox, share: Share, record: JobRecord, done: JobDone, body: bytes | memoryview) -> bool:
+    """A node has no room for what a job needs: leave it out, if another may run it; else none is left out any more.
+
+    The job's owner is told of the first such job of a node: there may be many, and none of them has started.
+    """
+    node, is_news, reason = share.node, not share.no_room, _sentence(done, body)
+    share.no_room = reason
+    record.without = tuple(sorted({*record.without, node.id}))
+    if why_none_fits(share.cluster, record.shape):
+        record.without = ()
+        return False
+    if is_news:
+        text = f"{reason} (on node {node.label}; what has no room there runs elsewhere)"
+        out.notice(JobRequeued(record, node.id, text))
+    return True
 
 
 def _has_returned(record: JobRecord, done: JobDone, node: ProcessId) -> bool:
@@ -300,7 +338,9 @@ def take_recalled(tables: Tables, out: Outbox, node: NodeRecord, attempts: Itera
             continue
         share = node.shares[record.cluster]
         del share.flight[held.job]
-        useful = useful or (record.cluster == wanted and not record.pinned and not record.cancelled and not record.cpus)
+        useful = useful or (
+            record.cluster == wanted and not (record.pinned or record.without or record.cancelled or record.cpus)
+        )
         tables.give_back(record)
         if record.cpus:
             share.release(record)

@@ -136,7 +136,7 @@ def _check_cluster(tables: Tables, cluster: ClusterRecord) -> None:
 def _check_hopes(tables: Tables, cluster: ClusterRecord) -> None:
     """No job waits in vain, no CPU idles beside jobs that could be called back, nothing of a cluster outlives it."""
     for queue in cluster.queues:
-        hopeless = queue.waiting and queue not in tables.ending and why_hopeless(tables, cluster, queue)
+        hopeless = queue.waiting and queue not in tables.ending and why_hopeless(tables, cluster, queue.shape)
         _require(not hopeless, f"jobs of {cluster.id} wait in vain: {hopeless}")
     idle = sum(share.idle for share in cluster.idlers.values())
     _require(

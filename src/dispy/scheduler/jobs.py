@@ -23,6 +23,8 @@ class Shape(NamedTuple):
     memory: int = 0
     gpus: int = 0
     tags: tuple[str, ...] = ()
+    without: tuple[ProcessId, ...] = ()
+    """Nodes that have no room for what it needs."""
 
     @property
     def is_heavy(self) -> bool:
@@ -62,6 +64,8 @@ class JobRecord(Struct, eq=False):
     """Slot-seconds that its user was charged for the attempt in flight."""
     seen_at: float = 0.0
     """When it was first seen at work, or about to be; 0: not yet."""
+    without: tuple[ProcessId, ...] = ()
+    """Nodes that had no room for what it needs, in order; changed only while it stands in no queue."""
 
     @property
     def pinned(self) -> str:
@@ -78,8 +82,8 @@ class JobRecord(Struct, eq=False):
         """What it asks of a node."""
         options = self.options
         if options is None:
-            return PLAIN
-        return Shape(options.node, options.cpus, options.memory, options.gpus, options.tags)
+            return PLAIN if not self.without else Shape(without=self.without)
+        return Shape(options.node, options.cpus, options.memory, options.gpus, options.tags, self.without)
 
 
 class Lane:

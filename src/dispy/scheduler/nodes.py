@@ -112,6 +112,8 @@ class Share(Struct, eq=False):
     """It is to be opened again when it has been closed."""
     is_stuck: bool = False
     """Its jobs take much longer than others of its cluster: nothing is sent ahead until one has ended."""
+    no_room: str = ""
+    """What it said last of something that a job needs and for which it has no room."""
     is_terminated: bool = False
     """Its jobs are ended when it is closed, not waited for."""
 

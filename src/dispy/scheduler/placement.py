@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from dispy.model import ProcessId
 from dispy.scheduler.clusters import ClusterRecord
-from dispy.scheduler.jobs import JobQueue, Shape
+from dispy.scheduler.jobs import PLAIN, JobQueue, Shape
 from dispy.scheduler.nodes import NEARLY, NodeRecord, Share, ShareState
 from dispy.scheduler.prospects import why_lacking
 from dispy.words import counted, listed
@@ -36,6 +36,8 @@ def why_unfit(share: Share, shape: Shape) -> str:
     A node that offers no CPU for the time being is not judged by its CPUs.
     """
     node = share.node
+    if shape.without and node.id in shape.without:
+        return f"has no room for what it needs{f' ({share.no_room})' if share.no_room else ''}"
     if reason := why_lacking(node.info, shape):
         return reason
     account = share.cluster.account
@@ -55,12 +57,15 @@ def may_run(share: Share, shape: Shape) -> bool:
     return shape.node in ("", share.node.id) and not why_unfit(share, shape)
 
 
-def why_none_fits(cluster: ClusterRecord, queue: JobQueue) -> str:
-    """Why no node that can come can ever run jobs of this queue; empty when one may."""
-    if queue.is_plain or cluster.asked:
+def why_none_fits(cluster: ClusterRecord, shape: Shape) -> str:
+    """Why no node that can come can ever run jobs of this shape; empty when one may.
+
+    Jobs for which nodes had no room do not wait for nodes that nobody has named.
+    """
+    if shape == PLAIN or cluster.asked:
         return ""
-    shape = queue.shape
-    if not shape.node and (cluster.is_open_ended or len(cluster.shares) + len(cluster.declined) < cluster.named):
+    is_open_ended = cluster.is_open_ended and not shape.without
+    if not shape.node and (is_open_ended or len(cluster.shares) + len(cluster.declined) < cluster.named):
         return ""
     reasons = []
     for share in candidates(cluster, shape):

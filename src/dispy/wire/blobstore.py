@@ -47,6 +47,10 @@ class ContentLost(TransferError):
     """Whoever offered it does not have this content any more, and nothing brings it back."""
 
 
+class NoRoom(TransferError):
+    """A content cannot be stored on this machine, which another may store."""
+
+
 class Sink(Protocol[T_co]):
     """Takes the pieces of one blob."""
 
@@ -250,7 +254,8 @@ class BlobStore:
         """A place for a blob that is to come.
 
         Raises:
-            TransferError: it does not fit on the disk, or is not named by its hash.
+            NoRoom: it does not fit on the disk.
+            TransferError: it is not named by its hash.
         """
         await asyncio.to_thread(self._check_room, ref)
         return FileSink(ref, self.place(ref))
@@ -315,7 +320,7 @@ class BlobStore:
                 left.unlink(missing_ok=True)
         except OSError as error:
             self._prepared = False
-            raise TransferError(f"files cannot be kept in {self.directory}: {error.strerror}") from error
+            raise NoRoom(f"files cannot be kept in {self.directory}: {error.strerror}") from error
 
     def place(self, ref: BlobRef) -> Path:
         """Where the file with this content is, when it is here."""
@@ -337,11 +342,11 @@ def check_digest(ref: BlobRef, digest: bytes) -> None:
         )
 
 
-def write_error(ref: BlobRef, error: OSError, place: str) -> TransferError:
+def write_error(ref: BlobRef, error: OSError, place: str) -> NoRoom:
     """What to say when a blob cannot be written."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return TransferError(f"{blob_text(ref)} does not fit: the disk of {place} is full; make room there")
-    return TransferError(f"{blob_text(ref)} cannot be written to {place}: {error.strerror}")
+        return NoRoom(f"{blob_text(ref)} does not fit: the disk of {place} is full; make room there")
+    return NoRoom(f"{blob_text(ref)} cannot be written to {place}: {error.strerror}")
 
 
 def _anonymous_file() -> int:
