@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,4 +73,29 @@ def loaded(statement: str) -> set[str]:
     ],
 )
 def test_a_start_loads_nothing_that_it_does_not_need(statement: str, unwanted: set[str]) -> None:
+    assert not sorted(loaded(statement) & unwanted)
+
+
+def test_a_node_that_joins_loads_nothing_for_those_that_might_dial_it(tmp_path: Path, free_base_port: int) -> None:
+    """Hundreds of them may start on one machine: neither for their certificate nor for who has their usual port."""
+    statement = f"""
+import asyncio
+from dispy.node import service
+from dispy.node.vitals import count_gpus
+from dispy.node.settings import NodeSettings
+from dispy.secrets import find_credentials
+from pathlib import Path
+
+async def work():
+    place = ("127.0.0.1", {free_base_port})
+    node = service.NodeService(NodeSettings(
+        name="n", cpus=1, prefix=Path({str(tmp_path)!r}) / "node", credentials=find_credentials(secret="s" * 32),
+        interfaces=("lo",), base_port={free_base_port + 1}, joins=(place,)))
+    await node.start()
+    await node.close()
+
+count_gpus()
+asyncio.run(work())
+"""
+    unwanted = HEAVY - {"psutil"} | OF_USER_CODE | OF_FEW_NODES | {"encodings.idna", "unicodedata", "zlib", "bz2"}
     assert not sorted(loaded(statement) & unwanted)

@@ -36,6 +36,7 @@ from dispy.node.settings import NodeSettings
 from dispy.secrets import credentials_from_key
 from dispy.wire import messages as msg
 from dispy.wire.blobs import BlobExchange, BlobSources
+from dispy.wire.discovery import Asker, NodeFound
 from dispy.wire.link import Link, LinkSettings, Listener, dial
 
 T = TypeVar("T")
@@ -498,6 +499,61 @@ def test_a_node_that_joins(settings: NodeSettings) -> None:
             await anna.hear(msg.LeaseGranted)
         await anna.until(lambda: anna.lost)
         assert anna.lost[-1][1], "it says goodbye"
+        await anna.close()
+        await listener.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_node_that_joins_is_announced_when_nobody_takes_it(
+    settings: NodeSettings, free_base_port: int, answers: bool
+) -> None:
+    """Who heard of it while it dials would dial as well."""
+
+    async def work() -> None:
+        anna = Scheduler()
+        listener = await Listener.start(
+            ["127.0.0.1"],
+            0,
+            settings=anna.settings,
+            handler=anna,
+            accept=frozenset({Role.NODE}),
+            on_refused=lambda address, sentence: None,
+        )
+        if not answers:
+            await listener.close()
+        found: list[NodeFound] = []
+        asker = await Asker.start(
+            credentials=settings.credentials,
+            group="",
+            base_port=free_base_port,
+            name="asker",
+            interfaces=("lo",),
+            on_found=found.append,
+            on_refused=lambda refused: None,
+        )
+        joining = NodeSettings(
+            name="joiner",
+            cpus=1,
+            prefix=settings.prefix,
+            credentials=settings.credentials,
+            hosts=settings.hosts,
+            interfaces=("lo",),
+            base_port=free_base_port,
+            joins=(("127.0.0.1", listener.port),),
+        )
+        async with running(joining):
+            if answers:
+                await anna.hear(msg.NodeDescribed)
+                anna.send(msg.AskLease(anna.token, anna.holder))
+                await anna.hear(msg.LeaseGranted)
+                asker.ask()
+                await seen(lambda: found)
+                assert not asker.counters["announcements"]
+            else:
+                await seen(lambda: asker.counters["announcements"] == 1)
+        asker.close()
         await anna.close()
         await listener.close()
 

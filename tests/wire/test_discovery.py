@@ -130,6 +130,24 @@ def test_one_question_finds_all_nodes_of_a_host(base_port: int) -> None:
     run(test)
 
 
+def test_a_silent_node_neither_announces_itself_nor_answers(base_port: int) -> None:
+    async def test() -> None:
+        heard, nodes = Heard(), Heard()
+        async with answerer(base_port, nodes) as node, asker(base_port, heard) as client:
+            node.silent = True
+            node.announce()
+            client.ask()
+            await nodes.until(lambda: node.counters["silent"] == 1)
+            assert not node.counters["announced"]
+            node.silent = False
+            node.announce()
+            await heard.until(lambda: client.counters["announcements"] == 1)
+            client.ask()
+            await heard.until(lambda: client.counters["answers"] == 1)
+
+    run(test)
+
+
 def test_an_announcement_reaches_all_clients_of_a_host_and_is_limited(
     base_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

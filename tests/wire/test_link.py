@@ -457,6 +457,16 @@ def test_a_port_in_use_is_named_with_its_owner() -> None:
                     on_refused=there.refused,
                 )
             assert caught.value.port == listener.port
+            with pytest.raises(PortInUse, match=f"TCP port {listener.port} of 127.0.0.1 is in use; choose another"):
+                await Listener.start(
+                    ["127.0.0.1"],
+                    listener.port,
+                    settings=node(),
+                    handler=there,
+                    accept=EVERYONE,
+                    on_refused=there.refused,
+                    names_owner=False,
+                )
 
     run(test)
 

@@ -36,6 +36,8 @@ INTERFACE_INTERVAL: Final = 5.0
 """Seconds between two looks at the machine's addresses."""
 TELL_INTERVAL: Final = 3600.0
 """Seconds until the refusal of one peer for one cause is told again."""
+JOINED_TIMEOUT: Final = 2.0
+"""Seconds that a program has for taking a node that joined it, before the network hears of that node."""
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds that the last words of a link may take to leave."""
 
@@ -61,6 +63,7 @@ class Callers:
         post: Callable[[ev.Event], None],
         give_up: Callable[[str], None],
         answer_admin: Callable[[AnyMessage, str], AnyMessage | None],
+        announce_if_free: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._process = process
@@ -68,6 +71,7 @@ class Callers:
         self._post = post
         self._give_up = give_up
         self._answer_admin = answer_admin
+        self._announce_if_free = announce_if_free
         self._admins: set[Link] = set()
         self.port = 0
         self.ext_hosts: tuple[tuple[str, int], ...] = ()
@@ -153,7 +157,10 @@ class Callers:
             handler=self,
             accept=frozenset({Role.CLIENT, Role.SCHEDULER, Role.PEER, Role.ADMIN}),
             on_refused=self._refused,
-            expects_links=not self._settings.joins,  # one that dials is not dialled as a rule
+            # One that dials is not dialled as a rule; who has its usual port is nothing to it, and costs a look at
+            # every process, of which there may be hundreds like it.
+            expects_links=not self._settings.joins,
+            names_owner=not self._settings.joins or self._settings.insist_on_port,
         )
 
     async def _answer(self) -> None:
@@ -172,6 +179,8 @@ class Callers:
             others=self.ext_hosts,
             on_refused=self._stranger,
         )
+        # One that dials is not found meanwhile: who finds it would dial as well, and both would pay for two links.
+        self._answerer.silent = bool(settings.joins)
         self._answerer.announce()
 
     def _join(self, host: str, port: int) -> None:
@@ -234,6 +243,12 @@ class Callers:
         if self._answerer is not None:
             self._answerer.announce()
 
+    def _end_silence(self, announce_after: float) -> None:
+        """The first dial has come to an end, whatever came of it."""
+        if self._answerer is not None and self._answerer.silent:
+            self._answerer.silent = False
+            self._loop.call_later(announce_after, self._announce_if_free)
+
     def hang_up(self, action: do.HangUp) -> None:
         """End one link."""
         caller = self._callers.get(action.peer)
@@ -246,6 +261,8 @@ class Callers:
     def link_opened(self, link: Link) -> None:
         """A scheduler is there, whoever dialled, or an admin."""
         peer = link.peer
+        if link.dialled:
+            self._end_silence(JOINED_TIMEOUT)
         if peer.role is Role.ADMIN:
             self._admins.add(link)
             link.ended.add_done_callback(lambda _: self._admins.discard(link))
@@ -371,6 +388,7 @@ class Callers:
 
     def _join_failed(self, dialler: Dialler, error: LinkError) -> None:
         text = str(error)
+        self._end_silence(0.0)
         if self._last_failure.get(dialler) != text:
             self._last_failure[dialler] = text
             final = isinstance(error, AuthenticationRejected)

@@ -144,6 +144,7 @@ class NodeService:
             post=self.handle,
             give_up=self._give_up,
             answer_admin=self.steering.answer,
+            announce_if_free=self._announce_if_free,
         )
         self._performer = Performer(self._places, self.callers, lambda: _holder_text(self.core))
         self._performers: dict[type, Callable[[Any], None]] = {
@@ -327,7 +328,7 @@ class NodeService:
         self.callers.announce()
 
     def _announce_if_free(self) -> None:
-        if self.core.lease is None and self.core.info.cpus:
+        if self.core.lease is None and self.core.info.cpus and not self._closed:
             self.callers.announce()
 
     def _tidy(self) -> None:

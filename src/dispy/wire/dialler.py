@@ -17,7 +17,7 @@ from dispy.errors import AuthenticationRejected, ConnectFailed, LinkError, Setti
 from dispy.settings import HANDSHAKE_TIMEOUT, REDIAL_FIRST, REDIAL_HURRY, REDIAL_MOST
 from dispy.wire.connection import Approach, Link, LinkHandler
 from dispy.wire.handshake import HandshakeRejected
-from dispy.wire.interfaces import address_of, is_loopback
+from dispy.wire.interfaces import address_of, as_asked, is_loopback
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
 from dispy.wire.tls import dialler_context
@@ -148,7 +148,7 @@ async def _dial(
 async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     try:
         # An address needs neither a thread nor a name server.
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found = socket.getaddrinfo(as_asked(host), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

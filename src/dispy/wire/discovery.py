@@ -282,6 +282,8 @@ class Answerer(_Hearer):
         self._ears = ears
         self._described = described
         self._on_refused = on_refused
+        self.silent = False
+        """Nothing is announced and no question answered for the time being."""
         self._spoken: list[InterfaceAddress] = []
         self._refusals = RateLimit(REFUSAL_INTERVAL)
         self._reports = RateLimit(REPORT_INTERVAL)
@@ -344,7 +346,7 @@ class Answerer(_Hearer):
 
     def announce(self) -> None:
         """Tell the clients on all interfaces (as they are now) that this node is here."""
-        if self._ears is None:
+        if self._ears is None or self.silent:
             return
         self.refresh()
         nonce = os.urandom(datagrams.NONCE_SIZE)
@@ -362,6 +364,8 @@ class Answerer(_Hearer):
     def _hear(self, listening: socket.socket) -> None:
         for datagram, address, sender in self._understood(listening):
             match datagram:
+                case Question() if self.silent:
+                    self.counters["silent"] += 1
                 case Question(nonce):
                     self.counters["questions"] += 1
                     answer = datagrams.encode_answer(self._identity, nonce, *self._described)

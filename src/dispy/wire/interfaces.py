@@ -154,10 +154,15 @@ def has_ipv6() -> bool:
     return True
 
 
+def as_asked(host: str) -> str | bytes:
+    """A name or address for `getaddrinfo`, which for text of any kind loads tables of all of Unicode."""
+    return host.encode() if host.isascii() else host
+
+
 def can_be_used(address: str) -> bool:
     """Whether sockets of this machine can be bound to an address now."""
     try:
-        family, kind, _, _, where = socket.getaddrinfo(address, 0, type=socket.SOCK_DGRAM)[0]
+        family, kind, _, _, where = socket.getaddrinfo(as_asked(address), 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.bind(where)
     except OSError:

@@ -20,7 +20,7 @@ from dispy.model import ProcessId, Role
 from dispy.settings import HANDSHAKE_TIMEOUT
 from dispy.wire.connection import Approach, Link, LinkHandler
 from dispy.wire.handshake import HandshakeRejected
-from dispy.wire.interfaces import address_of, can_be_used, is_loopback, shown
+from dispy.wire.interfaces import address_of, as_asked, can_be_used, is_loopback, shown
 from dispy.wire.parties import LinkSettings
 from dispy.wire.sockets import tune
 from dispy.wire.strangers import Limits, Strangers
@@ -87,12 +87,14 @@ class Listener:
         accept: frozenset[Role],
         on_refused: Callable[[str, str], None],
         expects_links: bool = True,
+        names_owner: bool = True,
         limits: Limits | None = None,
     ) -> Listener:
         """Listen at these addresses; port 0 takes one that is free at all of them.
 
         `on_refused(address, sentence)` hears of every connection that did not become a link. Where links are expected,
-        all that the first one needs is made at once.
+        all that the first one needs is made at once. With `names_owner` the processes of this machine are looked
+        through for the one that has the port.
 
         Raises:
             PortInUse: another process listens there; the sentence names it if it can be found.
@@ -102,7 +104,15 @@ class Listener:
         tls = ListenerTls(settings.credentials)
         if expects_links:
             tls.certificate_hash()
-        return cls(_listen(hosts, port), tls, settings, handler, accept, on_refused, limits or Limits())
+        return cls(
+            _listen(hosts, port, names_owner=names_owner),
+            tls,
+            settings,
+            handler,
+            accept,
+            on_refused,
+            limits or Limits(),
+        )
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -127,7 +137,7 @@ class Listener:
             sock.close()
         for host in [host for host in hosts if host not in self.hosts]:
             with contextlib.suppress(NodeError):  # in use or gone: the next look at the interfaces tries again
-                for sock in _listen([host], self.port):
+                for sock in _listen([host], self.port, names_owner=False):
                     task = asyncio.get_running_loop().create_task(self._accept_at(sock), name="accept links")
                     self._accepting[sock] = task
 
@@ -247,14 +257,14 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error) or "it may have given up waiting, or has ended"
 
 
-def _listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
+def _listen(hosts: Sequence[str], port: int, *, names_owner: bool) -> list[socket.socket]:
     for left in reversed(range(_PORT_TRIES)):
         with contextlib.ExitStack() as on_error:
             sockets: list[socket.socket] = []
             try:
                 for address in _addresses(hosts):
                     chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
-                    sockets.append(_bind(*address, chosen))
+                    sockets.append(_bind(*address, chosen, names_owner=names_owner))
                     on_error.callback(sockets[-1].close)
             except PortInUse:
                 # A port that was free at the first address is taken at another one.
@@ -271,7 +281,7 @@ def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[A
     found = {}
     for host in hosts:
         try:
-            entries = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            entries = socket.getaddrinfo(as_asked(host), 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
             raise NodeError(f"{host!r} is no address of this machine to listen at: {error.strerror}") from error
         there = [(family, address) for family, _, _, _, address in entries]
@@ -280,7 +290,7 @@ def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[A
     return list(found)
 
 
-def _bind(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:
+def _bind(family: socket.AddressFamily, address: tuple[Any, ...], port: int, *, names_owner: bool) -> socket.socket:
     host = address_of(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -294,7 +304,8 @@ def _bind(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> 
         sock.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(
-                f"TCP port {port} of {host} is in use{_owner(port)}; choose another one or end that process",
+                f"TCP port {port} of {host} is in use{_owner(port) if names_owner else ''}; "
+                "choose another one or end that process",
                 port,
             ) from error
         raise NodeError(f"cannot listen at {shown(host, port)}: {error.strerror}") from error
