@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -10,7 +11,7 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from dispy.secrets import credentials_from_key
 from dispy.wire import pagecache
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
 from dispy.wire.blobstore import ContentLost, FileSink
+from dispy.wire.frames import RECEIVE_SIZE
 from dispy.wire.link import Link, LinkSettings, Listener, dial
 from dispy.wire.messages import AnyMessage, BlobFetched, BlobGone, Chunk, Heartbeat, NeedChunk
-from dispy.wire.transfer import LARGE_CHUNK, SMALL_CHUNK
+from dispy.wire.tlsstream import TlsStream
+from dispy.wire.transfer import LARGE_CHUNK, SMALL_CHUNK, WINDOW_LIMIT
 
 DATA = os.urandom(3 * LARGE_CHUNK + 12345)
 
@@ -97,9 +100,9 @@ class Pair:
         self.to_taker.target = self.taker
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
+def run(test: Callable[[], Awaitable[None]], seconds: float = 30) -> None:
     async def main() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(seconds):
             await test()
 
     asyncio.run(main())
@@ -591,34 +594,77 @@ class _Exchanging:
         self.exchange.close(cause)
 
 
+@contextlib.asynccontextmanager
+async def linked() -> AsyncIterator[tuple[_Exchanging, BlobExchange]]:
+    """Who gives and who takes, with a link between them."""
+    credentials = credentials_from_key(b"k" * 32)
+    giver, taker = _Exchanging(), _Exchanging()
+    settings = [
+        LinkSettings(ProcessId(letter * 32), role, letter, credentials)
+        for letter, role in (("a", Role.NODE), ("b", Role.SCHEDULER))
+    ]
+    listener = await Listener.start(
+        ["127.0.0.1"],
+        0,
+        settings=settings[0],
+        handler=giver,
+        accept=frozenset({Role.SCHEDULER}),
+        on_refused=lambda address, sentence: None,
+    )
+    link = await dial("127.0.0.1", listener.port, settings=settings[1], handler=taker)
+    try:
+        assert taker.exchange is not None
+        yield giver, taker.exchange
+    finally:
+        link.close("done")
+        await listener.close()
+
+
 def test_over_a_real_link(tmp_path: Path) -> None:
     async def test() -> None:
-        credentials = credentials_from_key(b"k" * 32)
-        giver, taker = _Exchanging(), _Exchanging()
-        settings = [
-            LinkSettings(ProcessId(letter * 32), role, letter, credentials)
-            for letter, role in (("a", Role.NODE), ("b", Role.SCHEDULER))
-        ]
-        listener = await Listener.start(
-            ["127.0.0.1"],
-            0,
-            settings=settings[0],
-            handler=giver,
-            accept=frozenset({Role.SCHEDULER}),
-            on_refused=lambda address, sentence: None,
-        )
-        link = await dial("127.0.0.1", listener.port, settings=settings[1], handler=taker)
-        try:
-            assert taker.exchange is not None
+        async with linked() as (giver, taker):
             path = tmp_path / "data"
             path.write_bytes(DATA)
             ref = await giver.sources.offer_file(path)
-            fetched = await taker.exchange.fetch_file(ref, BlobStore(tmp_path / "store"))
+            fetched = await taker.fetch_file(ref, BlobStore(tmp_path / "store"))
             assert fetched.read_bytes() == DATA
-            assert content(await taker.exchange.fetch_memfd(giver.sources.offer_bytes(DATA))) == DATA
-            assert await taker.exchange.fetch_bytes(giver.sources.offer_bytes(DATA)) == DATA
-        finally:
-            link.close("done")
-            await listener.close()
+            assert content(await taker.fetch_memfd(giver.sources.offer_bytes(DATA))) == DATA
+            assert await taker.fetch_bytes(giver.sources.offer_bytes(DATA)) == DATA
 
     run(test)
+
+
+def test_a_turn_of_the_loop_moves_little_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats wait for as long as a turn takes, and it takes as long as what it encrypts, decrypts and copies."""
+    turns = [[0, 0]]
+    write, arrive = TlsStream.writelines, TlsStream.buffer_updated
+    once = asyncio.SelectorEventLoop._run_once  # type: ignore[attr-defined]
+
+    def run_once(self: asyncio.SelectorEventLoop) -> None:
+        turns.append([0, 0])
+        once(self)
+
+    def writelines(self: TlsStream, buffers: Sequence[memoryview]) -> None:
+        turns[-1][0] += sum(map(len, buffers))
+        write(self, buffers)
+
+    def buffer_updated(self: TlsStream, nbytes: int) -> None:
+        turns[-1][1] += nbytes
+        arrive(self, nbytes)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "_run_once", run_once)
+    monkeypatch.setattr(TlsStream, "writelines", writelines)
+    monkeypatch.setattr(TlsStream, "buffer_updated", buffer_updated)
+    path = tmp_path / "data"
+    path.touch()
+    os.truncate(path, 10 * WINDOW_LIMIT)
+
+    async def test() -> None:
+        async with linked() as (giver, taker):
+            await taker.fetch_file(await giver.sources.offer_file(path), BlobStore(tmp_path / "store"))
+
+    run(test, 120)
+    sent, received = (max(column) for column in zip(*turns, strict=True))
+    assert sum(sent for sent, _ in turns) > 10 * WINDOW_LIMIT
+    assert sent <= WINDOW_LIMIT + SMALL_CHUNK  # what is under way, with its headers
+    assert received <= 2 * RECEIVE_SIZE  # of the giver and of the taker, who share this loop
