@@ -418,6 +418,23 @@ def test_a_large_file_leaves_only_its_end_in_the_page_cache(tmp_path: Path, monk
     assert advised == [*begun[:3], given_up[0], begun[3], given_up[1], begun[4], given_up[2]]
 
 
+def test_nobody_waits_for_a_disk_that_has_too_much_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = 0.0
+    advised: list[int] = []
+
+    def advise(fd: int, offset: int, size: int, advice: int) -> None:
+        nonlocal at
+        advised.append(offset)
+        at += 10 * size / pagecache.LEAST_RATE
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(pagecache, "monotonic", lambda: at)
+    trail = pagecache.Trail()
+    for end in range(pagecache.STEP, 1 << 30, pagecache.STEP):
+        trail.follow(0, end)
+    assert advised == [0, pagecache.STEP]
+
+
 @pytest.mark.parametrize(("offset", "size"), [(0, 0), (0, 11), (10, 1), (-1, 2), (0, LARGE_CHUNK + 1), (2**62, 1)])
 def test_requests_out_of_bounds_are_refused(offset: int, size: int) -> None:
     async def test() -> None:
