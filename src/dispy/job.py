@@ -43,16 +43,19 @@ _waiters_lock = threading.Lock()
 class Waiters:
     """Who wants to know that a job has ended: threads, an event, functions."""
 
-    __slots__ = ("event", "functions", "threads")
+    __slots__ = ("are_awake", "event", "functions", "threads")
 
     def __init__(self) -> None:
         self.threads: list[_thread.LockType] = []
         """A lock that is held, for each thread that waits in `job()`: it costs a tenth of an event."""
         self.event: threading.Event | None = None
         self.functions: tuple[Callable[[DispyJob], object], ...] = ()
+        self.are_awake = False
+        """The job has ended; a copy of it that waits may not know."""
 
     def wake(self, job: DispyJob) -> None:
         """The job has ended."""
+        self.are_awake = True
         for lock in self.threads:
             lock.release()
         if self.event is not None:
@@ -184,7 +187,8 @@ class DispyJob:
             event = self._waiters.event
             if event is None:
                 event = self._waiters.event = threading.Event()
-        if self._ended:
+            waiters = self._waiters
+        if self._ended or waiters.are_awake:
             event.set()
         return event
 
@@ -333,12 +337,21 @@ class DispyJob:
 
     def _snapshot(self) -> DispyJob:
         """A copy with the state of now, for callbacks."""
-        if not self._ended:
-            _ = self.finish  # the copy must share the event, or waiting for the copy would never end
+        if self._waiters is None and not self._ended:
+            with _waiters_lock:
+                if self._waiters is None:  # the copy must share them, or waiting for the copy would never end
+                    self._waiters = Waiters()
         copy = DispyJob.__new__(DispyJob)
-        for name in DispyJob.__slots__:
-            if name != "__weakref__":
-                setattr(copy, name, getattr(self, name))
+        # one by one, as a loop over the names takes four times as long, and there are up to three copies of each job
+        copy.id, copy.submit_time, copy.start_time, copy.end_time = (
+            self.id,
+            self.submit_time,
+            self.start_time,
+            self.end_time,
+        )
+        copy.stdout, copy.stderr, copy.exception, copy.ip_addr = self.stdout, self.stderr, self.exception, self.ip_addr
+        copy._status, copy._result, copy._lazy = self._status, self._result, self._lazy
+        copy._waiters, copy._ended, copy._record = self._waiters, self._ended, self._record
         return copy
 
     def __lt__(self, other: DispyJob) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dispy.job import DispyJob
+from dispy.job import DispyJob, Waiters
 from dispy.model import Ending, JobDone, JobState
 from dispy.nodes import DispyNode
 from dispy.settings import INLINE_SIZE
@@ -203,6 +203,33 @@ def test_clear_resets_finish() -> None:
     assert event.is_set()
     assert job(clear=True) == 1
     assert not event.is_set()
+
+
+def test_a_snapshot_has_every_field() -> None:
+    job = DispyJob("name")
+    settle(job, result=pickle.dumps(1), out=b"out", cause="why")
+    job.submit_time = 5.0
+    job._record = object()  # type: ignore[assignment]
+    job._lazy = b"large"
+    job._waiters = Waiters()
+    fields = [name for name in DispyJob.__slots__ if name != "__weakref__"]
+    copy = job._snapshot()
+    assert [getattr(copy, name) for name in fields] == [getattr(job, name) for name in fields]
+
+
+def test_the_end_is_seen_by_a_snapshot_that_is_asked_before_and_after_it() -> None:
+    job = DispyJob()
+    before, after = job._snapshot(), job._snapshot()
+    event = before.finish
+    assert not event.is_set()
+    settle(job)
+    assert event.is_set()
+    assert after.finish is event
+    late = DispyJob()
+    copy = late._snapshot()
+    settle(late)
+    assert copy.finish.wait(0)
+    assert late.finish is copy.finish
 
 
 def test_a_snapshot_keeps_its_own_state_and_shares_the_end() -> None:
