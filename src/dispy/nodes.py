@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from msgspec import Struct
+
 from dispy.errors import SettingsError
 from dispy.hostport import host_and_port
 from dispy.model import AvailInfo, NodeInfo, ProcessId
@@ -214,8 +216,7 @@ def _parse_item(item: object) -> NodeAllocate:
     raise SettingsError(f"nodes: {item!r} is neither a host, nor a tuple, dict or NodeAllocate")
 
 
-@dataclass(slots=True)
-class NodeView:
+class NodeView(Struct):
     """What the scheduler service knows of a node for its users."""
 
     process: ProcessId
