@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import pytest
 
 import dispy
+import dispy.cli
 
 SECRET = "a secret for these tests alone"
 
@@ -59,6 +61,25 @@ def test_programs_and_nodes_may_have_different_secrets(
     with pytest.raises(dispy.errors.DispyError, match="secret"):
         shared(square)
     daemon.wait_for("was refused")
+
+
+def test_a_program_without_the_certificate_that_the_scheduler_wants_is_refused_at_once(
+    dispyscheduler: Callable[..., Any], shared: Callable[..., Any], tmp_path: Path
+) -> None:
+    for words in (["ca"], ["scheduler", "pool"], ["client", "me"]):
+        done = click.testing.CliRunner().invoke(dispy.cli.main, ["cert", *words, "-o", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+    authority = str(tmp_path / "ca.pem")
+    own = [str(tmp_path / f"scheduler-pool.{suffix}") for suffix in ("pem", "key")]
+    dispyscheduler("--cluster_certfile", own[0], "--cluster_keyfile", own[1], "--cluster_cafile", authority)
+    with pytest.raises(dispy.errors.SettingsError, match="wants certificates of programs, and this one has none"):
+        shared(square)
+    shared(
+        square,
+        certfile=str(tmp_path / "client-me.pem"),
+        keyfile=str(tmp_path / "client-me.key"),
+        cafile=authority,
+    )
 
 
 def test_nodes_may_come_by_themselves(

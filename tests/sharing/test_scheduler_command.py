@@ -73,6 +73,7 @@ def test_every_option_has_its_effect(settings_of: Any, tmp_path: Path) -> None:
         (("--pulse_interval", "0.01"), "0.1"),
         (("--max_file_size", "much"), "number of bytes"),
         (("--max_jobs_per_user", "-1"), "-1"),
+        (("--httpd",), "the web monitor is not in this release"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(settings_of: Any, arguments: tuple[str, ...], says: str) -> None:

@@ -46,6 +46,14 @@ def _option(*names: str, envvar: str | None, help: str, **more: Any) -> _Decorat
     return click.option(*spellings, envvar=envvar, help=help, **more)
 
 
+def _no_monitor(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        raise click.UsageError(
+            "--httpd: the web monitor is not in this release; `dispy status`, `dispy jobs` and `dispy top` show what "
+            "it showed"
+        )
+
+
 def _credential_options(side: str, whom: str) -> list[_Decorator]:
     """The options for one side's secret and certificates."""
     variable = f"DISPY_{side.upper()}"
@@ -234,6 +242,7 @@ _OPTIONS: Final[Sequence[_Decorator]] = (
         is_flag=True,
         help="Let nodes remove files of jobs also where the program wants to keep them.",
     ),
+    click.option("--httpd", is_flag=True, expose_value=False, hidden=True, callback=_no_monitor),
     _option(
         "--daemon",
         envvar="DISPY_DAEMON",

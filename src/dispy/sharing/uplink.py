@@ -124,7 +124,15 @@ class Uplink:
         self._dial_again(REFUSED_AGAIN)
 
     def _why_refused(self, error: LinkError) -> str:
-        if not isinstance(error, HandshakeRejected) or error.reason != Refusal.SECRET:
+        if not isinstance(error, HandshakeRejected):
+            return str(error)
+        if error.reason == Refusal.CERTIFICATE and self.settings.credentials.certfile is None:
+            return (
+                "it wants certificates of programs, and this one has none; give one of its authority (`dispy cert "
+                "client NAME` makes it) by certfile=, keyfile= and cafile=, or by DISPY_CERTFILE, DISPY_KEYFILE and "
+                "DISPY_CAFILE"
+            )
+        if error.reason != Refusal.SECRET:
             return str(error)
         return (
             f"its secret for programs is another one than that of this program ({self.settings.credentials.source}); "

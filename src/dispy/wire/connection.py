@@ -393,15 +393,15 @@ class Link:
         """TLS 1.3 tells a dialler after its handshake that its certificate is not wanted."""
         text = str(error).lower()
         if "certificate" in text or "unknown ca" in text:
-            self.opened.set_exception(
-                HandshakeRejected(
-                    Refusal.CERTIFICATE.value,
-                    self._sentence(
-                        f"the other side does not accept this side's certificate: {_why(error)} "
-                        "(--certfile, --keyfile and --cafile)"
-                    ),
-                )
+            has_one = self.settings.credentials.certfile is not None
+            why = (
+                f"the other side does not accept this side's certificate: {_why(error)} "
+                "(--certfile, --keyfile and --cafile)"
+                if has_one
+                else "it wants a certificate, and this side has none: give it one of the same authority with "
+                "--certfile, --keyfile and --cafile"
             )
+            self.opened.set_exception(HandshakeRejected(Refusal.CERTIFICATE.value, self._sentence(why)))
 
     def _sentence(self, cause: str) -> str:
         return f"{self.where}: {cause}"
