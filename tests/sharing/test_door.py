@@ -63,6 +63,10 @@ def test_clusters_of_one_user_share_the_bound_and_take_turns_and_others_have_the
     assert not door.is_waited_at("bert")
 
 
+def test_batches_are_small_where_a_user_may_have_few_jobs() -> None:
+    assert [Door(most).batch_jobs for most in (0, 1, 10, 16, 1000)] == [0, 1, 1, 2, 125]
+
+
 def test_no_bound() -> None:
     door = Door()
     one = Cluster(door, "anna")

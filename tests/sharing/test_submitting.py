@@ -41,6 +41,20 @@ def test_jobs_are_sent_in_batches_and_their_order() -> None:
     assert not line.has_unsent
 
 
+def test_a_scheduler_may_want_smaller_batches_and_gets_few_at_a_time() -> None:
+    line = SubmitLine()
+    line.limit(3)
+    line.add(record(job) for job in range(1000))
+    batches = line.take()
+    assert [len(batch.jobs) for batch in batches] == [3] * FEW_BATCHES
+    assert not line.take()
+    line.stored(2)
+    assert jobs_of(line.take()) == [24, 25, 26, 27, 28, 29]
+    line.limit(0)
+    line.stored(FEW_BATCHES + 2)
+    assert [len(batch.jobs) for batch in line.take()] == [970]
+
+
 def test_a_batch_has_a_size() -> None:
     line = SubmitLine()
     line.add(record(job, bytes(BATCH_SIZE // 4)) for job in range(10))

@@ -247,6 +247,7 @@ class Attachment:
         self._close_said = None
         forgotten = message.fresh and self._known and self._line.had_stored > 0
         self.accepted = True
+        self._line.limit(message.batch_jobs)
         if not self._known:
             self._known = True
             self._doings.accepted()

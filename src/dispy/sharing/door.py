@@ -6,9 +6,12 @@ Nobody's jobs are ended for that: what is too much waits at the door, and is not
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Protocol
+from typing import Final, Protocol
 
 from dispy.words import counted
+
+PARTS: Final = 8
+"""A batch has so small a part of what a user may have: it is let in as a whole, and that shall not be much more."""
 
 
 class Visitor(Protocol):
@@ -34,6 +37,11 @@ class Door:
         self.most = most
         self._clusters: dict[str, dict[Visitor, None]] = {}
         self._waiting: dict[str, dict[Visitor, None]] = {}
+
+    @property
+    def batch_jobs(self) -> int:
+        """Clusters that may have only few jobs shall send them in batches so small; 0: of any size."""
+        return max(1, self.most // PARTS) if self.most else 0
 
     def enter(self, cluster: Visitor) -> None:
         """A cluster is there: its jobs count."""

@@ -165,7 +165,7 @@ class Guest:
             self.incoming.drop()
         self.client = client
         self.ends.attach(client)
-        self.send(ClusterAccepted(self.id, self.batches.stored, fresh))
+        self.send(ClusterAccepted(self.id, self.batches.stored, fresh, self._pool.door.batch_jobs))
         for node, cpus in self.ready.items():
             view = self._pool.service.links.view(node)
             if view is not None:

@@ -48,6 +48,11 @@ class SubmitLine:
         self._stored = 0
         self._under_way = 0
         self._credit = credit
+        self._batch_jobs = BATCH_JOBS
+
+    def limit(self, batch_jobs: int) -> None:
+        """The scheduler wants no more jobs in a batch; 0: any number that we like."""
+        self._batch_jobs = min(batch_jobs or BATCH_JOBS, BATCH_JOBS)
 
     def add(self, records: Iterable[JobRecord]) -> None:
         """Jobs were submitted."""
@@ -60,7 +65,7 @@ class SubmitLine:
         """
         batches = []
         while self._waiting and self._under_way < self._credit:
-            if len(self._unstored) >= FEW_BATCHES and len(self._waiting) < WORTH_A_BATCH:
+            if len(self._unstored) >= FEW_BATCHES and min(len(self._waiting), self._batch_jobs) < WORTH_A_BATCH:
                 break
             batch = self._next()
             if batch.jobs:
@@ -71,7 +76,7 @@ class SubmitLine:
         jobs: list[JobSpec] = []
         payload: list[bytes] = []
         size, room, waiting = 0, min(BATCH_SIZE, self._credit - self._under_way), self._waiting
-        while waiting and size < room and len(jobs) < BATCH_JOBS:
+        while waiting and size < room and len(jobs) < self._batch_jobs:
             record = waiting.popleft()
             if record.state is not JobState.Created:
                 continue

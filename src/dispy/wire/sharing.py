@@ -202,6 +202,8 @@ class ClusterAccepted(Message, frozen=True):
     """The last `SubmitJobs` that is on my disk; send again what is later."""
     fresh: bool
     """I did not know it."""
+    batch_jobs: int = 0
+    """A batch shall have no more jobs; 0: the usual number."""
 
 
 class ClusterDeclined(Message, frozen=True):
