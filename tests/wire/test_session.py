@@ -235,6 +235,39 @@ def test_silence_is_suspected_then_lost() -> None:
     ]
 
 
+def test_silence_lasts_as_many_times_longer_as_the_host_has_patience() -> None:
+    dialler, _ = pair(now=10)
+    assert not dialler.is_overdue(12.4)
+    assert dialler.is_overdue(12.5)
+    dialler.patience = 3.0
+    assert drive(dialler, 60) == [
+        (17.5, Suspected()),
+        (25.0, Ended("silence", "nothing was heard for 15.0 s")),
+    ]
+    stranger = session(dialled=False, now=10)
+    assert not stranger.is_overdue(14.9)
+    assert stranger.is_overdue(15.0)
+    stranger.patience = 2.0
+    assert drive(stranger, 60) == [(20.0, Ended("timeout", "the handshake was not done within 10 s"))]
+
+
+def test_why_a_link_is_broken_off_goes_instead_of_what_waits() -> None:
+    dialler, listener = pair()
+    dialler.send(AckResults(1))
+    dialler.say_why("it was given up")
+    receive(listener, taken(dialler), 0)
+    assert listener.events_received() == [Ended("broken", "the other side broke it off: it was given up")]
+    assert taken(listener) == b""
+
+
+def test_nothing_follows_a_goodbye_not_even_why() -> None:
+    dialler, _ = pair()
+    dialler.say_goodbye("done")
+    assert taken(dialler)
+    dialler.say_why("it does not close")
+    assert taken(dialler) == b""
+
+
 def test_any_byte_is_a_sign_of_life() -> None:
     dialler, listener = pair()
     listener.send(Chunk(b"n", 0), [b"x" * 1000])

@@ -413,6 +413,7 @@ class NodeLinks:
         if goodbye or reached.info is None or link.silent_for >= self.settings.grace_timeout:
             self.lose(reached.process, cause)
         else:
+            logger.info("the link to node %s at %s is gone: %s", reached.info.name, reached.address, cause)
             self._on_event(LinkBroken(reached.process, link.silent_for))
             if self._loop.time() > self._asked_at + ASK_AFTER_BREAK:
                 self.ask()  # it may have moved to another address

@@ -137,15 +137,15 @@ class ClientLinks:
     def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
         """See `LinkHandler`. Its clusters go on."""
         client = self.clients.get(_key(link))
+        if not goodbye:
+            left = "; its jobs go on" if client is not None and client.link is link and client.guests else ""
+            who = f"{link.peer.name} ({link.peer.address})"
+            logger.info("the link to a program of %s is gone: %s%s", who, cause, left)
         if client is None or client.link is not link:
             return
         client.link = None
         for guest in client.guests.values():
             guest.detach(self._loop.time())
-        if client.guests and not goodbye:
-            logger.info(
-                "the link to a program of %s (%s) is gone: %s; its jobs go on", client.name, client.address, cause
-            )
         client.guests.clear()  # it opens them again, when it is back
         if goodbye:
             self._forget(client, cause)

@@ -20,6 +20,7 @@ from dispy import failpoints
 from dispy.errors import ConnectFailed, LocalProtocolError
 from dispy.logs import logger
 from dispy.model import Role
+from dispy.wire.crowding import patience_here
 from dispy.wire.frames import Buffer
 from dispy.wire.handshake import Channel, HandshakeRejected, ProvenPeer, Refusal
 from dispy.wire.interfaces import is_loopback
@@ -39,6 +40,10 @@ from dispy.wire.tlsstream import SHUTDOWN_TIMEOUT, TlsStream
 
 WRITE_SIZE: Final = 256 << 10
 """Bytes that are given to the loop at once."""
+
+
+_OWN_REASONS: Final = frozenset({"silence", "garbage"})
+"""For which a session breaks off by itself."""
 
 
 class LinkHandler(Protocol):
@@ -202,7 +207,7 @@ class Link:
             self._loop.call_soon(self._lose, cause, False)
         elif not self.opened.done():
             self.opened.cancel()
-        self._abort_transport()
+        self._abort_transport(cause)
 
     def abandon(self) -> None:
         """Break a connection that is suspected, so that another can be tried before the grace time is over."""
@@ -213,7 +218,7 @@ class Link:
         """Like `abort`, but the handler hears of it before this returns."""
         if self.is_open:
             self._stop_session()
-            self._abort_transport()
+            self._abort_transport(cause)
             self._lose(cause, False)
 
     async def wait_closed(self) -> None:
@@ -313,6 +318,15 @@ class Link:
             transport.writelines(batch)
 
     def _process(self) -> None:
+        try:
+            self._take_events()
+        except Exception:
+            logger.exception("the link to %s is broken off: what has come cannot be dealt with", self.where)
+            self.abort("what was sent could not be dealt with (its log says why)")
+        if not self._flush_asked:
+            self.flush()
+
+    def _take_events(self) -> None:
         session = self._session
         assert session is not None
         for event in session.events_received():
@@ -338,8 +352,6 @@ class Link:
                         self.opened.set_exception(HandshakeRejected(reason, cause))
                 case Ended():
                     self._end(event)
-        if not self._flush_asked:
-            self.flush()
 
     def _open(self, peer: ProvenPeer) -> None:
         approach = self._approach
@@ -360,7 +372,7 @@ class Link:
         if goodbye:
             self._close_transport()
         else:
-            self._abort_transport()
+            self._abort_transport(event.cause if event.reason in _OWN_REASONS else "")
         if self.is_open:
             if event.reason == "silence":
                 self._note_silence()
@@ -414,17 +426,27 @@ class Link:
         self._timer = None if deadline is None else self._loop.call_at(deadline, self._time_is_up)
 
     def _time_is_up(self) -> None:
-        assert self._session is not None
-        self._session.handle_timeout(self._loop.time())
+        session, now = self._session, self._loop.time()
+        assert session is not None
+        if session.is_overdue(now):
+            session.patience = self._patience()
+        session.handle_timeout(now)
         self._process()
         self._arm()
+
+    def _patience(self) -> float:
+        return patience_here() if self._transport is not None and self._transport.is_within_machine else 1.0
 
     def _close_transport(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
-    def _abort_transport(self) -> None:
+    def _abort_transport(self, cause: str = "") -> None:
+        """A cause that is this side's own is told to the other side, if it still reads."""
         if self._transport is not None:
+            if cause and self._session is not None:
+                self._session.say_why(cause)
+                self.flush()
             self._transport.abort()
 
 

@@ -54,6 +54,12 @@ class Goodbye(Message, frozen=True):
     """What I have begun goes on: I shall be started again, and ask for what there is."""
 
 
+class BrokenOff(Message, frozen=True):
+    """I break this link off, and say why; dial again. The last message, if it comes through at all."""
+
+    cause: str
+
+
 class NeedChunk(Message, frozen=True):
     """Send me `size` bytes of a blob that you named, from `offset` on. What is outstanding is the credit."""
 
@@ -384,6 +390,7 @@ class NodeSteered(Message, frozen=True):
 AnyMessage = (
     Heartbeat
     | Goodbye
+    | BrokenOff
     | NeedChunk
     | Chunk
     | BlobGone

@@ -23,7 +23,7 @@ from dispy.wire.handshake import (
     Identity,
     ProvenPeer,
 )
-from dispy.wire.messages import AnyMessage, Goodbye, Heartbeat
+from dispy.wire.messages import AnyMessage, BrokenOff, Goodbye, Heartbeat
 
 LATE_FRACTION: Final = 0.25
 """A timer that fires later than this part of the suspect timeout says that this process stood still."""
@@ -75,7 +75,7 @@ class Ended(Struct, frozen=True):
     """The session is over (before or after it was established)."""
 
     reason: str
-    """One word for counting: `goodbye`, `eof`, `silence`, `timeout`, `garbage`."""
+    """One word for counting: `goodbye`, `eof`, `broken`, `silence`, `timeout`, `garbage`."""
     cause: str
     returns: bool = False
     """It was a goodbye of one that means to come back."""
@@ -113,6 +113,8 @@ class Session:
         self._decoder: FrameDecoder | None = None
         self.outgoing: list[tuple[AnyMessage, Sequence[Buffer]]] = []
         """What `data_to_send` will encode."""
+        self.patience = 1.0
+        """How many times longer than usual the other side may be silent; the host knows what is good."""
         self.is_greeting = True
         """Whether the handshake may have something to say."""
         self._events: list[SessionEvent] = []
@@ -138,6 +140,12 @@ class Session:
         """Queue a goodbye, the last message. From now on nothing arrives but the end: `Ended`."""
         if self.established and not self.ended and not self._leaving:
             self.outgoing.append((Goodbye(reason, returns), ()))
+            self._leaving = True
+
+    def say_why(self, cause: str) -> None:
+        """Queue why the connection is about to be broken off, instead of all that waits to be encoded."""
+        if self.established and not self._leaving:
+            self.outgoing = [(BrokenOff(cause), ())]
             self._leaving = True
 
     def data_to_send(self, now: float) -> list[memoryview]:
@@ -195,23 +203,31 @@ class Session:
         self._asked = self._deadline()
         return self._asked
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether the usual patience with the other side is at its end: ask for `patience` before `handle_timeout`."""
+        if not self.established:
+            return now >= self._started_at + self._intervals.handshake
+        return self.silent_for(now) >= self._intervals.suspect
+
     def handle_timeout(self, now: float) -> None:
         """The time that `next_deadline` gave last has come (or passed long ago: then this process stood still)."""
         if self.ended or self._leaving:
             return
         intervals = self._intervals
         if not self.established:
-            if now >= self._started_at + intervals.handshake:
-                self._end("timeout", f"the handshake was not done within {intervals.handshake:g} s")
+            most = intervals.handshake * self.patience
+            if now >= self._started_at + most:
+                self._end("timeout", f"the handshake was not done within {most:g} s")
             return
         late = now - self._asked if self._asked is not None else 0.0
+        suspect = intervals.suspect * self.patience
         if late > LATE_FRACTION * intervals.suspect:
-            self._heard_at = max(self._heard_at, now - (intervals.suspect if self._suspected else 0.0))
+            self._heard_at = max(self._heard_at, now - (suspect if self._suspected else 0.0))
         silence = self.silent_for(now)
-        if silence >= intervals.grace:
+        if silence >= intervals.grace * self.patience:
             self._end("silence", f"nothing was heard for {silence:.1f} s")
             return
-        if silence >= intervals.suspect and not self._suspected:
+        if silence >= suspect and not self._suspected:
             self._suspected = True
             self._events.append(Suspected())
         if now - self._sent_at >= self._every:
@@ -226,9 +242,9 @@ class Session:
         if self.ended or self._leaving:
             return None
         if not self.established:
-            return self._started_at + intervals.handshake
+            return self._started_at + intervals.handshake * self.patience
         silence = intervals.grace if self._suspected else min(intervals.suspect, intervals.grace)
-        return min(self._sent_at + self._every, self._heard_at + silence)
+        return min(self._sent_at + self._every, self._heard_at + silence * self.patience)
 
     # Inside.
 
@@ -240,21 +256,23 @@ class Session:
 
     def _deliver(self, frames: list[Frame]) -> None:
         wanted: list[Frame] = []
-        goodbye: Goodbye | None = None
+        last: Goodbye | BrokenOff | None = None
         for frame in frames:
             message = frame[0]
             if type(message) is Heartbeat:
                 if message.every > 0:
                     self._every = min(self._every, max(message.every, LEAST_HEARTBEAT))
                 continue
-            if isinstance(message, Goodbye):
-                goodbye = message
+            if isinstance(message, Goodbye | BrokenOff):
+                last = message
                 break
             wanted.append(frame)
         if wanted and not self._leaving:
             self._events.append(Received(wanted))
-        if goodbye is not None:
-            self._end("goodbye", goodbye.reason, returns=goodbye.returns)
+        if isinstance(last, Goodbye):
+            self._end("goodbye", last.reason, returns=last.returns)
+        elif last is not None:
+            self._end("broken", f"the other side broke it off: {last.cause}")
 
     def _read_handshake(self, end: int) -> None:
         at = 0
