@@ -25,6 +25,7 @@ import asyncio
 import compileall
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -39,7 +40,7 @@ from running import NO_FIGURES
 
 from dispy.model import ComputationId, ProcessId, Role
 from dispy.secrets import find_credentials, new_secret
-from dispy.wire.link import Link, LinkSettings, dial
+from dispy.wire.link import Dialler, Link, LinkSettings
 from dispy.wire.messages import AnyMessage
 from dispy.wire.sharing import AskPool, Explained, ExplainSubmitted, PoolTold
 
@@ -102,10 +103,19 @@ sys.exit(main())
 """
 """A scheduler that tells what kept its loop for more than 10 ms."""
 QUESTION_INTERVAL = 0.02
+START_TIMEOUT = 60.0
+SCHEDULER = "scheduler"
+BUGS = re.compile(r"Traceback \(most recent call last\):|exception was never retrieved")
+"""What no log should have in it."""
+TAIL = 20
+"""Lines that are shown of a log."""
 UNITS = {
     "bytes_per_queued_job": ("bytes", 0),
     "jobs_per_second": ("jobs/s", 0),
     "failed_programs": ("", 0),
+    "lost_nodes": ("", 0),
+    "lost_links": ("", 0),
+    "tracebacks": ("", 0),
     "processes_below_daemons": ("", 0),
 }
 """Of figures that are no seconds, with their digits."""
@@ -119,10 +129,13 @@ class Watcher:
     def __init__(self) -> None:
         self.link: Link | None = None
         self.longest = 0.0
-        self._answers: asyncio.Queue[AnyMessage] = asyncio.Queue()
+        self.lost_links = 0
+        self.opened = asyncio.Event()
+        self._answers: asyncio.Queue[AnyMessage | None] = asyncio.Queue()
 
     def link_opened(self, link: Link) -> None:
         self.link = link
+        self.opened.set()
 
     def messages_arrived(self, link: Link, messages: list[tuple[AnyMessage, bytes | memoryview]]) -> None:
         for message, _ in messages:
@@ -136,14 +149,20 @@ class Watcher:
         pass
 
     def link_lost(self, link: Link, cause: str, goodbye: bool) -> None:
-        raise SystemExit(f"the link to the scheduler was lost: {cause}")
+        print(f"the link to the scheduler was lost: {cause}", file=sys.stderr)
+        self.lost_links += 1
+        self.opened.clear()
+        self._answers.put_nowait(None)
 
     async def ask(self, question: AnyMessage) -> Any:
-        """Ask, and note how long the answer took."""
-        assert self.link is not None
+        """Ask until there is an answer, and note how long it took; a link that is lost is dialled again meanwhile."""
         began = time.perf_counter()
-        self.link.send(question)
-        answer = await self._answers.get()
+        answer = None
+        while answer is None:
+            assert self.link is not None
+            self.link.send(question)
+            answer = await self._answers.get()
+            await self.opened.wait()
         self.longest = max(self.longest, time.perf_counter() - began)
         return answer
 
@@ -159,7 +178,8 @@ class Watcher:
 class Crowd:
     """The processes on this machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, logs: Path | None = None) -> None:
+        """`logs` is where they are kept."""
         self.folder = folder
         self.base = _free_ports()
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("DISPY_")} | {
@@ -174,35 +194,53 @@ class Crowd:
         }
         self.processes: list[subprocess.Popen[str]] = []
         self.told = folder / "callbacks"
+        self.logs = logs or folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
         self._read = 0
 
     def start(
-        self,
-        *command: str,
-        stdin: int = subprocess.DEVNULL,
-        stdout: int = subprocess.DEVNULL,
-        stderr: int | None = None,
+        self, name: str, *command: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
     ) -> subprocess.Popen[str]:
-        """A process in a session of its own, as services and shells are: kernels share CPUs out among sessions."""
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            env=self.environment,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-            cwd=self.folder,
-        )
+        """A process in a session of its own, as services and shells are: kernels share CPUs out among sessions.
+
+        What it writes to its standard error goes to a file of that name in `logs`.
+        """
+        with (self.logs / name).open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                env=self.environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                cwd=self.folder,
+            )
         self.processes.append(process)
         return process
 
     def scheduler(self) -> subprocess.Popen[str]:
         """The scheduler."""
         folder = str(self.folder / "scheduler")
-        return self.start(
-            *("-c", METERED, str(self.told), "--daemon", "--dest_path_prefix", folder), stderr=subprocess.DEVNULL
-        )
+        return self.start(SCHEDULER, "-c", METERED, str(self.told), "--daemon", "--dest_path_prefix", folder)
+
+    def tail(self, name: str) -> str:
+        """The last lines of what a process wrote to its standard error."""
+        return "\n".join((self.logs / name).read_text(errors="replace").splitlines()[-TAIL:])
+
+    def tracebacks(self) -> int:
+        """How many tracebacks are in all logs; one of each kind is shown."""
+        count, shown = 0, set[str]()
+        for log in sorted(self.logs.iterdir()):
+            text = log.read_text(errors="replace")
+            for found in BUGS.finditer(text):
+                count += 1
+                lines = text[found.start() :].splitlines()[:TAIL]
+                last = next((line for line in lines[1:] if not line.startswith(" ")), "")
+                if last not in shown:
+                    shown.add(last)
+                    print(f"{log.name}:", *lines, sep="\n", file=sys.stderr)
+        return count
 
     def longest_callback(self) -> float:
         """CPU seconds of the longest callback of the scheduler's loop since it was asked last; 0: none was long."""
@@ -219,11 +257,8 @@ class Crowd:
         """A node of one CPU that joins."""
         folder, join = str(self.folder / f"node{number}"), f"127.0.0.1:{self.base}"
         name = f"node{number}"
-        return self.start(
-            *("-m", "dispy.node.cli", "--daemon", "-c", "1", "--name", name, "--join", join),
-            *("--dest_path_prefix", folder),
-            stderr=subprocess.DEVNULL,
-        )
+        command = ("-m", "dispy.node.cli", "--daemon", "-c", "1", "--name", name, "--join", join)
+        return self.start(name, *command, "--dest_path_prefix", folder)
 
     def end(self) -> None:
         """End all of them, the youngest first."""
@@ -242,9 +277,9 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
     figures: dict[str, float] = {}
     scheduler = crowd.scheduler()
     watcher = Watcher()
-    await _dial(crowd, watcher)
+    dialler = await _dial(crowd, watcher)
     memory = psutil.Process(scheduler.pid).memory_info
-    queuer = crowd.start("-c", QUEUER, str(jobs), stdin=subprocess.PIPE)
+    queuer = crowd.start("queuer", "-c", QUEUER, str(jobs), stdin=subprocess.PIPE)
     empty = memory().rss
     crowd.longest_callback()  # it has started
     longest, began = 0.0, time.perf_counter()
@@ -264,33 +299,45 @@ async def measure(crowd: Crowd, nodes: int, clients: int, jobs: int) -> dict[str
     figures["longest_callback_while_ending_jobs"] = crowd.longest_callback()
 
     longest, began = 0.0, time.perf_counter()
-    for number in range(nodes):
-        crowd.node(number)
+    # not in this loop's thread: the watcher would be silent meanwhile, and be taken for dead
+    starting = asyncio.create_task(asyncio.to_thread(lambda: [crowd.node(number) for number in range(nodes)]))
     while True:
         told = await watcher.ask(AskPool(1))
-        if len(told.status.nodes) >= nodes:
+        if sum(node.state != "lost" for node in told.status.nodes) >= nodes:
             break
         longest = max(longest, await watcher.watch(_for(0.5)))
+    await starting
     figures["joining"] = time.perf_counter() - began
     figures["longest_wait_while_joining"] = longest
     figures["longest_callback_while_joining"] = crowd.longest_callback()
 
     began = time.perf_counter()
-    programs = [crowd.start("-c", PROGRAM, str(jobs // clients)) for _ in range(clients)]
-    longest = await watcher.watch(lambda: all(program.poll() is not None for program in programs))
+    programs: list[subprocess.Popen[str]] = []
+
+    def start(number: int) -> None:
+        programs.append(crowd.start(f"program{number}", "-c", PROGRAM, str(jobs // clients)))
+
+    starting = asyncio.create_task(asyncio.to_thread(lambda: [start(number) for number in range(clients)]))
+    longest = await watcher.watch(lambda: starting.done() and all(each.poll() is not None for each in programs))
     figures["running"] = time.perf_counter() - began
     figures["jobs_per_second"] = jobs // clients * clients / figures["running"]
     figures["longest_wait_while_running"] = longest
     figures["longest_callback_while_running"] = crowd.longest_callback()
-    figures["failed_programs"] = sum(program.returncode != 0 for program in programs)
-    assert watcher.link is not None
-    watcher.link.close("measured")
+    failed = [number for number, program in enumerate(programs) if program.returncode]
+    for number in failed[:1]:
+        print(f"program {number} failed; its last words:", crowd.tail(f"program{number}"), sep="\n", file=sys.stderr)
+    told = await watcher.ask(AskPool(1))
+    figures["failed_programs"] = len(failed)
+    figures["lost_nodes"] = sum(node.state == "lost" for node in told.status.nodes)
+    figures["tracebacks"] = crowd.tracebacks()
+    figures["lost_links"] = watcher.lost_links
+    dialler.stop("measured")
     return figures
 
 
 def measure_joining(crowd: Crowd, nodes: int) -> dict[str, float]:
     """What nodes cost that join a program and have nothing to do yet."""
-    program = crowd.start("-c", JOINED, str(nodes), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    program = crowd.start("joined", "-c", JOINED, str(nodes), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert program.stdin is not None
     assert program.stdout is not None
     program.stdout.readline()
@@ -310,18 +357,24 @@ def _for(seconds: float) -> Any:
     return lambda: time.perf_counter() > until
 
 
-async def _dial(crowd: Crowd, watcher: Watcher) -> None:
+async def _dial(crowd: Crowd, watcher: Watcher) -> Dialler:
     credentials = find_credentials(secret=crowd.environment["DISPY_SECRET"])
     settings = LinkSettings(ProcessId(secrets.token_hex(16)), Role.CLIENT, "benchmark", credentials)
-    for _ in range(600):
-        try:
-            await dial("127.0.0.1", crowd.base + 2, settings=settings, handler=watcher)
-        except Exception as error:
-            last = error
-            await asyncio.sleep(0.1)
-        else:
-            return
-    raise SystemExit(f"no scheduler: {last}")
+    failed: list[Exception] = []
+    dialler = Dialler(
+        "127.0.0.1",
+        crowd.base + 2,
+        settings=settings,
+        handler=watcher,
+        on_failure=lambda dialler, error: failed.append(error),
+    )
+    dialler.start()
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            await watcher.opened.wait()
+    except TimeoutError:
+        raise SystemExit(f"no scheduler: {failed[-1]}") from None
+    return dialler
 
 
 def _free_ports() -> int:
@@ -343,6 +396,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--join", action="store_true", help="only nodes that join one program")
     parser.add_argument("--quick", action="store_true", help="tiny amounts, which only show that it works")
+    parser.add_argument("--logs", type=Path, help="keep the logs of all processes in this directory")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.quick:
@@ -352,16 +406,20 @@ def main() -> None:
         Path(__file__).resolve().parents[1] / "src", quiet=1
     )  # else each daemon may compile it again
     with tempfile.TemporaryDirectory(prefix="dispy-scale-") as folder:
-        crowd = Crowd(Path(folder))
+        crowd = Crowd(Path(folder), options.logs)
         try:
             if options.join:
                 figures = measure_joining(crowd, options.nodes)
             else:
                 figures = asyncio.run(measure(crowd, options.nodes, options.clients, options.jobs))
+        except BaseException:
+            for name in (log.name for log in crowd.logs.iterdir() if log.name in (SCHEDULER, "joined")):
+                print(f"the last words of the {name}:", crowd.tail(name), sep="\n", file=sys.stderr)
+            raise
         finally:
             crowd.end()
     if options.json:
-        print(json.dumps({**vars(options), **figures}))
+        print(json.dumps({**vars(options), **figures}, default=str))
         return
     programs = "one program" if options.join else f"{options.clients} programs, {options.jobs:,} jobs"
     print(f"{options.nodes} nodes, {programs}")
