@@ -98,10 +98,8 @@ def test_what_is_handed_out_is_charged_at_once_and_corrected_when_it_is_known() 
     turns, account = Turns(Policy.FAIR), Account("anna")
     cluster = cluster_of(account)
     party = turns.want(cluster, fill(cluster, 1, 2, 3))
-    records = cluster.plain.take(2)
-    turns.charge(party, records, 0.25)
+    turns.charge(party, 2, 0.25)
     assert (account.due, account.cpus, turns.cpus) == (0.5, 2, 2)
-    assert [record.charge for record in records] == [0.25, 0.25]
     turns.correct(cluster, 1.0 - 0.5)
     turns.release(cluster, 2)
     assert (account.due, account.cpus, turns.cpus) == (1.0, 0, 0)
@@ -112,8 +110,8 @@ def test_a_job_that_occupies_several_cpus_is_charged_for_each() -> None:
     cluster = cluster_of(account)
     party = turns.want(cluster, fill(cluster, 1))
     (record,) = cluster.plain.take(1)
-    record.cpus = 4
-    turns.charge(party, [record], 0.5)
+    record.cpus, record.charge = 4, 2.0
+    turns.charge(party, 4, 0.5)
     assert (account.due, account.cpus) == (2.0, 4)
     turns.give_back(cluster, record)
     assert (account.due, account.cpus, record.charge) == (0.0, 0, 0.0)
@@ -160,7 +158,7 @@ def test_time_in_which_nobody_waited_is_no_credit() -> None:
     turns = Turns(Policy.FAIR)
     anna, bert = cluster_of(Account("anna"), 1), cluster_of(Account("bert"), 2)
     party = turns.want(anna, fill(anna, 1))
-    turns.charge(party, anna.plain.take(1), 100.0)
+    turns.charge(party, len(anna.plain.take(1)), 100.0)
     assert turns.line.first() is None
     turns.want(bert, fill(bert, 2))
     assert bert.account.due == 100.0

@@ -7,8 +7,8 @@ from typing import Final
 from dispy.model import JobSpec, JobState
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import JobsStarted
-from dispy.scheduler.jobs import JobQueue, JobRecord
-from dispy.scheduler.nodes import Share
+from dispy.scheduler.jobs import JobQueue
+from dispy.scheduler.nodes import NodeRecord, Share
 from dispy.scheduler.placement import claim, cpus_on
 from dispy.scheduler.policy import how_many_to_recall, whom_to_recall
 from dispy.scheduler.tables import Outbox, Tables
@@ -18,30 +18,38 @@ BATCH: Final = 512
 """Jobs in one message at most, so that the node works on the first while the next is encoded."""
 
 
-def block(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> None:
+def block(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> NodeRecord | None:
     """Nothing is free for the first job of a queue of heavy ones: keep a node free for it if one can be."""
     tables.blocked[queue] = None
     node = claim(cluster, queue)
     if node is not None:
         tables.claims[node] = None
+    return node
 
 
-def hand_over(queue: JobQueue, share: Share, count: int) -> list[JobRecord]:
-    """Give the first jobs of a queue to a share; they are sent when the pass is over."""
+def hand_over(queue: JobQueue, share: Share, count: int, seconds: float) -> int:
+    """Give the first jobs of a queue to a share, each charged `seconds` a CPU; they are sent when the pass is over.
+
+    Returns:
+        The CPUs that all of them have, or will have in their turn.
+    """
     flight, node = share.flight, share.node.id
     records = queue.take(count)
-    running = JobState.Running
+    cpus, running = 1, JobState.Running
+    if queue.is_heavy:
+        cpus = cpus_on(share, queue.shape)
+        for record in records:
+            share.hold(record, cpus)
+    charge = seconds * cpus
     for record in records:
         record.attempt += 1
         record.state = running
         record.node = node
+        record.charge = charge
         flight[record.job] = record
     share.node.busy[share] = None
     share.batch += records
-    if queue.is_heavy:
-        for record in records:
-            share.hold(record, cpus_on(share, queue.shape))
-    return records
+    return count * cpus
 
 
 def send_batch(share: Share, out: Outbox) -> None:

@@ -206,8 +206,9 @@ def _whose_turn(tables: Tables, cluster: ClusterRecord) -> str:
         case Policy.EARLY_CLUSTER:
             why = "was made first"
         case Policy.FAIR | Policy.FIFO:
-            least = min(each.rank for each in cluster.queues if each.waiting)
-            why = "has jobs of higher priority" if queue.rank[0] < least[0] else "has submitted jobs before it"
+            least = min(each.rank for each in cluster.queues if each.rank is not None)
+            is_urgent = queue.rank is not None and queue.rank[0] < least[0]
+            why = "has jobs of higher priority" if is_urgent else "has submitted jobs before it"
     return f"; the next CPU is for {_whose(tables, other)}, which {why} ({_waits(other.waiting)})"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from heapq import heapify, heappop, heappush, heapreplace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from msgspec import Struct, field
@@ -112,10 +113,10 @@ class Line(Generic[T]):
     def offer(self, item: T, rank: Rank) -> None:
         """Let one wait, or further ahead than it did."""
         entry = item.entry
-        if entry is not None and entry <= rank:
-            return
         if entry is None:
             self._valid += 1
+        elif entry <= rank:
+            return
         item.entry = rank
         self._pushes += 1
         heappush(self._heap, (rank, self._pushes, item))
@@ -142,12 +143,12 @@ class Line(Generic[T]):
                 heappop(heap)
                 item.entry = None
                 self._valid -= 1
-            elif rank > noted:
-                item.entry = rank
-                heapreplace(heap, (rank, number, item))
-                if heap[0][2] is item:
-                    return item
-            else:
+                continue
+            if rank <= noted:
+                return item
+            item.entry = rank
+            heapreplace(heap, (rank, number, item))
+            if heap[0][2] is item:
                 return item
         return None
 
@@ -171,8 +172,7 @@ class Line(Generic[T]):
         return item
 
 
-def _rank_of_queue(queue: JobQueue) -> Rank | None:
-    return queue.rank if queue.waiting else None
+_rank_of_queue: Final = attrgetter("rank")
 
 
 class Party(Struct, eq=False):
@@ -192,11 +192,38 @@ class Party(Struct, eq=False):
     entry: Rank | None = None
 
 
+def _by_debt(party: Party, queue: JobQueue) -> Rank:
+    return party.account.due, party.served
+
+
+def _by_service(party: Party, queue: JobQueue) -> Rank:
+    return party.served, party.order
+
+
+def _by_age(party: Party, queue: JobQueue) -> Rank:
+    return party.order, 0
+
+
+def _by_job(party: Party, queue: JobQueue) -> Rank:
+    assert queue.rank is not None
+    return queue.rank
+
+
+_ORDERS: Final[dict[Policy, Callable[[Party, JobQueue], Rank]]] = {
+    Policy.FAIR: _by_debt,
+    Policy.FAIR_CLUSTER: _by_service,
+    Policy.EARLY_CLUSTER: _by_age,
+    Policy.FIFO: _by_job,
+}
+"""Where a party stands, by its first queue."""
+
+
 class Turns:
     """Whose turn it is, and what everybody is charged."""
 
     __slots__ = (
         "_made",
+        "_order",
         "_parties",
         "_peak",
         "_served",
@@ -210,6 +237,7 @@ class Turns:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._order = _ORDERS[policy]
         self.line: Line[Party] = Line(self.rank)
         """Parties with jobs that wait."""
         self.relieved: dict[Account, None] = {}
@@ -256,19 +284,12 @@ class Turns:
         if queue is None:
             party.is_waiting = False
             return None
-        match self.policy:
-            case Policy.FAIR:
-                return party.account.due, party.served
-            case Policy.FAIR_CLUSTER:
-                return party.served, party.order
-            case Policy.EARLY_CLUSTER:
-                return party.order, 0
-            case Policy.FIFO:
-                return queue.entry
+        return self._order(party, queue)
 
     def want(self, cluster: ClusterRecord, queue: JobQueue) -> Party:
         """Jobs of a queue wait, which must have some."""
         party = self.party_of(cluster)
+        assert queue.rank is not None
         party.line.offer(queue, queue.rank)
         if not party.is_waiting:
             party.is_waiting = True
@@ -285,15 +306,9 @@ class Turns:
         if rank is not None:
             self.line.offer(party, rank)
 
-    def charge(self, party: Party, records: list[JobRecord], seconds: float) -> None:
-        """Jobs are handed out that take `seconds` each, on one CPU or on those that are kept for them."""
+    def charge(self, party: Party, cpus: int, seconds: float) -> None:
+        """Jobs are handed out that have so many CPUs together, and take `seconds` each."""
         account = party.account
-        cpus = 0
-        for record in records:
-            occupied = record.cpus or 1
-            cpus += occupied
-            record.charge = seconds * occupied
-            record.seen_at = 0.0
         account.cpus += cpus
         self.cpus += cpus
         account.due += seconds * cpus

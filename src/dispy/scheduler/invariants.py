@@ -233,7 +233,9 @@ def _check_turns(tables: Tables, turns: Turns) -> None:
         for queue in cluster.queues:
             if not queue.waiting or cluster.is_held:
                 continue
-            _require(queue.entry is not None and queue.entry <= queue.rank, f"a queue of {cluster.id} lost its turn")
+            first = min((-(job.options.priority if job.options else 0), job.job) for job in queue)
+            _require(queue.rank == first, f"a queue of {cluster.id} does not know its first job")
+            _require(queue.entry is not None and queue.entry <= first, f"a queue of {cluster.id} lost its turn")
             rank = turns.rank(party)
             _require(
                 party.entry is not None and rank is not None and party.entry <= rank,

@@ -135,7 +135,18 @@ class Lane:
 class JobQueue:
     """Waiting jobs of one cluster that ask for the same, so that choosing looks at queues, never at jobs."""
 
-    __slots__ = ("_lanes", "_priorities", "cluster", "entry", "is_heavy", "is_plain", "shape", "tried_at", "waiting")
+    __slots__ = (
+        "_lanes",
+        "_priorities",
+        "cluster",
+        "entry",
+        "is_heavy",
+        "is_plain",
+        "rank",
+        "shape",
+        "tried_at",
+        "waiting",
+    )
 
     def __init__(self, cluster: ComputationId, shape: Shape = PLAIN) -> None:
         self.cluster = cluster
@@ -144,6 +155,9 @@ class JobQueue:
         self.is_heavy = shape.is_heavy
         self.waiting = 0
         """How many jobs wait, of all priorities."""
+        self.rank: tuple[int, int] | None = None
+        """Of its first job; what is smaller is served first: higher priority, then earlier submission. None: it is
+        empty."""
         self.entry: tuple[float, float] | None = None
         """The rank under which it stands in a line; None: it does not."""
         self.tried_at = -1
@@ -152,17 +166,6 @@ class JobQueue:
         self._lanes: dict[int, Lane] = {}
         self._priorities: list[int] = []
         """Of the lanes, ascending."""
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """What is smaller is served first: higher priority, then earlier submission. The queue must not be empty."""
-        lane = self._lanes[self._priorities[-1]]
-        if not lane.waiting:
-            lane = self.top()
-        head = lane.jobs[0]
-        if head.state is not JobState.Created:
-            head = lane.head()
-        return -lane.priority, head.job
 
     def top(self) -> Lane:
         """The lane that is served next; a job must wait."""
@@ -177,11 +180,16 @@ class JobQueue:
         lane.jobs.append(record)
         lane.waiting += 1
         self.waiting += 1
+        rank = self.rank
+        if rank is None or -priority < rank[0]:
+            self.rank = (-priority, record.job)
 
     def take(self, count: int) -> list[JobRecord]:
         """Remove the first jobs of the lane that is served next; it must have so many."""
         self.waiting -= count
-        return self.top().take(count)
+        taken = self.top().take(count)
+        self._rerank()
+        return taken
 
     def put_back(self, records: Iterable[JobRecord]) -> None:
         """Queue jobs that were handed out before."""
@@ -191,14 +199,17 @@ class JobQueue:
         for priority, back in lanes.items():
             self._lane(priority).put_back(back)
             self.waiting += len(back)
+        self._rerank()
 
     def discard(self, record: JobRecord) -> None:
-        """This job has ended where it stood."""
+        """This job has ended where it stood: its state says so."""
         lane = self._lanes[0 if record.options is None else record.options.priority]
         lane.waiting -= 1
         self.waiting -= 1
         if not lane.waiting:
             lane.jobs.clear()
+        if self.rank is not None and self.rank[1] == record.job:
+            self._rerank()
 
     def before(self, record: JobRecord) -> int:
         """How many of its jobs are served before a job, which may be of another queue of the cluster."""
@@ -213,6 +224,14 @@ class JobQueue:
         """The jobs that wait, lane by lane."""
         for lane in self._lanes.values():
             yield from [record for record in lane.jobs if record.state is JobState.Created]
+
+    def _rerank(self) -> None:
+        """Its first job may be another now."""
+        if self.waiting:
+            lane = self.top()
+            self.rank = (-lane.priority, lane.head().job)
+        else:
+            self.rank = None
 
     def _lane(self, priority: int) -> Lane:
         lane = self._lanes.get(priority)

@@ -72,6 +72,21 @@ class Amount(Struct):
         self.gpus += gpus
 
 
+class Load(Struct, eq=False):
+    """What the jobs of a node take, kept true while a pass hands out more."""
+
+    cpus: int
+    """`NodeRecord.capacity`."""
+    wanted: int
+    """CPUs that they would use at once."""
+    vacancy: float
+    """`NodeRecord.vacancy`; 0 when the node can be given no work."""
+    is_crowded: bool
+    """Whether jobs of a cluster may wait there for a CPU."""
+    emptied: tuple[Share, ...]
+    """Shares whose last job has gone."""
+
+
 class Share(Struct, eq=False):
     """What one cluster has of one node."""
 
@@ -129,7 +144,8 @@ class Share(Struct, eq=False):
     def slots(self) -> int:
         """CPUs that the cluster may use here at once."""
         node = self.node
-        most = node.capacity if self.oversubscribe or node.info.oversubscribe else node.info.cpus
+        info = node.info
+        most = node.capacity if self.oversubscribe or info.oversubscribe else info.cpus
         return self.cpus if self.cpus < most else most
 
     @property
@@ -182,25 +198,28 @@ class Share(Struct, eq=False):
             return 0, min(flight - self.heavy, max(0, -free, over))
         return max(0, min(free, -over - node.claimed.cpus)), 0
 
-    def standing(self) -> tuple[int, float]:
+    def standing(self, load: Load | None = None) -> tuple[int, float]:
         """How many more jobs it takes, and the load of its node (1: every CPU has work up to the depth).
 
+        `load` is what `NodeRecord.settle` has said, for who has asked.
         Jobs of all clusters weigh one part in their depth, so that short ones of one do not keep out long ones of
         another; a cluster of long jobs fills a node with one per CPU.
         """
         node = self.node
-        if self.state is not ShareState.READY or self.is_paused or not node.is_usable:
+        if self.state is not ShareState.READY or self.is_paused:
             return 0, 0.0
-        cpus, depth, flight = node.capacity, 1 if self.is_stuck else self.cluster.depth, len(self.flight)
-        slots = self.slots
-        if len(node.shares) == 1 and not (node.taken.cpus or node.claimed.cpus):
-            return slots * depth - flight, flight / (depth * cpus)
-        others = 0.0
-        for each in node.busy:
-            if each is not self:
-                others += (len(each.flight) - each.heavy) / each.cluster.depth + each.heavy_cpus
-        free = min(slots, cpus - others - node.claimed.cpus) - self.heavy_cpus
-        return ceil(free * depth) - (flight - self.heavy), (others + self.load) / cpus
+        if load is not None:
+            cpus, vacancy = load.cpus, load.vacancy
+            if vacancy <= NEARLY:
+                return 0, 0.0
+        elif node.is_usable:
+            cpus, vacancy = node.capacity, node.vacancy
+        else:
+            return 0, 0.0
+        depth, light = self.cluster.depth, len(self.flight) - self.heavy
+        free, spare = vacancy + light / depth, self.slots - self.heavy_cpus
+        most = (spare if spare < free else free) * (1 if self.is_stuck else depth)
+        return ceil(most - NEARLY) - light, (cpus - vacancy - node.claimed.cpus) / cpus
 
     def hold(self, record: JobRecord, cpus: int) -> None:
         """Keep for a job what it asks for."""
@@ -240,6 +259,8 @@ class NodeRecord(Struct, eq=False):
     """Whether a cluster wanted (and perhaps wants) to use more CPUs than it offers."""
     is_open: bool = True
     """Whether clusters may have noted that it has something idle."""
+    is_crowded: bool = False
+    """Whether clusters may have noted that their jobs wait there for a CPU."""
     taken: Amount = field(default_factory=Amount)
     """What is kept for jobs that are there."""
     claimed: Amount = field(default_factory=Amount)
@@ -297,16 +318,16 @@ class NodeRecord(Struct, eq=False):
     @property
     def load(self) -> float:
         """CPUs that its jobs keep busy."""
-        # written out, as in `Share.load`: this is asked several times for each event
+        # written out, as in `Share.load`: this is asked for each event
         load = 0.0
         for share in self.busy:
             load += (len(share.flight) - share.heavy) / share.cluster.depth + share.heavy_cpus
         return load
 
     @property
-    def has_room(self) -> bool:
-        """Whether it takes more jobs, as far as that does not depend on the cluster."""
-        return self.is_usable and self.load + self.claimed.cpus < self.capacity - NEARLY
+    def vacancy(self) -> float:
+        """CPUs that have no work and are not kept free for a job, as far as that does not depend on the cluster."""
+        return self.capacity - self.claimed.cpus - self.load
 
     @property
     def idle_cpus(self) -> int:
@@ -329,18 +350,26 @@ class NodeRecord(Struct, eq=False):
         """Jobs that it has, of all clusters."""
         return sum([len(share.flight) for share in self.busy])
 
-    def settle(self) -> tuple[int, float]:
-        """Forget which shares were at work here and are not; returns `wanted` and `load`."""
-        wanted, load = 0, 0.0
-        for share in tuple(self.busy):
-            flight = len(share.flight)
-            if not flight:
-                del self.busy[share]
+    def settle(self) -> Load:
+        """Forget which shares were at work here and are not, and add up the others."""
+        busy, offered = self.busy, self.info.cpus
+        wanted, load, is_crowded = 0, 0.0, False
+        emptied: tuple[Share, ...] = ()
+        for share in busy:
+            light = len(share.flight) - share.heavy
+            own = light + share.heavy_cpus
+            if not own:
+                emptied = (*emptied, share)
                 continue
-            light, cpus = flight - share.heavy, share.heavy_cpus
-            wanted += light + cpus
-            load += light / share.cluster.depth + cpus
-        return wanted, load
+            wanted += own
+            load += light / share.cluster.depth + share.heavy_cpus
+            if own > offered or own > share.cpus:
+                is_crowded = True
+        for share in emptied:
+            del busy[share]
+        cpus = self.capacity
+        vacancy = cpus - self.claimed.cpus - load if self.is_usable else 0.0
+        return Load(cpus, wanted, vacancy, is_crowded or wanted > cpus, emptied)
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from dispy.scheduler.jobs import JobQueue
 
 if TYPE_CHECKING:
-    from dispy.scheduler.nodes import Share
+    from dispy.scheduler.nodes import Load, Share
 
 PORTIONS: Final = 16
 """A node without an idle CPU is filled up in so many portions: one job at a time would cost a choice per job."""
@@ -74,9 +74,12 @@ class Rooms:
                 return share, room
         return None
 
-    def best_with(self, share: Share) -> tuple[Share, int] | None:
-        """The same where the load of one share has fallen, which may not be noted: mostly that is the one."""
-        room, load = share.standing()
+    def best_with(self, share: Share, known: Load) -> tuple[Share, int] | None:
+        """The same where the load of one share has fallen, which may not be noted: mostly that is the one.
+
+        `known` is what the jobs of its node take.
+        """
+        room, load = share.standing(known)
         if room > 0:
             heap = self._heap
             if not heap or (load, share.node.order) < heap[0][:2]:

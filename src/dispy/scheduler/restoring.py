@@ -86,4 +86,6 @@ def _restore_job(tables: Tables, record: JobRecord) -> None:
         share.hold(record, record.cpus)
     if cluster.is_exclusive:
         tables.alone = cluster.id
-    tables.turns.charge(tables.turns.party_of(cluster), [record], cluster.estimate)
+    cpus = record.cpus or 1
+    record.charge, record.seen_at = cluster.estimate * cpus, 0.0
+    tables.turns.charge(tables.turns.party_of(cluster), cpus, cluster.estimate)

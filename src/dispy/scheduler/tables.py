@@ -18,36 +18,35 @@ from dispy.wire.messages import AnyMessage
 class Outbox:
     """Effects in the making. Jobs that end in a row become one notice."""
 
-    __slots__ = ("_effects", "ended")
+    __slots__ = ("_marked", "_notices", "_sends", "ended")
 
     def __init__(self) -> None:
-        self._effects = Effects()
+        self._sends: list[Send] = []
+        self._notices: list[Notice] = []
+        self._marked: list[JobRecord] = []
         self.ended: list[JobEnded] = []
         """Jobs that ended since the last other notice; append here."""
 
     def send(self, node: NodeRecord, message: AnyMessage, payload: Sequence[bytes] = ()) -> None:
         """Say something to a node."""
-        self._effects.sends.append(Send(node.id, message, payload))
+        self._sends.append(Send(node.id, message, payload))
 
     def notice(self, notice: Notice) -> None:
         """Tell the user's side."""
         if self.ended:
-            self._flush()
-        self._effects.notices.append(notice)
+            self._notices.append(JobsEnded(self.ended))
+            self.ended = []
+        self._notices.append(notice)
 
     def mark(self, records: Sequence[JobRecord]) -> None:
         """Note how these jobs stand now."""
-        self._effects.marked += records
+        self._marked += records
 
     def close(self) -> Effects:
         """All of it, in order."""
         if self.ended:
-            self._flush()
-        return self._effects
-
-    def _flush(self) -> None:
-        self._effects.notices.append(JobsEnded(self.ended))
-        self.ended = []
+            self._notices.append(JobsEnded(self.ended))
+        return Effects(self._sends, self._notices, self._marked)
 
 
 class Counters(Struct):
@@ -189,6 +188,7 @@ class Tables(Struct):
         for record in records:
             record.state = JobState.Created
             record.node = None
+            record.seen_at = 0.0
             queues.setdefault(self.clusters[record.cluster].queue_for(record), []).append(record)
         for queue, back in queues.items():
             queue.put_back(back)
@@ -217,12 +217,12 @@ class Tables(Struct):
     ) -> None:
         """End a job for good. If it waits, it leaves its queue; from a flight the caller has taken it."""
         cluster = self.clusters[record.cluster]
-        if record.state is JobState.Created:
+        was, record.state = record.state, state
+        if was is JobState.Created:
             queue = cluster.queue_for(record)
             queue.discard(record)
             if not queue.waiting:
                 self.forget_queue(queue)
-        record.state = state
         del self.jobs[record.job]
         cluster.jobs -= 1
         self.counters.ended += 1

@@ -15,7 +15,7 @@ from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.dispatching import block, hand_over, recall, send_batch
 from dispy.scheduler.fairness import MOST_CREDIT, TURN_SECONDS, Account, Party, Policy, Rank, Turns
 from dispy.scheduler.jobs import JobQueue
-from dispy.scheduler.nodes import NEARLY, NodeRecord, Share
+from dispy.scheduler.nodes import NEARLY, Load, NodeRecord, Share
 from dispy.scheduler.placement import cpus_on, place
 from dispy.scheduler.policy import before_next, portion
 from dispy.scheduler.tables import Outbox, Tables
@@ -70,12 +70,16 @@ def next_look(tables: Tables) -> float | None:
 class _Hand:
     """What one pass hands out."""
 
-    __slots__ = ("_aside", "_looked", "_skipped", "_spent", "_tables", "_touched", "_turns")
+    __slots__ = ("_aside", "_free", "_loads", "_looked", "_skipped", "_spent", "_tables", "_touched", "_turns")
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._turns = tables.turns
         self._touched: dict[Share, None] = {}
+        self._loads: dict[NodeRecord, Load] = {}
+        """Of nodes whose load fell."""
+        self._free: dict[NodeRecord, None] = {}
+        """Those of them that take more jobs, as far as that does not depend on the cluster."""
         self._looked: set[ClusterRecord] = set()
         """Clusters that know the nodes whose load fell."""
         self._aside: dict[Party, None] = {}
@@ -87,23 +91,20 @@ class _Hand:
 
     def fill_fresh(self) -> None:
         """Give nodes whose load fell to those whose turn it is, until they are full or nobody wants them."""
-        turns = self._turns
-        free = {node: share for node, share in self._tables.fresh.items() if node.has_room}
+        turns, free, loads = self._turns, self._free, self._loads
+        for node in self._tables.fresh:
+            load = loads[node] = node.settle()
+            if load.vacancy > NEARLY:
+                free[node] = None
         is_fair = turns.policy is Policy.FAIR
         while free:
             party = turns.line.first()
             if party is None:
                 break
-            holder = self._holder(party, free) if is_fair else None
-            share = None if holder is None else self._give(holder, None)
-            if share is None:
-                share = self._give(party, None)
-                if share is None:
-                    turns.line.leave(party)
-                    self._aside[party] = None
-                    continue
-            if not share.node.has_room:
-                free.pop(share.node, None)
+            holder = self._holder(party) if is_fair else None
+            if (holder is None or not self._give(holder, None)) and not self._give(party, None):
+                turns.line.leave(party)
+                self._aside[party] = None
 
     def serve(self, wanted: dict[Party, None]) -> None:
         """Give to parties that have new work what they can have; for all others nothing has changed."""
@@ -114,7 +115,7 @@ class _Hand:
         heapify(heap)
         while heap:
             _, number, party = heappop(heap)
-            if self._give(party, heap) is None:
+            if not self._give(party, heap):
                 self._aside[party] = None
             elif (rank := self._turns.rank(party)) is not None:
                 heappush(heap, (rank, number, party))
@@ -126,13 +127,17 @@ class _Hand:
             self._put_back()
         for share in self._touched:
             send_batch(share, out)
-        nodes = tables.fresh
+        loads = self._loads
+        for node, load in loads.items():
+            note(tables, node, load)
         for share in self._touched:
-            nodes[share.node] = None
-        nodes.update(tables.claims)
-        for node in nodes:
-            note(tables, node)
-        nodes.clear()
+            if share.node not in loads:
+                load = loads[share.node] = share.node.settle()
+                note(tables, share.node, load)
+        for node in tables.claims:
+            if node not in loads:
+                note(tables, node, node.settle())
+        tables.fresh.clear()
         for _, queue in self._skipped:
             cluster = tables.clusters[queue.cluster]
             if cluster.parked and (not queue.is_plain or (tables.idle and not cluster.is_growing)):
@@ -142,7 +147,7 @@ class _Hand:
         """Let those stand in the line again who could have nothing."""
         turns = self._turns
         for party, queue in self._skipped:
-            if queue.waiting:
+            if queue.rank is not None:
                 party.line.offer(queue, queue.rank)
                 party.is_waiting = True
                 self._aside[party] = None
@@ -152,20 +157,21 @@ class _Hand:
             party.is_stuck = party not in patient
             turns.stay(party)
 
-    def _holder(self, party: Party, free: dict[NodeRecord, Share | None]) -> Party | None:
+    def _holder(self, party: Party) -> Party | None:
         """Who has just ended a job on one of the nodes and may go on there: it is hardly ahead of whose turn it is."""
         account = party.account
         if not account.cpus:
             return None
-        for share in free.values():
+        for node in self._free:
+            share = self._tables.fresh[node]
             if share is not None and share.cluster.account is not account:
                 holder = self._turns.party_of(share.cluster)
                 if holder.entry is not None and holder.account.due <= account.due + TURN_SECONDS:
                     return holder
         return None
 
-    def _give(self, party: Party, others: list[tuple[Rank, int, Party]] | None) -> Share | None:
-        """Hand out the next jobs of a party; returns where they go, None if none can go anywhere.
+    def _give(self, party: Party, others: list[tuple[Rank, int, Party]] | None) -> bool:
+        """Hand out the next jobs of a party; returns whether any can go anywhere.
 
         `others` is the heap of those who compete with it; None: those in the line.
         """
@@ -180,26 +186,38 @@ class _Hand:
             if found is None:
                 # a quota may have kept it from what was free
                 queue.tried_at = -1 if cluster.account.most_cpus else self._turns.deepened
-                if queue.is_heavy:
-                    block(tables, cluster, queue)
+                if queue.is_heavy and (node := block(tables, cluster, queue)) is not None:
+                    self._weigh(node, node.vacancy)
                 party.line.take()
                 self._skipped.append((party, queue))
                 continue
             share, room = found
             count = self._count(party, others, cluster, queue, share, room)
             if not count:
-                return None
-            records = hand_over(queue, share, count)
+                return False
+            cpus = hand_over(queue, share, count, cluster.estimate)
             if party.is_stuck:
                 party.is_stuck = False
                 if (following := self._following(party, others)) is not None:
                     party.account.due = max(party.account.due, following.account.due - MOST_CREDIT)
-            self._turns.charge(party, records, cluster.estimate)
+            self._turns.charge(party, cpus, cluster.estimate)
             self._touched[share] = None
+            if (load := self._loads.get(share.node)) is not None:
+                load.wanted += cpus
+                load.is_crowded = load.is_crowded or load.wanted > load.cpus or cluster.depth > 1
+                self._weigh(share.node, load.vacancy - (cpus if queue.is_heavy else count / cluster.depth))
             if not queue.waiting:
                 tables.forget_queue(queue)
-            return share
-        return None
+            return True
+        return False
+
+    def _weigh(self, node: NodeRecord, vacancy: float) -> None:
+        """Less of a node is free than before."""
+        load = self._loads.get(node)
+        if load is not None and load.vacancy > 0:
+            load.vacancy = vacancy
+            if vacancy <= NEARLY:
+                self._free.pop(node, None)
 
     def _following(self, party: Party, others: list[tuple[Rank, int, Party]] | None) -> Party | None:
         """Whose turn it is after that of a party."""
@@ -215,7 +233,9 @@ class _Hand:
         if queue.is_plain and len(fresh) == 1 and cluster not in self._looked:
             (node,) = fresh
             share = cluster.shares.get(node.id)
-            return cluster.rooms.best() if share is None else cluster.rooms.best_with(share)
+            if share is None:
+                return cluster.rooms.best()
+            return cluster.rooms.best_with(share, self._loads[node])
         if not queue.is_plain:
             return place(cluster, queue, fresh if queue.tried_at == self._turns.deepened else None)
         self._show_fresh(cluster)
@@ -230,7 +250,7 @@ class _Hand:
         for node in self._tables.fresh:
             share = shares.get(node.id)
             if share is not None:
-                room, load = share.standing()
+                room, load = share.standing(self._loads[node])
                 if room > 0:
                     cluster.rooms.offer(share, load)
 
@@ -279,20 +299,18 @@ class _Hand:
                 return most if other is None else min(most, before_next(queue, other.rank))
 
 
-def note(tables: Tables, node: NodeRecord) -> None:
+def note(tables: Tables, node: NodeRecord, load: Load) -> None:
     """Put right what is derived from the load of a node.
 
     Where its CPUs all have work, that is only what concerns clusters with jobs there.
     """
-    busy = tuple(node.busy)
-    wanted, load = node.settle()
-    usable, cpus = node.is_usable, node.capacity
-    if usable and load + node.claimed.cpus < cpus - NEARLY:
+    cpus, wanted = load.cpus, load.wanted
+    if load.vacancy > NEARLY:
         for share in node.shares.values():
-            room, weight = share.standing()
+            room, weight = share.standing(load)
             if room > 0:
                 share.cluster.rooms.offer(share, weight)
-    is_open = usable and wanted < cpus
+    is_open = wanted < cpus and node.is_usable
     if tables.park_above:
         if node.is_idle and node.id in tables.nodes:
             tables.idle[node] = None
@@ -301,12 +319,11 @@ def note(tables: Tables, node: NodeRecord) -> None:
     if is_open or node.is_open:
         for share in node.shares.values():
             tables.weigh(share, wanted)
-    else:
-        for share in busy:
-            # nothing is idle here: what is left to know is what waits for a CPU
-            if wanted > cpus or node.id in share.cluster.excesses or share.wanted > share.slots:
-                tables.weigh(share, wanted)
-    node.is_open = is_open
+    elif load.is_crowded or node.is_crowded:
+        # nothing is idle here: what is left to know is what waits for a CPU
+        for share in (*node.busy, *load.emptied):
+            tables.weigh(share, wanted)
+    node.is_open, node.is_crowded = is_open, load.is_crowded
 
 
 def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
