@@ -330,7 +330,12 @@ def start(ends: contextlib.ExitStack, command: list[str], log: Path, word: str) 
     """Start a daemon in a process group of its own, and wait until its output has a word."""
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            # no session of its own: kernels share CPUs out among these, and workers of most peers have none either
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
     ends.callback(_stop, process)
     deadline = time.monotonic() + READY_TIMEOUT

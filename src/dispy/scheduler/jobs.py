@@ -35,8 +35,12 @@ class Shape(NamedTuple):
 PLAIN: Final = Shape()
 
 
-class JobRecord(Struct, eq=False):
-    """One submitted job. Its submitter makes it and hands it over; from then on only the core changes it."""
+class JobRecord(Struct, eq=False, gc=False):
+    """One submitted job. Its submitter makes it and hands it over; from then on only the core changes it.
+
+    The garbage collector passes over them, as looking at each cost a tenth of a job: whoever a handle belongs to lets
+    go of the record when its job has ended.
+    """
 
     job: int
     cluster: ComputationId
