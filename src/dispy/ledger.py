@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from dispy.errors import ClosedError, SettingsError
@@ -354,13 +355,13 @@ class ClusterLedger:
     def _call_job_status(self, job: DispyJob) -> None:
         function, snapshot = self.job_status, job._snapshot()
         if function is not None:
-            self._portal.callback(lambda: self._when_constructed(function, snapshot))
+            self._portal.callback(partial(self._when_constructed, function, snapshot))
 
     def _call_status(self, status: int, node: DispyNode | None, job: DispyJob | None) -> None:
         function = self.cluster_status
         snapshot = None if job is None else job._snapshot()
         if function is not None:
-            self._portal.callback(lambda: self._when_constructed(function, status, node, snapshot))
+            self._portal.callback(partial(self._when_constructed, function, status, node, snapshot))
 
     def _when_constructed(self, function: Callable[..., Any], *args: Any) -> None:
         while (early := self.constructed_at + CONSTRUCTION_MARGIN - time.monotonic()) > 0 or not self.constructed_at:
