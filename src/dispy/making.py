@@ -7,7 +7,7 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -240,6 +240,17 @@ class AnyCluster(CallMapping, NodeSteering, NodeTalk, ClusterStanding, ClusterCl
         except KeyboardInterrupt:
             self.is_hurried = True
             raise
+
+
+def _name_methods() -> None:
+    """Python's sentences about wrong arguments name a method with its class: users know none of those that share it."""
+    for base in AnyCluster.__mro__:
+        for name, function in vars(base).items():
+            if isinstance(function, FunctionType) and not name.startswith("_"):
+                function.__qualname__ = name
+
+
+_name_methods()
 
 
 def _shipment(given: Given) -> Shipment:

@@ -186,6 +186,8 @@ def test_what_map_does_not_take_is_said(local: LocalCluster) -> None:
             cluster.map([1], **options)
     with pytest.raises(SettingsError, match="not iterable"):
         cluster.map(7)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^map\(\) missing 1 required"):
+        cluster.map()  # type: ignore[call-arg]
     with pytest.raises(SettingsError, match="runs the program true"):
         local("/bin/true").map([1])
     results = cluster.map(itertools.count(), chunk_size=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dispy.node import chunk
+from dispy.node import calls, chunk
 
 
 def dumps(value: object) -> bytes:
@@ -74,10 +74,15 @@ def test_of_a_result_that_cannot_travel_and_a_later_call_that_raises_the_first_c
 
 
 def test_stop_iteration_is_a_failure_and_not_the_end() -> None:
-    error, values, exception, _ = outcome(lambda n: n if n < 3 else next(iter(())), [1, 2, 3, 4])
-    assert "StopIteration" in str(error)
-    assert values == [1, 2]
-    assert isinstance(exception, RuntimeError)
+    def ending(number: int, more: int = 0) -> int:
+        return number if number < 3 else next(iter(()))
+
+    for columns in ([1, 2, 3, 4],), ([1, 2, 3, 4], [0] * 4):
+        error, values, exception, _ = outcome(ending, *columns)
+        assert "StopIteration" in str(error)
+        assert "in ending\n" in calls.user_trace(error, chunk.__file__)
+        assert values == [1, 2]
+        assert isinstance(exception, RuntimeError)
 
 
 def test_a_cancelled_job_ends_with_what_interrupted_it() -> None:

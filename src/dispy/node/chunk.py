@@ -56,14 +56,19 @@ def call_each(
     values: list[object] = []
     failure: BaseException | None = None
     carried = None
+    append = values.append
     try:
-        values.extend(map(compute, *columns))
-        if len(values) < len(columns[0]):  # `extend` takes it for the end
-            raise RuntimeError("the function raised StopIteration")
+        if len(columns) == 1:
+            for value in columns[0]:
+                append(compute(value))
+        else:
+            for args in zip(*columns, strict=True):
+                append(compute(*args))
     except BaseException as error:
         if is_cancelled():
             raise
-        failure, carried = error, _dumps_exception(error, dumps)
+        failure = _raisable(error)
+        carried = _dumps_exception(failure, dumps)
     try:
         body = dumps(values)
     except Exception as error:
@@ -73,6 +78,13 @@ def call_each(
         return body
     called_with = _as_text([column[len(values)] for column in columns])
     raise CallFailed(failure, pickle.dumps((joined(body), carried, called_with), 5)) from None
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """What can be raised in the iterator of the results without being taken for its end."""
+    if not isinstance(error, StopIteration):
+        return error
+    return RuntimeError("the function raised StopIteration").with_traceback(error.__traceback__)
 
 
 def _up_to_culprit(values: list[object], refusal: Exception, dumps: Dumps) -> tuple[list[object], Exception]:
