@@ -12,7 +12,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 SCHEDULER = (
     "core flow membership shares leases closing steering placement policy tables nodes clusters jobs intake places "
-    "explain prospects fairness restoring keeping"
+    "explain prospects fairness turns dispatching parking restoring keeping"
 )
 NODE = (
     "core leases departure computations jobs forcing returning outgoing feeding serving slots verdicts "

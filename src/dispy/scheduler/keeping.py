@@ -96,7 +96,7 @@ def _mark_node(tables: Tables, changes: Changes, id: ProcessId) -> None:
 
 def _mark_share(tables: Tables, changes: Changes, id: ComputationId, node: ProcessId) -> None:
     cluster = tables.clusters.get(id)
-    if cluster is None or node not in tables.nodes:
+    if cluster is None:
         return
     share = cluster.shares.get(node)
     if share is not None and share.cpus > 0:

@@ -67,7 +67,6 @@ def _restore_job(tables: Tables, record: JobRecord) -> None:
     tables.jobs[record.job] = record
     cluster.jobs += 1
     if record.node is None:
-        record.state = JobState.Created
         cluster.queue_for(record).append(record)
         return
     node = tables.nodes[record.node]
