@@ -7,10 +7,11 @@ has everything to itself until it is over. CPUs of a user are counted where jobs
 from __future__ import annotations
 
 from dispy.scheduler.clusters import ClusterRecord
-from dispy.scheduler.tables import Tables
+from dispy.scheduler.shares import ask_allocation
+from dispy.scheduler.tables import Outbox, Tables
 
 
-def admit(tables: Tables) -> None:
+def admit(tables: Tables, out: Outbox) -> None:
     """Say anew which clusters are held up by exclusive ones."""
     clusters = tables.clusters
     if tables.alone not in clusters:
@@ -24,6 +25,9 @@ def admit(tables: Tables) -> None:
         was, cluster.is_held = cluster.is_held, behind if tables.alone is None else id != tables.alone
         if was and not cluster.is_held:
             tables.runnable.update(dict.fromkeys(queue for queue in cluster.queues if queue.waiting))
+            for node in tables.nodes.values():
+                if not (node.id in cluster.shares or node.id in cluster.declined or node.id in cluster.asked):
+                    ask_allocation(out, cluster, node)  # it was given back for the time being
 
 
 def clusters_before(tables: Tables, exclusive: ClusterRecord) -> list[ClusterRecord]:

@@ -77,6 +77,10 @@ def finish_closing(tables: Tables, out: Outbox) -> None:
             out.notice(ClusterEnded(id))
             for node_id in cluster.asked:
                 release_if_unused(tables, out, tables.nodes[node_id])
+    alone = None if tables.alone is None else tables.clusters.get(tables.alone)
+    if alone is not None and alone.id in tables.closing:
+        for id in tables.closing:
+            _let_go_for_now(tables, out, tables.clusters[id], alone)
 
 
 def _let_go_of_useless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> None:
@@ -95,6 +99,20 @@ def _let_go_of_useless(tables: Tables, out: Outbox, cluster: ClusterRecord) -> N
             cluster.declined[share.node.id] = None
             share.cpus = 0
             close_share(tables, out, share, "it can run none of the jobs that are left")
+
+
+def _let_go_for_now(tables: Tables, out: Outbox, cluster: ClusterRecord, alone: ClusterRecord) -> None:
+    """Give back nodes of a closing cluster that waits for an exclusive one which is closing and has no use for them:
+    the node that it waits for may be with a program that waits for these. `admit` asks for them again.
+    """
+    if not cluster.is_held:
+        return
+    for share in tuple(cluster.shares.values()):
+        decided = share.state in (ShareState.PARKED, ShareState.READY)
+        refused = share.state is ShareState.REFUSED and not share.final
+        if (decided or refused) and not share.flight and share.node.id in alone.declined:
+            share.cpus = 0
+            close_share(tables, out, share, "it waits for a cluster that runs alone and has no use for this node")
 
 
 def _may_return_to(share: Share) -> bool:

@@ -311,7 +311,7 @@ class SchedulerCore:
         if tables.closing:
             closing.finish_closing(tables, out)
         if tables.exclusives or tables.is_holding:
-            admit(tables)
+            admit(tables, out)
         turns.dispatch(tables, out)
         if tables.wanting:
             parking.open_needed(tables, out)

@@ -110,6 +110,8 @@ def why_hopeless(tables: Tables, cluster: ClusterRecord, shape: Shape) -> str:
     most = cluster.account.most_cpus
     if most and shape.cpus > most:
         return f"it asks for {counted(shape.cpus, 'CPU')}, and {cluster.account.label} may have {most} at once"
+    if cluster.is_held and cluster.id in tables.closing:
+        return ""  # it may have given nodes back until it is its turn
     if cluster.forsaken and not cluster.shares and not cluster.asked:
         return cluster.forsaken
     if cluster.is_hopeless:
