@@ -120,3 +120,23 @@ def test_a_decision_costs_as_much_when_many_jobs_wait_as_when_few_do() -> None:
 @pytest.mark.parametrize("options", [JobOptions(tags=("tag",)), JobOptions(priority=1)], ids=["tags", "priority"])
 def test_a_job_with_a_wish_costs_as_much_with_two_hundred_nodes_as_with_ten(options: JobOptions) -> None:
     assert cost(Policy.FIFO, nodes=200, options=options) <= MOST * cost(Policy.FIFO, options=options)
+
+
+def cost_of_an_allocation(nodes: int) -> float:
+    """Lines for each answer of an owner that it uses a node, where clusters open a part of the nodes only."""
+    core = SchedulerCore(holder=Holder("user", "host", 1, "test"), token=b"t" * 32, park_above=16)
+    ids = [ComputationId(f"{number:032x}") for number in range(10)]
+    for number, id in enumerate(ids):
+        core.handle(events.ClusterOpened(ComputationSpec(id, "f", "function"), user=f"user{number}"), 0.0)
+    for number in range(nodes):
+        node = ProcessId(f"{number:032x}")
+        core.handle(events.NodeJoined(node, NodeInfo(node, f"n{number}", 1, "x", ()), "10.0.0.1"), 0.0)
+        core.handle(events.NodeAllocated(ids[0], node, 1), 0.0)
+        core.handle(events.NodeSaid(node, messages.LeaseGranted([], [])), 0.0)
+    answers = [events.NodeAllocated(id, node, 1) for id in ids[1:] for node in list(core.nodes)]
+    count = lines_of(lambda: [core.handle(answer, 0.0) for answer in answers] and None)
+    return count / len(answers)
+
+
+def test_a_crowd_of_clusters_and_nodes_costs_its_scheduler_as_much_for_each_of_them_as_few_do() -> None:
+    assert cost_of_an_allocation(400) <= 1.5 * cost_of_an_allocation(100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
@@ -28,6 +29,15 @@ class ClusterState(Enum):
     OPEN = auto()
     DRAINING = auto()
     TERMINATING = auto()
+
+
+class Reach(msgspec.Struct):
+    """A sum that is not made anew for each event."""
+
+    cpus: int = 0
+    shares: int = 0
+    """How many there were when it was made."""
+    at: float = -math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +71,10 @@ class ClusterRecord:
     shares: dict[ProcessId, Share] = field(default_factory=dict)
     parked: dict[ProcessId, Share] = field(default_factory=dict)
     """Those of them that are not opened as long as it has no use for them."""
+    opened: dict[ProcessId, Share] = field(default_factory=dict)
+    """Those that are opened, or about to be; some may not be so any more."""
+    reach: Reach = field(default_factory=lambda: Reach())
+    """CPUs of all that it may use, as far as they have been counted."""
     is_growing: bool = False
     """Whether some are being opened: plain jobs that wait let no further ones be before that has come to something."""
     asked: dict[ProcessId, None] = field(default_factory=dict)

@@ -160,6 +160,11 @@ def _check_parked(tables: Tables, cluster: ClusterRecord) -> None:
     _require(cluster.parked.keys() == {share.node.id for share in shares}, f"{cluster.id} does not know what is parked")
     _require(not shares or tables.park_above > 0, f"nodes of {cluster.id} are parked though all are to be opened")
     opening = [share for share in cluster.shares.values() if share.state is ShareState.OPENING]
+    opened = [share for share in cluster.shares.values() if share.state in (ShareState.OPENING, ShareState.READY)]
+    _require(
+        all(cluster.opened.get(share.node.id) is share for share in opened),
+        f"{cluster.id} does not know what is opened",
+    )
     _require(bool(opening) or not cluster.is_growing, f"cluster {cluster.id} waits for nodes that nobody opens")
     reach = sum(share.slots for share in cluster.shares.values() if share.is_in_use)
     for share in shares:

@@ -11,9 +11,9 @@ from math import ceil
 from typing import Final
 
 from dispy.model import ProcessId
-from dispy.scheduler.clusters import ClusterRecord
+from dispy.scheduler.clusters import ClusterRecord, Reach
 from dispy.scheduler.jobs import JobQueue
-from dispy.scheduler.nodes import Share, ShareState
+from dispy.scheduler.nodes import IN_USE, Share, ShareState
 from dispy.scheduler.placement import candidates, cpus_on, why_unfit
 from dispy.scheduler.shares import open_share
 from dispy.scheduler.tables import Outbox, Tables
@@ -22,6 +22,12 @@ LEEWAY: Final = 2
 """A cluster opens so many times the CPUs that it would have if each had equally many."""
 LEAST: Final = 4
 """CPUs that it opens in any case, and at once when its jobs wait."""
+MANY: Final = 64
+"""Nodes of one cluster of which the CPUs are not counted for each event."""
+CLOSE: Final = 16
+"""One node more or less for each so many makes little difference."""
+COUNTED_AGAIN: Final = 1.0
+"""Seconds."""
 
 
 def open_needed(tables: Tables, out: Outbox) -> None:
@@ -37,6 +43,21 @@ def open_needed(tables: Tables, out: Outbox) -> None:
     tables.wanting.clear()
 
 
+def _reach(cluster: ClusterRecord, now: float) -> int:
+    """CPUs that a cluster may use. Of many nodes they are counted again when there are others, or after a while: in a
+    crowd each of the nodes and programs that come would lead to a look at all that is there.
+    """
+    known, count = cluster.reach, len(cluster.shares)
+    if count < MANY or abs(count - known.shares) * CLOSE > known.shares or now >= known.at + COUNTED_AGAIN:
+        cpus = sum([share.slots for share in cluster.shares.values() if share.state in IN_USE])
+        cluster.reach = known = Reach(cpus, count, now)
+    return known.cpus
+
+
+def _is_openable(share: Share) -> bool:
+    return share.slots > 0 and not share.is_paused
+
+
 class _Opener:
     """What one cluster has opened, and opens now."""
 
@@ -46,16 +67,17 @@ class _Opener:
         self._tables = tables
         self._out = out
         self._cluster = cluster
-        self._reach = self._ready = self._opening = 0
-        """CPUs that the cluster may use; that it can use now; that it will be able to use soon."""
-        for share in cluster.shares.values():
-            if share.is_in_use:
-                slots = share.slots
-                self._reach += slots
-                if share.state is ShareState.OPENING:
-                    self._opening += slots
-                elif share.state is ShareState.READY and not share.is_paused:
-                    self._ready += slots
+        self._ready = self._opening = 0
+        """CPUs that the cluster can use now; that it will be able to use soon."""
+        for node, share in tuple(cluster.opened.items()):
+            if share.state is ShareState.OPENING:
+                self._opening += share.slots
+            elif share.state is not ShareState.READY:
+                del cluster.opened[node]
+            elif not share.is_paused:
+                self._ready += share.slots
+        self._reach = _reach(cluster, tables.now)
+        """CPUs that it may use."""
 
     @property
     def is_opening(self) -> bool:
@@ -76,20 +98,23 @@ class _Opener:
         for queue in cluster.special.values():
             if queue.waiting:
                 self._open_for(queue)
-        waiting = cluster.plain.waiting
-        if waiting:
-            # twice as much each time, and no more than there are jobs: short ones may be over before it is open
-            most = min(waiting, max(least, self._ready)) - self._opening
-            self._open((share for share in self._openable() if share.node.is_idle), most)
-            rivals = sum(1 for each in tables.clusters.values() if each.jobs)
-            most = min(most, self._part(rivals) - self._ready) - self._opening
+        # twice as much each time, and no more than there are jobs: short ones may be over before it is open
+        most = min(cluster.plain.waiting, max(least, self._ready)) - self._opening
+        if most <= 0:
+            return
+        parked = cluster.parked
+        idle = [parked[node.id] for node in tables.idle if node.id in parked]
+        self._open([share for share in idle if _is_openable(share)], most)
+        rivals = sum(1 for each in tables.clusters.values() if each.jobs)
+        most = min(most, self._part(rivals) - self._ready) - self._opening
+        if most > 0:
             self._open(self._openable(), most)
 
     def _part(self, rivals: int) -> int:
         return ceil(LEEWAY * self._reach / max(1, rivals))
 
     def _openable(self) -> Iterable[Share]:
-        return [share for share in self._cluster.parked.values() if share.slots and not share.is_paused]
+        return [share for share in self._cluster.parked.values() if _is_openable(share)]
 
     def _open_for(self, queue: JobQueue) -> None:
         """Open what jobs with wishes need: the node that they name, one that fits where none does, idle ones."""

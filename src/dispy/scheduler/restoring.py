@@ -76,6 +76,7 @@ def _restore_job(tables: Tables, record: JobRecord) -> None:
         share = Share(cluster, node, 0, state=ShareState.CLOSING, reason="the user closed it for this cluster")
         cluster.shares[node.id] = node.shares[cluster.id] = share
     if share.state is ShareState.WANTED:
+        cluster.opened[node.id] = share
         share.state = ShareState.OPENING  # it was open: with the lease it is said again, and the node says so as well
     record.state = JobState.Running
     record.cancelled = record.cancelled or cluster.state is ClusterState.TERMINATING

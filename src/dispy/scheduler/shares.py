@@ -110,6 +110,7 @@ def open_or_park(tables: Tables, out: Outbox, share: Share) -> None:
 def open_share(out: Outbox, share: Share) -> None:
     """Have the node open the computation."""
     share.cluster.parked.pop(share.node.id, None)
+    share.cluster.opened[share.node.id] = share
     share.state, share.step = ShareState.OPENING, ""
     out.send(share.node, OpenComputation(share.spec, share.setup_args, share.limit, share.oversubscribe))
 

@@ -173,6 +173,7 @@ class Tables(Struct):
         node.over.pop(share, None)
         self.reconsider(cluster)
         cluster.parked.pop(node.id, None)
+        cluster.opened.pop(node.id, None)
         cluster.idlers.pop(node.id, None)
         self._forget_excess(share)
         self.deadlines.pop((cluster.id, node.id), None)
