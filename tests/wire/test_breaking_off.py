@@ -148,17 +148,24 @@ def test_an_error_of_a_handler_is_logged_and_ends_the_link_in_words(
 
 
 def test_on_a_crowded_machine_a_silent_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    patience = [1000.0]
-    monkeypatch.setattr(connection, "patience_here", lambda: patience[0])
+    asked = 0
+
+    def patience() -> float:
+        """A crowd that is there for a moment."""
+        nonlocal asked
+        asked += 1
+        return 10.0 if asked == 1 else 1.0
+
+    monkeypatch.setattr(connection, "patience_here", patience)
 
     async def test() -> None:
+        loop = asyncio.get_running_loop()
         async with linked(grace=0.1) as (here, there):
+            began = loop.time()
             stop_talking(there.links[0])
-            await asyncio.sleep(1.0)  # ten times what it has without a crowd
-            assert here.links[0].is_open
-            assert here.suspicions == 0
-            patience[0] = 1.0
             assert (await here.lost.get()).startswith("nothing was heard for ")
+            assert loop.time() - began >= 0.9  # ten times what it has without a crowd
+            assert asked > 1
             assert there.links[0]._transport is not None
             there.links[0]._transport.abort()
 
@@ -214,7 +221,7 @@ def test_what_nobody_waits_for_any_more_is_no_complaint(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize(
     ("waiting", "cpus", "patience"),
-    [(0, 2, 1), (8, 2, 1), (16, 2, 2), (80, 2, 10), (240, 2, LONGEST), (100, 64, 1), (0.5, 1, 1)],
+    [(0, 2, 1), (8, 2, 1), (16, 2, 2), (80, 2, 10), (480, 2, LONGEST), (100, 64, 1), (0.5, 1, 1)],
 )
 def test_patience_grows_with_what_each_cpu_has_to_do(waiting: float, cpus: int, patience: float) -> None:
     assert patience_among(waiting, cpus) == patience

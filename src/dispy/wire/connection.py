@@ -428,8 +428,8 @@ class Link:
     def _time_is_up(self) -> None:
         session, now = self._session, self._loop.time()
         assert session is not None
-        if session.is_overdue(now):
-            session.patience = self._patience()
+        # as long as one silence lasts, the most that was good at any time of it: a crowd comes and goes in moments
+        session.patience = max(session.patience, self._patience()) if session.is_overdue(now) else 1.0
         session.handle_timeout(now)
         self._process()
         self._arm()

@@ -14,7 +14,7 @@ from typing import Final
 
 USUAL: Final = 4.0
 """Processes for each CPU with which answers come as soon as the timeouts expect."""
-LONGEST: Final = 12.0
+LONGEST: Final = 24.0
 """How many times longer silence may last at most."""
 _LOAD: Final = Path("/proc/loadavg")
 
