@@ -308,7 +308,9 @@ def test_a_fork_server_is_killed_while_it_starts(
         assert job.status == dispy.DispyJob.Finished
     else:
         assert job.status == dispy.DispyJob.Abandoned
-        assert "its fork server died 3 times; last: while it started, the computation's fork" in str(job.exception)
+        assert "its fork server died 3 times in a row; last: while it started, the computation's fork" in str(
+            job.exception
+        )
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

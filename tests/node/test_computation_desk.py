@@ -85,8 +85,19 @@ def test_fork_server_is_started_again_twice_then_the_computation_refused(ready: 
     ready.handle(ev.ForkServerStarted(MAP))
     effects = ready.handle(ev.ForkServerDied(MAP, "x"))
     assert effects.actions == [do.CleanComputation(MAP, False)]
-    reason = "its fork server died 3 times; last: x"
+    reason = "its fork server died 3 times in a row; last: x"
     assert effects.sends == [Send(ANNA, msg.ComputationRefused(MAP, reason, "", True)), recalled(3)]
+
+
+def test_a_fork_server_that_dies_now_and_then_is_always_started_again(ready: Node) -> None:
+    for job in range(1, 31):
+        effects = ready.handle(ev.ForkServerDied(MAP, "killed by SIGKILL"))
+        assert not [send for send in effects.sends if isinstance(send.message, msg.ComputationRefused)]
+        ready.run(job)
+        actions = ready.handle(ev.ForkServerStarted(MAP)).actions
+        (worker,) = [action.worker for action in actions if isinstance(action, do.ForkWorker)]
+        (feed,) = [action for action in ready.forked(worker) if isinstance(action, do.FeedWorker)]
+        ready.handle(ev.WorkerAnswered(worker, [Answer(feed.jobs[0][0])]))
 
 
 def test_a_computation_that_was_to_be_opened_again_is_not_when_its_link_is_gone(ready: Node) -> None:

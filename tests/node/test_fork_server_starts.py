@@ -128,7 +128,7 @@ def test_one_that_is_killed_while_it_starts_is_started_again_twice(node: Node, s
     node.run(2)
     effects = node.handle(ev.ForkServerDied(MAP, "killed"))
     assert effects.actions == [do.CleanComputation(MAP, False)]
-    assert effects.sends[0] == refused("its fork server died 3 times; last: killed")
+    assert effects.sends[0] == refused("its fork server died 3 times in a row; last: killed")
 
 
 def test_one_that_is_killed_while_it_starts_for_a_closing_computation_is_started_again(node: Node) -> None:

@@ -13,7 +13,7 @@ from dispy.node.serving import Computation, ComputationState, ForkServerState, L
 from dispy.wire import messages as msg
 
 FORK_SERVER_LIVES = 3
-"""A fork server that died so often is not started again."""
+"""A fork server that died so often in a row, without a job that came to its end, is not started again."""
 
 
 class ComputationDesk:
@@ -155,8 +155,9 @@ class ComputationDesk:
     def fork_server_died(
         self, lease: Lease | None, event: ev.ForkServerDied, now: float, wall: float, effects: Effects
     ) -> None:
-        """End the jobs that ran below it; it may be started again some times. `wall` is the wall clock at `now`.
+        """End the jobs that ran below it; it may be started again, unless it has died too often in a row.
 
+        `wall` is the wall clock at `now`.
         One that is killed while it starts has no workers; its jobs wait for the next.
         """
         if lease is None or (computation := _living(lease, event.computation)) is None:
@@ -168,7 +169,7 @@ class ComputationDesk:
         computation.server = ForkServerState.ABSENT
         computation.deaths += 1
         if computation.deaths >= FORK_SERVER_LIVES:
-            reason = f"its fork server died {computation.deaths} times; last: {event.cause}"
+            reason = f"its fork server died {computation.deaths} times in a row; last: {event.cause}"
             self._refuse(lease, computation, reason, "", final=True, effects=effects)
 
     def worker_died(self, lease: Lease | None, event: ev.WorkerDied, now: float, effects: Effects) -> None:

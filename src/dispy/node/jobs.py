@@ -211,7 +211,7 @@ class JobDesk:
                     bodies[-1] = _with_verdict(done[-1], reply, job.special.timeout)
         if event.replies:
             worker.answered += len(event.replies)
-            computation.stillborn = computation.exhausted = 0
+            computation.stillborn = computation.exhausted = computation.deaths = 0
             # a job can write anything into its worker's answers
             computation.measure(seconds if seconds < math.inf else 0.0, len(event.replies))
         if blobs:

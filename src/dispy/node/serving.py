@@ -209,7 +209,7 @@ class Computation(Struct, eq=False):
     told_closed: bool = False
     """The scheduler has been told that it is not here (refused); nothing is said when it is cleaned."""
     deaths: int = 0
-    """How often its fork server died."""
+    """How often in a row its fork server died before a job had come to its end."""
     stillborn: int = 0
     """Workers in a row that died before they had answered anything."""
     exhausted: int = 0
