@@ -171,13 +171,18 @@ def test_a_failing_setup_refuses_the_node_with_its_traceback(
         assert "calls.py" not in text
 
 
+@pytest.mark.parametrize("nodes", ["127.0.0.1", "*"])
 def test_a_file_that_is_gone_before_a_node_has_it_ends_the_jobs(
-    clusters: Callable[..., dispy.JobCluster], dispynode: Callable[..., Any], free_base_port: int, tmp_path: Path
+    clusters: Callable[..., dispy.JobCluster],
+    dispynode: Callable[..., Any],
+    free_base_port: int,
+    tmp_path: Path,
+    nodes: str,
 ) -> None:
     """Nobody waits for a content that cannot come back."""
     file = tmp_path / "file"
     file.write_bytes(b"x" * 100_000)
-    cluster = clusters(len, depends=[str(file)], nodes="127.0.0.1", dispy_port=free_base_port)
+    cluster = clusters(len, depends=[str(file)], nodes=nodes, dispy_port=free_base_port)
     file.unlink()
     job = cluster.submit("x")
     dispynode()

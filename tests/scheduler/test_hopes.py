@@ -45,6 +45,17 @@ def test_a_job_that_a_node_can_run_has_hope(tables: Tables) -> None:
     assert why(tables) == why(tables, node=NODE) == why(tables, cpus=4) == ""
 
 
+def test_what_the_program_itself_has_lost_no_other_node_can_run(tables: Tables) -> None:
+    cluster = tables.clusters[MAP]
+    cluster.is_open_ended = True
+    refuse(tables)
+    assert why(tables) == "", "another node may come"
+    cluster.shares[NODE].is_lost = True
+    assert why(tables) == why(tables, cpus=2) == "every node refused it for good: n1 (10.0.0.1): setup failed\na trace"
+    cluster.asked[NODE] = None
+    assert why(tables) == ""
+
+
 def test_a_cluster_for_which_no_node_can_come_has_hope_while_it_has_one_or_may_get_one(tables: Tables) -> None:
     cluster = tables.clusters[MAP]
     cluster.forsaken = "the disk is full"

@@ -125,15 +125,14 @@ class ComputationDesk:
     def failed(self, lease: Lease | None, event: ev.ComputationFailed, effects: Effects) -> None:
         """It could not be prepared, or its fork server not be started."""
         if lease is not None and (computation := _living(lease, event.computation)) is not None:
-            self._refuse(lease, computation, event.reason, event.trace, final=event.final, effects=effects)
+            self._refuse(lease, computation, event, effects)
 
-    def _refuse(
-        self, lease: Lease, computation: Computation, reason: str, trace: str, *, final: bool, effects: Effects
-    ) -> None:
+    def _refuse(self, lease: Lease, computation: Computation, why: ev.ComputationFailed, effects: Effects) -> None:
         """Say that it cannot run here, give its jobs back, remove it."""
         if computation.state is not ComputationState.CLOSING:
             # first, or the scheduler would send the jobs here again
-            _tell(lease, msg.ComputationRefused(computation.id, reason, trace, final), effects)
+            refusal = msg.ComputationRefused(computation.id, why.reason, why.trace, why.final, why.lost)
+            _tell(lease, refusal, effects)
             computation.told_closed = True
         self._jobs.returning.give_back(lease, computation, effects)
         computation.server = ForkServerState.ABSENT
@@ -170,7 +169,7 @@ class ComputationDesk:
         computation.deaths += 1
         if computation.deaths >= FORK_SERVER_LIVES:
             reason = f"its fork server died {computation.deaths} times in a row; last: {event.cause}"
-            self._refuse(lease, computation, reason, "", final=True, effects=effects)
+            self._refuse(lease, computation, ev.ComputationFailed(computation.id, reason), effects)
 
     def worker_died(self, lease: Lease | None, event: ev.WorkerDied, now: float, effects: Effects) -> None:
         """A worker ended; a computation whose workers cannot live is refused."""
@@ -181,13 +180,13 @@ class ComputationDesk:
         if event.setup_failed:
             trace = event.stderr.decode("utf-8", "replace")
             reason = "setup failed in a worker: " + trace.strip().rpartition("\n")[2]
-            self._refuse(lease, computation, reason, trace, final=True, effects=effects)
+            self._refuse(lease, computation, ev.ComputationFailed(computation.id, reason, trace), effects)
         elif event.exhausted and self._jobs.must_pause(computation):
-            self._refuse(lease, computation, event.cause, "", final=False, effects=effects)
+            self._refuse(lease, computation, ev.ComputationFailed(computation.id, event.cause, final=False), effects)
         elif self._jobs.gives_up(computation):
             count = computation.stillborn
             reason = f"{count} workers in a row ended before they could run a job; last: {event.cause}"
-            self._refuse(lease, computation, reason, "", final=True, effects=effects)
+            self._refuse(lease, computation, ev.ComputationFailed(computation.id, reason), effects)
 
 
 def _living(lease: Lease, key: ComputationId) -> Computation | None:

@@ -76,6 +76,8 @@ class ComputationFailed(Struct, frozen=True):
     reason: str
     trace: str = ""
     final: bool = True
+    lost: bool = False
+    """The program does not have something of it any more."""
 
 
 class ComputationCleaned(Struct, frozen=True):

@@ -169,16 +169,17 @@ class HostedComputation:
             cause = error.__cause__
             self._failed(str(error), final=not (isinstance(cause, OSError) and exhaustion(cause)))
         except TransferError as error:
-            self._failed(str(error), final=isinstance(error, ContentLost))
+            lost = isinstance(error, ContentLost)
+            self._failed(str(error), final=lost, lost=lost)
         except OSError as error:
             self._failed(f"the node cannot prepare it: {exhaustion(error) or error}", final=False)
         else:
             post(success)
 
-    def _failed(self, reason: str, trace: str = "", *, final: bool = True) -> None:
+    def _failed(self, reason: str, trace: str = "", *, final: bool = True, lost: bool = False) -> None:
         if not final:  # of what cannot be otherwise only the program's user is told
             self._places.say(f"{self.spec.name} is refused for now: {reason}")
-        self._places.post(ev.ComputationFailed(self.id, reason, trace, final))
+        self._places.post(ev.ComputationFailed(self.id, reason, trace, final, lost))
 
     async def _fetch(self) -> None:
         places, spec = self._places, self.spec

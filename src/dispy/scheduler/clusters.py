@@ -119,12 +119,13 @@ class ClusterRecord:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether every node that could run its jobs has refused for good and no other can come."""
+        """Whether every node that could run its jobs has refused for good, and no other can come or could run them."""
+        shares = self.shares.values()
         return (
-            not self.is_open_ended
+            bool(shares)
             and not self.asked
-            and bool(self.shares)
-            and all(share.state is ShareState.REFUSED and share.final for share in self.shares.values())
+            and all(share.state is ShareState.REFUSED and share.final for share in shares)
+            and (not self.is_open_ended or any(share.is_lost for share in shares))
         )
 
     def queue_for(self, record: JobRecord) -> JobQueue:

@@ -119,6 +119,8 @@ class Share(Struct, eq=False):
     """While it is closing: since then."""
     final: bool = False
     """Whether it refused for good."""
+    is_lost: bool = False
+    """It refused since the program does not have something any more that the computation needs."""
     is_paused: bool = False
     """The user wants no further jobs here."""
     is_needed: bool = False

@@ -156,7 +156,7 @@ def computation_refused(tables: Tables, out: Outbox, node: NodeRecord, message: 
         tables.counters.ignored += 1
         return
     share.state, share.reason, share.final = ShareState.REFUSED, message.reason, message.final
-    share.trace = message.trace
+    share.trace, share.is_lost = message.trace, message.lost
     node.over[share] = None
     tables.reconsider(share.cluster)
     if not message.final:

@@ -274,6 +274,8 @@ class ComputationRefused(Message, frozen=True):
     reason: str
     trace: str = ""
     final: bool = True
+    lost: bool = False
+    """The program does not have something of it any more: no other node can get it."""
 
 
 class ComputationClosed(Message, frozen=True):
