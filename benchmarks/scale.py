@@ -40,9 +40,9 @@ from running import NO_FIGURES
 
 from dispy.model import ComputationId, ProcessId, Role
 from dispy.secrets import find_credentials, new_secret
+from dispy.wire.inquiries import AskPool, Explained, ExplainSubmitted, PoolTold
 from dispy.wire.link import Dialler, Link, LinkSettings
 from dispy.wire.messages import AnyMessage
-from dispy.wire.sharing import AskPool, Explained, ExplainSubmitted, PoolTold
 
 PROGRAM = """
 import sys, time

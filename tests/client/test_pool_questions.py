@@ -28,10 +28,10 @@ from dispy.recovery.book import ClusterNoted, ClusterOver, ClusterShared, Progra
 from dispy.recovery.file import RecoveryFile, new_path
 from dispy.scheduler.nodes import NodeState
 from dispy.secrets import find_admin_credentials, find_credentials
+from dispy.wire.inquiries import AskJobs, AskPool, CancelFor, CancelTold, JobsTold, PoolTold
 from dispy.wire.link import Link, LinkSettings, Listener
 from dispy.wire.messages import AnyMessage
 from dispy.wire.pool import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
-from dispy.wire.sharing import AskJobs, AskPool, CancelFor, CancelTold, JobsTold, PoolTold
 
 MINE, THEIRS = ComputationId("1a2b3c4d" + "0" * 24), ComputationId("1a99ffff" + "0" * 24)
 TOKEN = b"t" * 32

@@ -9,6 +9,10 @@ from sharedpool import Pool, submission, until
 from dispy.model import (
     JobSpec,
 )
+from dispy.wire.inquiries import (
+    Explained,
+    ExplainSubmitted,
+)
 from dispy.wire.sharing import (
     AckOver,
     CancelSubmitted,
@@ -16,8 +20,6 @@ from dispy.wire.sharing import (
     ClusterAccepted,
     ClusterOver,
     ClusterSaid,
-    Explained,
-    ExplainSubmitted,
     JobsOver,
     JobsStored,
     SubmitJobs,

@@ -16,24 +16,26 @@ from dispy.model import (
 )
 from dispy.scheduler.events import NodeJoined, NodeLost
 from dispy.secrets import find_credentials
-from dispy.wire.sharing import (
-    AckOver,
+from dispy.wire.inquiries import (
     AskJobs,
     AskPool,
     CancelFor,
-    CancelSubmitted,
     CancelTold,
+    Explained,
+    ExplainSubmitted,
+    JobsTold,
+    PoolTold,
+)
+from dispy.wire.sharing import (
+    AckOver,
+    CancelSubmitted,
     CloseCluster,
     ClusterDeclined,
     ClusterOver,
     ClusterSaid,
-    Explained,
-    ExplainSubmitted,
     JobsOver,
     JobsStored,
-    JobsTold,
     OpenCluster,
-    PoolTold,
 )
 
 

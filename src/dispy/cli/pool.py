@@ -209,7 +209,7 @@ async def take_status(asking: PoolLink, tokens: Iterable[bytes]) -> PoolStatus:
     Raises:
         LinkError: the scheduler does not tell.
     """
-    from dispy.wire.sharing import AskPool, PoolTold
+    from dispy.wire.inquiries import AskPool, PoolTold
 
     told = await asking.ask(lambda number: AskPool(number, tuple(tokens)))
     if not isinstance(told, PoolTold):

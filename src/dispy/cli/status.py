@@ -28,8 +28,8 @@ from dispy.words import counted
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from dispy.wire.inquiries import CancelTold, JobsTold
     from dispy.wire.pool import JobStatus, PoolStatus
-    from dispy.wire.sharing import CancelTold, JobsTold
 
 WIDTH_OF_PIPES = 200
 """Columns of a table that goes to no terminal."""
@@ -125,7 +125,7 @@ async def _status(target: Target) -> PoolStatus:
 
 async def _jobs(target: Target, wanted: str | None, most: int) -> tuple[PoolStatus, JobsTold]:
     from dispy.model import ComputationId
-    from dispy.wire.sharing import AskJobs, JobsTold
+    from dispy.wire.inquiries import AskJobs, JobsTold
 
     tokens = own_tokens(target)
     async with connected(target) as asking:
@@ -145,7 +145,7 @@ async def _jobs(target: Target, wanted: str | None, most: int) -> tuple[PoolStat
 
 
 async def _cancel(target: Target, wanted: str, numbers: Sequence[int]) -> CancelTold:
-    from dispy.wire.sharing import CancelFor, CancelTold
+    from dispy.wire.inquiries import CancelFor, CancelTold
 
     tokens = own_tokens(target)
     async with connected(target) as asking:

@@ -22,25 +22,27 @@ from dispy.sharing.questions import Questions
 from dispy.sharing.staging import AGAIN_AFTER, refs_of
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.blobsources import BlobSources
-from dispy.wire.interfaces import is_own, shown
-from dispy.wire.link import Link
-from dispy.wire.messages import AnyMessage, FileTaken
-from dispy.wire.sharing import (
-    AckOver,
-    AnswerAllocation,
+from dispy.wire.inquiries import (
     AskJobs,
     AskJobsAt,
     AskPool,
     AskStandings,
     AskTail,
     CancelFor,
+    ExplainSubmitted,
+    PlaceFileAt,
+)
+from dispy.wire.interfaces import is_own, shown
+from dispy.wire.link import Link
+from dispy.wire.messages import AnyMessage, FileTaken
+from dispy.wire.sharing import (
+    AckOver,
+    AnswerAllocation,
     CancelSubmitted,
     CloseCluster,
-    ExplainSubmitted,
     KeepObjects,
     NarrowCluster,
     OpenCluster,
-    PlaceFileAt,
     SteerShare,
     SubmitJobs,
     WidenCluster,

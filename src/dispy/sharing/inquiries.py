@@ -13,9 +13,9 @@ from dispy.scheduler.jobs import JobRecord
 from dispy.sharing.asking import Questions
 from dispy.sharing.attachment import Attachment
 from dispy.sharing.uplink import Uplink
+from dispy.wire.inquiries import AskJobsAt, AskStandings, AskTail, ExplainSubmitted
 from dispy.wire.messages import AnyMessage
 from dispy.wire.pool import NodeStanding
-from dispy.wire.sharing import AskJobsAt, AskStandings, AskTail, ExplainSubmitted
 
 
 class Inquiries:

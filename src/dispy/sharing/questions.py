@@ -21,9 +21,7 @@ from dispy.sharing.identity import Identity
 from dispy.sharing.pool import Pool
 from dispy.wire.blobs import BlobExchange
 from dispy.wire.datagrams import clean_name
-from dispy.wire.messages import AnyMessage
-from dispy.wire.pool import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
-from dispy.wire.sharing import (
+from dispy.wire.inquiries import (
     AskJobs,
     AskJobsAt,
     AskPool,
@@ -41,6 +39,8 @@ from dispy.wire.sharing import (
     StandingsTold,
     TailTold,
 )
+from dispy.wire.messages import AnyMessage
+from dispy.wire.pool import ClusterStatus, JobStatus, PoolNode, PoolStatus, UserStatus
 
 JOBS_MOST: Final = 10_000
 """Jobs of one cluster in one answer."""

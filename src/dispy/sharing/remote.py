@@ -35,10 +35,19 @@ from dispy.sharing.inquiries import Inquiries
 from dispy.sharing.sightings import view_of
 from dispy.sharing.uplink import SharedSettings, Uplink
 from dispy.wire.blobsources import MemorySource
+from dispy.wire.inquiries import (
+    PlaceFileAt,
+)
 from dispy.wire.link import Link
 from dispy.wire.messages import AnyMessage, FileOffered, FileTaken
 from dispy.wire.pool import NodeSeen
-from dispy.wire.sharing import AllocationAsked, AnswerAllocation, OpenCluster, PlaceFileAt, SteerShare, WidenCluster
+from dispy.wire.sharing import (
+    AllocationAsked,
+    AnswerAllocation,
+    OpenCluster,
+    SteerShare,
+    WidenCluster,
+)
 
 NODES_AFTER: Final = 5.0
 """Seconds on a new link after which a node of which the scheduler has not spoken again is taken for gone."""

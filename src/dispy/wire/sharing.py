@@ -1,4 +1,5 @@
-"""What clients and shared schedulers say to each other; `dispy.wire.messages` has the rest of the protocol.
+"""What clients and shared schedulers say to each other. Questions and their answers are in `inquiries`, the rest of the
+protocol in `messages`.
 
 On such a link jobs have the numbers that their client gave them, ascending in the order of submission. A batch of
 submitted jobs has a sequence number of its cluster's, and lasts until the scheduler has it on its disk; a batch of ends
@@ -16,8 +17,9 @@ from dispy.model import (
     JobSpec,
     ProcessId,
 )
+from dispy.wire.inquiries import InquiryMessage
 from dispy.wire.message import Message
-from dispy.wire.pool import JobOver, JobStatus, NodeSeen, NodeStanding, PoolStatus
+from dispy.wire.pool import JobOver, NodeSeen
 
 # ---- client to scheduler: clusters ----
 
@@ -119,76 +121,6 @@ class AckOver(Message, frozen=True):
 
     cluster: ComputationId
     sequence: int
-
-
-# ---- client to scheduler: questions; the answer to each is below, with its number ----
-
-
-class ExplainSubmitted(Message, frozen=True):
-    """Say why this job is where it is; job 0: why jobs of the cluster wait."""
-
-    question: int
-    cluster: ComputationId
-    job: int
-
-
-class AskStandings(Message, frozen=True):
-    """Say how each node stands for this cluster."""
-
-    question: int
-    cluster: ComputationId
-
-
-class AskJobsAt(Message, frozen=True):
-    """Tell which jobs of a cluster a node has; `from_node`: which run there by its own account."""
-
-    question: int
-    cluster: ComputationId
-    node: ProcessId
-    from_node: bool = False
-
-
-class AskTail(Message, frozen=True):
-    """Tell the end of what a running job has printed."""
-
-    question: int
-    cluster: ComputationId
-    job: int
-
-
-class PlaceFileAt(Message, frozen=True):
-    """Let a node fetch this file, which I offer, into the computation's directory."""
-
-    question: int
-    cluster: ComputationId
-    node: ProcessId
-    file: FileSpec
-
-
-class AskPool(Message, frozen=True):
-    """Tell how everything stands. The tokens say which clusters are mine."""
-
-    question: int
-    tokens: tuple[bytes, ...] = ()
-
-
-class AskJobs(Message, frozen=True):
-    """Tell the jobs of clusters, at most so many of each. The tokens say which clusters are mine."""
-
-    question: int
-    tokens: tuple[bytes, ...] = ()
-    cluster: ComputationId = ComputationId("")
-    """Only this one; empty: all that I may read."""
-    most: int = 1000
-
-
-class CancelFor(Message, frozen=True):
-    """Cancel jobs (none named: all) of a cluster, which is mine by one of these tokens, or I may steer all."""
-
-    question: int
-    tokens: tuple[bytes, ...]
-    cluster: ComputationId
-    jobs: tuple[int, ...] = ()
 
 
 # ---- scheduler to client: clusters ----
@@ -317,68 +249,6 @@ class JobsOver(Message, frozen=True):
     jobs: list[JobOver]
 
 
-# ---- scheduler to client: answers ----
-
-
-class Explained(Message, frozen=True):
-    """Why it is so."""
-
-    question: int
-    sentence: str
-
-
-class StandingsTold(Message, frozen=True):
-    """How each node stands for a cluster."""
-
-    question: int
-    standings: list[NodeStanding]
-
-
-class JobsAtTold(Message, frozen=True):
-    """The jobs that a node has."""
-
-    question: int
-    jobs: list[int]
-
-
-class TailTold(Message, frozen=True):
-    """What a job has printed last; payload: stdout, then stderr."""
-
-    question: int
-    stdout_size: int = 0
-    stderr_size: int = 0
-
-
-class FilePlacedAt(Message, frozen=True):
-    """The file is on the node, or why it is not."""
-
-    question: int
-    reason: str = ""
-
-
-class PoolTold(Message, frozen=True):
-    """How everything stands."""
-
-    question: int
-    status: PoolStatus
-
-
-class JobsTold(Message, frozen=True):
-    """Jobs of clusters; `more` were left out."""
-
-    question: int
-    jobs: list[JobStatus]
-    more: int = 0
-
-
-class CancelTold(Message, frozen=True):
-    """How many jobs are being ended, or why none is."""
-
-    question: int
-    count: int
-    sentence: str = ""
-
-
 SharingMessage = (
     OpenCluster
     | CloseCluster
@@ -390,14 +260,6 @@ SharingMessage = (
     | SubmitJobs
     | CancelSubmitted
     | AckOver
-    | ExplainSubmitted
-    | AskStandings
-    | AskJobsAt
-    | AskTail
-    | PlaceFileAt
-    | AskPool
-    | AskJobs
-    | CancelFor
     | ClusterAccepted
     | ClusterDeclined
     | AllocationAsked
@@ -412,12 +274,5 @@ SharingMessage = (
     | JobWaitsAgain
     | JobSaid
     | JobsOver
-    | Explained
-    | StandingsTold
-    | JobsAtTold
-    | TailTold
-    | FilePlacedAt
-    | PoolTold
-    | JobsTold
-    | CancelTold
+    | InquiryMessage
 )
