@@ -14,23 +14,21 @@ from typing import Final, Protocol
 import msgspec
 
 from dispy.logs import logger
-from dispy.model import AvailInfo, BlobRef, ComputationId, ProcessId
+from dispy.model import BlobRef, ComputationId
 from dispy.nodes import NodeView
-from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
-from dispy.scheduler.events import CancelAsked, JobsSubmitted, NodeAllocated
+from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke
+from dispy.scheduler.events import CancelAsked, JobsSubmitted
 from dispy.scheduler.jobs import JobRecord
-from dispy.scheduler.owner import Allocation
 from dispy.settings import INLINE_SIZE
 from dispy.sharing.books import BatchBook
+from dispy.sharing.guestnodes import GuestNodes
 from dispy.sharing.identity import Identity, whose
 from dispy.sharing.incoming import Incoming
 from dispy.sharing.keeping import KeptCluster
 from dispy.sharing.pool import Pool
 from dispy.sharing.telling import Hearer, Telling
 from dispy.wire.messages import AnyMessage
-from dispy.wire.pool import NodeSeen
 from dispy.wire.sharing import (
-    AllocationAsked,
     ClusterAccepted,
     ClusterOver,
     ClusterSaid,
@@ -38,10 +36,6 @@ from dispy.wire.sharing import (
     JobsHanded,
     JobsStored,
     JobWaitsAgain,
-    NodeChanged,
-    NodeDeclined,
-    NodeGone,
-    NodeReady,
     OpenCluster,
 )
 from dispy.words import counted
@@ -59,7 +53,7 @@ class Attached(Hearer, Protocol):
     """Its clusters."""
 
 
-class Guest:
+class Guest(GuestNodes):
     """One cluster (a `ClusterOwner`). All methods belong to the loop's thread."""
 
     may_embed = False
@@ -79,6 +73,7 @@ class Guest:
     ) -> None:
         """`stored` batches and jobs up to number `highest` were taken before the scheduler was started anew, and
         `unread` jobs (its own numbers) had ended, which the client has not acknowledged."""
+        super().__init__(pool)
         rules = pool.rules
         self.owner = whose(identity.user, opened.holder, proved=identity.proved)
         """For people."""
@@ -116,10 +111,6 @@ class Guest:
         self.done = 0
         self.ended_by = ""
         """Who else than its program ends its jobs, should they be ended."""
-        self.asked: dict[ProcessId, NodeSeen] = {}
-        """Nodes of which the client has not said how much it wants."""
-        self.ready: dict[ProcessId, int] = {}
-        """Nodes that have it open, and how many of their CPUs it uses."""
         self.is_ending = False
         """Its jobs are being ended."""
         self.is_resting = False
@@ -140,12 +131,6 @@ class Guest:
         self.incoming = Incoming(pool, self)
         self._held_said = False
         """The client has been told that jobs of it are not taken in yet."""
-        self._pool = pool
-
-    @property
-    def id(self) -> ComputationId:
-        """Of the cluster."""
-        return self.spec.id
 
     @property
     def kept(self) -> KeptCluster:
@@ -166,14 +151,7 @@ class Guest:
         self.client = client
         self.ends.attach(client)
         self.send(ClusterAccepted(self.id, self.batches.stored, fresh, self._pool.door.batch_jobs))
-        for node, cpus in self.ready.items():
-            view = self._pool.service.links.view(node)
-            if view is not None:
-                self.send(NodeReady(self.id, seen(view), cpus))
-        for node in [node for node in self.asked if self._pool.service.links.view(node) is None]:
-            del self.asked[node]
-        for node_seen in self.asked.values():
-            self.send(AllocationAsked(self.id, node_seen))
+        self.tell_nodes()
         self.on_attached()
         self.ends.send()
         self._finish_if_done()
@@ -300,67 +278,6 @@ class Guest:
         self.since.pop(number_of(requeued.job), None)
         self.send(JobWaitsAgain(self.id, number_of(requeued.job), requeued.node, requeued.cause))
 
-    # ---- nodes ----
-
-    def named_nodes(self) -> Iterable[tuple[str, int]]:
-        """See `ClusterOwner`: those that the client names if they may be used, and the scheduler's own."""
-        rules = self._pool.rules
-        return dict.fromkeys([*(place for place in self.opened.named if rules.allow_host(place[0])), *rules.named])
-
-    def allocate(self, view: NodeView, local: bool) -> Allocation | None:
-        """See `ClusterOwner`: the client decides, when it is there."""
-        if not self._pool.rules.allow(view):
-            return Allocation(0)
-        self.asked[view.process] = node = seen(view)
-        self.send(AllocationAsked(self.id, node))
-        return None
-
-    def allocated(self, allocated: NodeAllocated) -> None:
-        """The client has said how much of a node it wants."""
-        view = self._pool.service.links.view(allocated.node)
-        self.asked.pop(allocated.node, None)
-        if view is None:
-            return
-        may_exceed = view.info.oversubscribe or (allocated.oversubscribe and self.may_exceed)
-        cpus = allocated.cpus if may_exceed else min(allocated.cpus, view.info.cpus)
-        if not self._pool.rules.allow(view):
-            cpus = 0
-        self._pool.service.allocating.answer(
-            NodeAllocated(self.id, allocated.node, cpus, allocated.files, allocated.setup_args, may_exceed)
-        )
-
-    @property
-    def may_exceed(self) -> bool:
-        """Whether it may use more CPUs of a node than that offers: what others share is not for one to exceed."""
-        return self.exclusive or self._pool.rules.cooperative
-
-    def node_opened(self, view: NodeView, cpus: int) -> None:
-        """See `ClusterOwner`."""
-        self.ready[view.process] = cpus
-        self.send(NodeReady(self.id, seen(view), cpus))
-
-    def node_closed(self, closed: NodeClosed) -> None:
-        """See `ClusterOwner`."""
-        self.ready.pop(closed.node, None)
-        self.send(NodeGone(self.id, closed.node, closed.cause, closed.trace, closed.renewing))
-
-    def node_measured(self, node: ProcessId, avail: AvailInfo) -> None:
-        """See `ClusterOwner`."""
-        self.send(NodeChanged(self.id, node, avail=avail))
-
-    def node_offered(self, node: ProcessId, cpus: int, used: int) -> None:
-        """See `ClusterOwner`."""
-        if node in self.ready:
-            self.ready[node] = used
-        self.send(NodeChanged(self.id, node, cpus, used))
-
-    def node_refused(self, view: NodeView | None, refused: NodeRefused) -> None:
-        """See `ClusterOwner`."""
-        if refused.holder is None:
-            self.ready.pop(refused.node, None)
-        if view is not None:
-            self.send(NodeDeclined(self.id, seen(view), refused.reason, refused.trace, refused.holder))
-
     # ---- the end ----
 
     def close(self, *, terminate: bool) -> None:
@@ -436,8 +353,3 @@ def number_of(record: JobRecord) -> int:
     number = record.handle
     assert isinstance(number, int)
     return number
-
-
-def seen(view: NodeView) -> NodeSeen:
-    """A node as clients are told of it."""
-    return NodeSeen(view.process, view.info, view.address, view.port, view.places, view.avail, view.relays)

@@ -20,30 +20,27 @@ from dispy.nodes import NodeAllocate
 from dispy.portal import Portal
 from dispy.recovery.book import ClusterShared
 from dispy.recovery.recorder import Recorder
-from dispy.scheduler.conversation import fetch_here
 from dispy.scheduler.events import Steering
 from dispy.scheduler.handover import Handover
 from dispy.scheduler.identity import ServiceSettings, program_begun, this_holder
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.offers import FileOffers
-from dispy.scheduler.owner import Allocation, ClusterOwner
+from dispy.scheduler.owner import ClusterOwner
 from dispy.settings import GRACE_TIMEOUT
 from dispy.sharing.asking import Questions
 from dispy.sharing.attachment import Attachment
 from dispy.sharing.doings import Doings
 from dispy.sharing.inquiries import Inquiries
-from dispy.sharing.sightings import view_of
+from dispy.sharing.services import Services
 from dispy.sharing.uplink import SharedSettings, Uplink
 from dispy.wire.blobsources import MemorySource
 from dispy.wire.inquiries import (
     PlaceFileAt,
 )
 from dispy.wire.link import Link
-from dispy.wire.messages import AnyMessage, FileOffered, FileTaken
-from dispy.wire.pool import NodeSeen
+from dispy.wire.messages import AnyMessage, FileOffered
 from dispy.wire.sharing import (
     AllocationAsked,
-    AnswerAllocation,
     OpenCluster,
     SteerShare,
     WidenCluster,
@@ -68,15 +65,13 @@ class RemoteScheduler(Inquiries):
         self._uplink = Uplink(portal.loop, settings, self)
         self._sources = self._uplink.sources
         self._offers = FileOffers(self._sources, lambda: (each.owner.spec for each in self.attachments.values()))
+        self._services = Services(portal.loop, self._uplink, self._offers, self.attachments)
         self._handover = Handover(portal.loop, portal.wake, self._take)
         self._questions = Questions()
         self._touched: dict[ComputationId, Attachment] = {}
         """Clusters of which the last read has spoken."""
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asking = asyncio.Lock()
-        self._taking: set[tuple[int, bytes, str]] = set()
-        """Files of jobs that are on their way."""
 
     # From any thread.
 
@@ -358,13 +353,13 @@ class RemoteScheduler(Inquiries):
             self._questions.answered(question, message, payload)
             return
         if isinstance(message, FileOffered):
-            self._spawn(self._take_file(message))
+            self._spawn(self._services.take_file(message))
             return
         attachment = self.attachments.get(getattr(message, "cluster", ComputationId("")))
         if attachment is None:
             return
         if isinstance(message, AllocationAsked):
-            self._spawn(self._allocate(attachment, message.node))
+            self._spawn(self._services.allocate(attachment, message.node))
             return
         self._touched[attachment.id] = attachment
         try:
@@ -377,45 +372,6 @@ class RemoteScheduler(Inquiries):
         for attachment in self._touched.values():
             attachment.acknowledge()
         self._touched.clear()
-
-    async def _allocate(self, attachment: Attachment, seen: NodeSeen) -> None:
-        owner, view = attachment.owner, view_of(seen)
-        attachment.nodes.views[view.process] = view
-        allocation: Allocation | None = None
-        files: tuple[FileSpec, ...] = ()
-        try:
-            if owner.allocates_slowly:
-                # not in the callback thread: a callback may wait for a job that waits for this node
-                async with self._asking:
-                    allocation = await self._loop.run_in_executor(None, owner.allocate, view, False)
-            else:
-                allocation = owner.allocate(view, False)
-            if allocation is not None and allocation.cpus > 0:
-                files = await self._offers.offer([(Path(name), Path(name).name) for name in allocation.depends])
-        except Exception:
-            logger.exception("node %s is not used: its allocation failed", view.info.name)
-            allocation = None
-        wanted = allocation or Allocation(0)
-        attachment.say(
-            AnswerAllocation(attachment.id, view.process, wanted.cpus, files, wanted.setup_args, wanted.oversubscribe)
-        )
-
-    async def _take_file(self, offer: FileOffered) -> None:
-        """A running job sends a file; on a new link the scheduler tells again of one that was not answered."""
-        file = offer.file
-        key = (offer.job, file.blob.name, file.path)
-        if key in self._taking:
-            return
-        self._taking.add(key)
-        try:
-            is_wanted = any(offer.job in each.jobs for each in self.attachments.values())
-            exchange = self._uplink.exchange if is_wanted else None
-            reason = "the job is not wanted any more" if exchange is None else await fetch_here(exchange, file)
-        finally:
-            self._taking.discard(key)
-        if reason:
-            logger.warning("a job's file %s was not taken: %s", file.path, reason)
-        self._uplink.send(FileTaken(file.blob.name, reason, offer.job, file.path))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
