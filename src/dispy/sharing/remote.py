@@ -152,6 +152,8 @@ class RemoteScheduler(Inquiries):
     async def open_cluster(self, owner: ClusterOwner, *, exclusive: bool = False) -> None:
         """Open a cluster, and wait a moment for the scheduler's word; it is dialled for as long as that takes.
 
+        Nobody who is refused waits in vain: until it is known whether there is a scheduler, this does not return.
+
         Raises:
             SettingsError: the scheduler refuses this program or this cluster.
         """
@@ -179,6 +181,7 @@ class RemoteScheduler(Inquiries):
         if self._uplink.link is not None:
             attachment.open()
         self._uplink.begin()
+        await self._uplink.first_word()
         await asyncio.wait([attachment.decided], timeout=self._uplink.patience())
         if attachment.decided.done() and (error := attachment.decided.exception()) is not None:
             self._over(owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from dispy.words import counted
 
 REFUSED_AGAIN: Final = 10.0
 """Seconds between dials of a scheduler that refuses us."""
+FIRST_WORD: Final = 20.0
+"""Seconds for which the end of the first dial is waited for: each of its steps has a time limit, this is for all."""
 CLOSED_AGAIN: Final = 0.2
 """Seconds after which a scheduler that said goodbye is dialled again: it may be restarting."""
 
@@ -85,6 +88,8 @@ class Uplink:
             credentials=settings.credentials,
             group=settings.group,
         )
+        self._heard = asyncio.Event()
+        """The first dial has come to its end."""
         self._dialler: Dialler | None = None
         self._trouble = ""
         """Why there is no link, as the last dial has shown."""
@@ -116,6 +121,7 @@ class Uplink:
 
     def _not_reached(self, dialler: Dialler, error: LinkError) -> None:
         self._trouble = str(error).removeprefix(f"{self.settings.where}: ")
+        self._heard.set()
         if not isinstance(error, AuthenticationRejected):
             return
         refusal = f"the scheduler at {self.settings.where} refuses this program: {self._why_refused(error)}"
@@ -154,6 +160,12 @@ class Uplink:
         """Seconds that a word of the scheduler is worth waiting for: fewer where it has been away for a while."""
         away = 0.0 if self.link is not None else self._loop.time() - self.alone_since
         return max(0.0, EXPLAIN_AFTER - away)
+
+    async def first_word(self) -> None:
+        """Wait until it is known whether the scheduler is there and wants this program; a busy machine is slow."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_WORD):
+                await self._heard.wait()
 
     def stop(self, reason: str) -> None:
         """Say goodbye, and dial no more."""
@@ -196,6 +208,7 @@ class Uplink:
     def link_opened(self, link: Link) -> None:
         """The scheduler is there."""
         self.link = link
+        self._heard.set()
         if self.exchange is None:
             self.exchange = BlobExchange(link, self.sources)
         else:
