@@ -17,7 +17,7 @@ from dispy.node.cgroups import Groups
 from dispy.node.environments import Environments
 from dispy.node.parcels import Parcels
 from dispy.node.settings import NodeSettings
-from dispy.node.turns import Turns
+from dispy.node.startgate import StartGate
 from dispy.node.venvs import VirtualEnvironments
 from dispy.node.workdir import Prefix, Workdirs
 from dispy.wire.blobs import BlobSources, BlobStore
@@ -57,7 +57,7 @@ class NodePlaces(Struct):
     init: InitFile | None
     post: Callable[[ev.Event], None]
     wall: Callable[[], float]
-    starts: Turns
+    starts: StartGate
     """Of fork servers."""
     warned: RateLimit = field(default_factory=lambda: RateLimit(WARN_INTERVAL))
 

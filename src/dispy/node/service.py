@@ -36,9 +36,9 @@ from dispy.node.performing import Performer
 from dispy.node.places import NodePlaces
 from dispy.node.settings import NodeSettings
 from dispy.node.spool import Spool
+from dispy.node.startgate import StartGate
 from dispy.node.starting import dispy_folders
 from dispy.node.steering import Steering
-from dispy.node.turns import Turns
 from dispy.node.upkeep import Upkeep
 from dispy.node.variables import env_without_secrets
 from dispy.node.venvs import VirtualEnvironments
@@ -125,7 +125,7 @@ class NodeService:
             growth_limit=self.core.info.memory // max(1, settings.cpus),
             groups=cgroups.find(),
             names={},
-            starts=Turns(
+            starts=StartGate(
                 max(1, min(settings.cpus, vitals.usable_cpus())),
                 Crowd(state_dir() / "starts", 2 * vitals.usable_cpus()),
             ),

@@ -15,7 +15,7 @@ TURN_TIMEOUT: Final = 5.0
 """Seconds after which another may start although one has not come to its end: setup may wait for whatever it likes."""
 
 
-class Turns:
+class StartGate:
     """Lets so many start at a time, in the order in which they come. To be used on the event loop's thread."""
 
     def __init__(self, most: int, crowd: Crowd, timeout: float = TURN_TIMEOUT) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from dispy.node.crowd import Crowd
 from dispy.node.patience import answer_timeout
-from dispy.node.turns import Turns
+from dispy.node.startgate import StartGate
 
 
 class Starts:
     """What is started, each until its gate is opened."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: StartGate) -> None:
         self._turns = turns
         self.begun: list[str] = []
         self.news = asyncio.Event()
@@ -45,7 +45,7 @@ async def settle() -> None:
 
 def test_so_many_start_at_a_time_in_their_order(alone: Crowd) -> None:
     async def work() -> None:
-        starts = Starts(Turns(2, alone))
+        starts = Starts(StartGate(2, alone))
         tasks = {name: starts.start(name) for name in "abcd"}
         await settle()
         assert starts.begun == ["a", "b"]
@@ -66,7 +66,7 @@ def test_so_many_start_at_a_time_in_their_order(alone: Crowd) -> None:
 
 def test_one_that_takes_long_does_not_keep_others_out(alone: Crowd) -> None:
     async def work() -> None:
-        starts = Starts(Turns(1, alone, timeout=0.0))
+        starts = Starts(StartGate(1, alone, timeout=0.0))
         tasks = [starts.start(name) for name in "ab"]
         await asyncio.sleep(0.001)  # so that the loop looks at its timers
         await settle()
@@ -84,7 +84,7 @@ def test_one_that_takes_long_does_not_keep_others_out(alone: Crowd) -> None:
 
 def test_one_that_is_given_up_before_its_turn_takes_none(alone: Crowd) -> None:
     async def work() -> None:
-        starts = Starts(Turns(1, alone))
+        starts = Starts(StartGate(1, alone))
         tasks = [starts.start(name) for name in "abc"]
         await settle()
         tasks[1].cancel()
@@ -106,7 +106,7 @@ async def begun(starts: Starts, names: list[str]) -> None:
 
 def test_nodes_of_one_machine_let_few_start_together(tmp_path: Path) -> None:
     async def work() -> None:
-        one, other = (Starts(Turns(4, Crowd(tmp_path / "starts", 2))) for _ in range(2))
+        one, other = (Starts(StartGate(4, Crowd(tmp_path / "starts", 2))) for _ in range(2))
         first = [one.start("a"), one.start("b")]
         await settle()
         second = other.start("c")
