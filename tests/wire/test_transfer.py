@@ -251,6 +251,43 @@ def test_where_nothing_moves_the_origin_gives_more_and_more_of_others_shares() -
     assert sorted(chain(*stalls)) == list(range(0, 64, 2))
 
 
+def test_who_can_reach_no_other_soon_takes_everything_from_the_origin() -> None:
+    """Nodes behind an address that is not theirs, or whose links are refused: each is told of others in vain."""
+    download = Download(64 * PIECE)
+    download.take_share(0, 4)
+    assert len(bring(download)) == 16
+    for _ in range(3):
+        download.expect_less()
+    now, stalls = 0.0, 0
+    while not download.is_complete:
+        now, stalls = now + STALL_TIMEOUT + 0.1, stalls + 1
+        assert download.look(now) == []
+        bring(download, now)
+    assert stalls == 1
+    assert download.from_others == 0
+
+
+@pytest.mark.parametrize(("rate", "is_given_up"), [(10e3, True), (30e3, False)])
+def test_a_source_is_given_up_that_brings_less_than_a_small_chunk_in_its_patience(
+    rate: float, is_given_up: bool
+) -> None:
+    download = Download(40 * PIECE)
+    download.take_share(0, 2)
+    download.add_source("slow")
+    download.source_has("slow", [(1, 2)])
+    now, given_up = 0.0, False
+    pending: list[int] = []
+    for _ in range(20):
+        pending += [offset for offset, _ in download.next_requests(now, 0, "slow")]
+        arrival = now + SMALL_CHUNK / rate
+        while now + 0.5 < arrival:
+            now += 0.5
+            given_up = given_up or "slow" in download.look(now)
+        now = arrival
+        assert download.arrived(pending.pop(0), SMALL_CHUNK, now, "slow") == SMALL_CHUNK
+    assert given_up == is_given_up
+
+
 def test_where_all_are_slow_nothing_is_taken_for_a_stall() -> None:
     download = Download(64 * PIECE)
     download.take_share(0, 2)

@@ -27,7 +27,8 @@ SHARED_WINDOW: Final = 2 << 20
 PIECE: Final = LARGE_CHUNK
 """What is passed on: a piece is asked of one source at a time, and given to others when all of it is here."""
 PEER_PATIENCE: Final = 3.0
-"""Seconds without a byte after which a source that owes some is given up, unless it is the origin."""
+"""Seconds without a chunk after which a source that owes some is given up, unless it is the origin: so one that is not
+silent either, but brings less than some 20 kB/s."""
 STALL_TIMEOUT: Final = 1.0
 """Seconds without a byte from anywhere after which the origin is asked for pieces of others' shares: for one, and each
 time for twice as many, because a machine may just be busy."""
