@@ -257,7 +257,7 @@ class Crowd:
         """A node of one CPU that joins."""
         folder, join = str(self.folder / f"node{number}"), f"127.0.0.1:{self.base}"
         name = f"node{number}"
-        command = ("-m", "dispy.node.cli", "--daemon", "-c", "1", "--name", name, "--join", join)
+        command = ("-m", "dispy.node", "--daemon", "-c", "1", "--name", name, "--join", join)
         return self.start(name, *command, "--dest_path_prefix", folder)
 
     def end(self) -> None:

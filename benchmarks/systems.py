@@ -74,7 +74,7 @@ class Dispy(System):
         os.environ.update(DISPY_INTERFACES="lo", DISPY_SECRET=secrets.token_hex(16), DISPY_PORT=str(base))
         for name in ("STATE", "CACHE", "CONFIG", "DATA"):
             os.environ[f"XDG_{name}_HOME"] = str(self.folder / name.lower())
-        node = ["-m", "dispy.node.cli", "--daemon", "-c", str(self.workers)]
+        node = ["-m", "dispy.node", "--daemon", "-c", str(self.workers)]
         self._daemon(*node, "--dest_path_prefix", str(self.folder / "node"))
         if self.scheduler:
             scheduler = ["-m", "dispy.sharing.cli", "--daemon", "--node", "127.0.0.1"]

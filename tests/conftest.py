@@ -305,7 +305,7 @@ def dispynode(start_daemon: Callable[..., Daemon], tmp_path: Path, free_base_por
         started += 1
         name = name or f"node{started}"
         daemon = start_daemon(
-            *(*inside, sys.executable, "-m", "dispy.node.cli", "--daemon", "--name", name),
+            *(*inside, sys.executable, "-m", "dispy.node", "--daemon", "--name", name),
             *("--dest_path_prefix", str(tmp_path / f"prefix-{name}")),
             *options,
             env={"DISPY_PORT": str(base_port or free_base_port), **(env or {})},

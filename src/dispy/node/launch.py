@@ -107,7 +107,7 @@ def _start(launched: Launched, request: dict[str, Any]) -> Answer:
     with _notices() as notices, open(launched.log, "ab") as log:
         environment = {**os.environ, **request["environment"], "NOTIFY_SOCKET": notices.getsockname()}
         process = subprocess.Popen(
-            [sys.executable, "-m", "dispy.node.cli", "--daemon", *options],
+            [sys.executable, "-m", "dispy.node", "--daemon", *options],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

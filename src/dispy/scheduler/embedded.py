@@ -27,7 +27,7 @@ DAEMON_VARIABLES = tuple(
 )
 """What they say is about the daemon of this machine, and may not even be readable for this user."""
 # The user's directory must not shadow the standard library of the node (-P), and dispy's own folder comes last.
-_PROGRAM = "import sys; sys.path.append({path!r}); from dispy.node.cli import main; main(sys.argv[1:])"
+_PROGRAM = "import sys; sys.path.append({path!r}); from dispy.node.__main__ import main; main(sys.argv[1:])"
 
 
 class NodeSilent(NodeError):
