@@ -32,8 +32,7 @@ class Collecting:
         self._count = count
 
     def start(self) -> None:
-        """From now on collections are short."""
-        gc.collect()
+        """From now on collections are short. What was to be collected before should have been: here others wait."""
         gc.freeze()
         gc.set_threshold(YOUNG, YOUNG_TIMES, NEVER)
         self._timer = self._loop.call_later(INTERVAL, self._collect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -18,6 +19,7 @@ from dispy.sharing.daemon import SharedScheduler
 from dispy.sharing.settings import SharingSettings
 from dispy.terminal import is_wanted
 from dispy.wire.interfaces import shown
+from dispy.wire.tls import prepare_certificate
 
 logger = logging.getLogger("dispy.scheduler")
 
@@ -32,6 +34,9 @@ def run(settings: SharingSettings, *, daemon: bool) -> int:
     Raises:
         SettingsError: it cannot be run as it was asked to.
     """
+    # both take long, and nobody waits yet
+    prepare_certificate(settings.clients)
+    gc.collect()
     try:
         return asyncio.run(_serve(settings, daemon=daemon))
     except SettingsError:
