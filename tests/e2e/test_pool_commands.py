@@ -116,3 +116,5 @@ def test_programs_run_through_the_scheduler_and_errors_are_in_words(
     assert dispy("cancel", "nothing").stderr.startswith("Error: the scheduler has no cluster 'nothing'")
     assert "has another secret" in dispy("status", "--secret", "theirs").stderr
     assert "no scheduler answers at" in dispy("top", "--scheduler", f"127.0.0.1:{free_base_port - 1}").stderr
+    assert "talks to nodes only at this port" in dispy("status", "--scheduler", f"127.0.0.1:{free_base_port}").stderr
+    assert "is node n1, not a scheduler" in dispy("status", "--scheduler", f"127.0.0.1:{free_base_port + 1}").stderr

@@ -154,6 +154,7 @@ async def connected(target: Target) -> AsyncIterator[PoolLink]:
     Raises:
         LinkError: nobody is there, it is no scheduler, or it refuses us; the message says which.
     """
+    from dispy.model import Role
     from dispy.wire.link import dial
 
     asking = PoolLink(target.where)
@@ -165,6 +166,11 @@ async def connected(target: Target) -> AsyncIterator[PoolLink]:
     except ConnectFailed as error:
         raise _nobody(target, error) from error
     try:
+        if link.peer.role is not Role.SCHEDULER:
+            raise ConnectFailed(
+                f"what listens at {target.where} is node {link.peer.name}, not a scheduler: dispyscheduler listens one "
+                "port above its nodes (9702 by default); `dispy nodes` shows what nodes do"
+            )
         yield asking
     finally:
         link.close("answered")

@@ -353,6 +353,8 @@ class Handshake:
                 return f"{who} {self._other_secret()}"
             case Refusal.ROLE if self.identity.role is Role.ADMIN:
                 return f"{who} {_NO_ADMINS}"
+            case Refusal.ROLE if self.identity.role is Role.CLIENT and refused.role == Role.SCHEDULER:
+                return f"{who} {_NO_CLIENTS}"
             case Refusal.ROLE:
                 own = self.identity.role.value
                 return f"{who} does not talk to a {own}, or this side's certificate is not for one"
@@ -386,6 +388,10 @@ _OTHER_CLIENT_SECRET: Final = (
 _OTHER_ADMIN: Final = "has another admin secret than this daemon, and was refused"
 _NO_ADMINS: Final = (
     "takes no orders over the network; start it with --admin_secret (or this side's certificate is not for an admin)"
+)
+_NO_CLIENTS: Final = (
+    "talks to nodes only at this port: it is a program with a JobCluster, or a dispyscheduler, which is reached two "
+    "ports higher (9702 by default); or this side's certificate is not for a client"
 )
 _OTHER_CERTIFICATES: Final = (
     "has other certificates, or a secret instead of them; give both sides certificates of one authority"
