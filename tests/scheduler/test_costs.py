@@ -75,6 +75,15 @@ def answers(effects: Effects) -> Iterable[events.Event]:
                 yield events.NodeSaid(send.node, messages.JobsDone(0, [done]), [b"body"])
 
 
+def submission(nodes: int, options: JobOptions) -> float:
+    """Lines for each job of a submission that goes to nodes that have nothing to do."""
+    busy = Busy(nodes, 1, -3 * COUNTED - nodes * CPUS, Policy.FIFO, None)
+    jobs = [JobRecord(number, ComputationId("0" * 32), b"x", options=options) for number in range(1, 2 * nodes + 1)]
+    lines = lines_of(lambda: busy.handle(events.JobsSubmitted(jobs)))
+    assert len(busy.said) == len(jobs), "all of them have a CPU"
+    return lines / len(jobs)
+
+
 def lines_of(action: Callable[[], None]) -> int:
     """Lines of Python that it executes; each turn of a loop counts."""
     count = 0
@@ -117,9 +126,18 @@ def test_a_decision_costs_as_much_when_many_jobs_wait_as_when_few_do() -> None:
     assert cost(Policy.FIFO, queued=20_000) <= MOST * cost(Policy.FIFO)
 
 
-@pytest.mark.parametrize("options", [JobOptions(tags=("tag",)), JobOptions(priority=1)], ids=["tags", "priority"])
+@pytest.mark.parametrize(
+    "options",
+    [JobOptions(tags=("tag",)), JobOptions(priority=1), JobOptions(cpus=2)],
+    ids=["tags", "priority", "CPUs"],
+)
 def test_a_job_with_a_wish_costs_as_much_with_two_hundred_nodes_as_with_ten(options: JobOptions) -> None:
     assert cost(Policy.FIFO, nodes=200, options=options) <= MOST * cost(Policy.FIFO, options=options)
+
+
+@pytest.mark.parametrize("options", [JobOptions(tags=("tag",)), JobOptions(cpus=2)], ids=["tags", "CPUs"])
+def test_a_submitted_job_with_a_wish_costs_as_much_with_two_hundred_idle_nodes_as_with_ten(options: JobOptions) -> None:
+    assert submission(200, options) <= MOST * submission(10, options)
 
 
 def cost_of_an_allocation(nodes: int) -> float:

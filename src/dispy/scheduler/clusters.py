@@ -158,9 +158,9 @@ class ClusterRecord:
 
     def measure(self, seconds: float, count: int) -> None:
         """Take `count` jobs into the mean that took `seconds` together."""
-        fresh = max(seconds / count, SHORTEST_JOB)
-        if self.mean is None:
-            self.mean = fresh
-        else:
-            self.mean += (fresh - self.mean) * count / (count + MEMORY_OF_JOBS)
-        self.depth = min(MOST_AHEAD, 1 + int(self.ahead / self.mean))
+        fresh, mean = seconds / count, self.mean
+        if fresh < SHORTEST_JOB:
+            fresh = SHORTEST_JOB
+        mean = fresh if mean is None else mean + (fresh - mean) * count / (count + MEMORY_OF_JOBS)
+        self.mean = mean
+        self.depth = 1 if mean > self.ahead else min(MOST_AHEAD, 1 + int(self.ahead / mean))

@@ -349,11 +349,13 @@ class SchedulerCore:
         if node is None or (node.broken_until is not None and type(event.message) is not messages.JobsDone):
             tables.counters.ignored += 1
             return
-        match event.message:
-            case messages.JobsDone():
-                for touched in flow.take_results(tables, out, node, event.message, event.bodies):
-                    if touched.over:
-                        shares.settle_node(tables, out, touched)
+        message = event.message
+        if type(message) is messages.JobsDone:
+            for touched in flow.take_results(tables, out, node, message, event.bodies):
+                if touched.over:
+                    shares.settle_node(tables, out, touched)
+            return
+        match message:
             case messages.JobsRecalled(jobs):
                 flow.take_recalled(tables, out, node, jobs)
                 shares.settle_node(tables, out, node)
@@ -362,7 +364,7 @@ class SchedulerCore:
             case messages.LoadMeasured(avail):
                 membership.measure(node, out, avail)
             case messages.LeaseGranted():
-                membership.lease_granted(tables, out, node, event.message)
+                membership.lease_granted(tables, out, node, message)
             case messages.LeaseRefused(holder):
                 membership.lease_refused(tables, out, node, holder)
             case messages.ComputationAdvanced(computation, step):
@@ -370,7 +372,7 @@ class SchedulerCore:
             case messages.ComputationReady(computation):
                 shares.computation_ready(tables, out, node, computation)
             case messages.ComputationRefused():
-                shares.computation_refused(tables, out, node, event.message, now)
+                shares.computation_refused(tables, out, node, message, now)
             case messages.ComputationClosed(computation, trace):
                 shares.computation_closed(tables, out, node, computation, trace)
             case _:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from dispy.model import JobSpec, JobState
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import JobsStarted
 from dispy.scheduler.jobs import JobQueue
-from dispy.scheduler.nodes import NodeRecord, Share
+from dispy.scheduler.nodes import NEARLY, Load, NodeRecord, Share
 from dispy.scheduler.placement import claim, cpus_on
 from dispy.scheduler.policy import how_many_to_recall, whom_to_recall
 from dispy.scheduler.tables import Outbox, Tables
@@ -18,10 +19,15 @@ BATCH: Final = 512
 """Jobs in one message at most, so that the node works on the first while the next is encoded."""
 
 
-def block(tables: Tables, cluster: ClusterRecord, queue: JobQueue) -> NodeRecord | None:
-    """Nothing is free for the first job of a queue of heavy ones: keep a node free for it if one can be."""
+def block(
+    tables: Tables, cluster: ClusterRecord, queue: JobQueue, among: Iterable[NodeRecord] | None
+) -> NodeRecord | None:
+    """Nothing is free for the first job of a queue of heavy ones: keep a node free for it if one can be.
+
+    `among` as for `claim`.
+    """
     tables.blocked[queue] = None
-    node = claim(cluster, queue)
+    node = claim(cluster, queue, among)
     if node is not None:
         tables.claims[node] = None
     return node
@@ -57,13 +63,42 @@ def send_batch(share: Share, out: Outbox) -> None:
     batch, share.batch = share.batch, []
     for start in range(0, len(batch), BATCH):
         part = batch[start : start + BATCH] if len(batch) > BATCH else batch
-        specs = [JobSpec(record.job, record.attempt, len(record.args), record.blob, record.options) for record in part]
-        out.send(
-            share.node,
-            RunJobs(share.cluster.id, specs),
-            [record.args for record in part if record.args],
-        )
+        specs: list[JobSpec] = []
+        payload: list[bytes] = []
+        for record in part:
+            args = record.args
+            specs.append(JobSpec(record.job, record.attempt, len(args), record.blob, record.options))
+            if args:
+                payload.append(args)
+        out.send(share.node, RunJobs(share.cluster.id, specs), payload)
     out.notice(JobsStarted(share.node.id, batch))
+
+
+def note(tables: Tables, node: NodeRecord, load: Load) -> None:
+    """Put right what is derived from the load of a node.
+
+    Where its CPUs all have work, that is only what concerns clusters with jobs there.
+    """
+    cpus, wanted = load.cpus, load.wanted
+    if load.vacancy > NEARLY:
+        for share in node.shares.values():
+            room, weight = share.standing(load)
+            if room > 0:
+                share.cluster.rooms.offer(share, weight)
+    is_open = wanted < cpus and node.is_usable
+    if tables.park_above:
+        if node.is_idle and node.id in tables.nodes:
+            tables.idle[node] = None
+        else:
+            tables.idle.pop(node, None)
+    if is_open or node.is_open:
+        for share in node.shares.values():
+            tables.weigh(share, wanted)
+    elif load.is_crowded or node.is_crowded:
+        # nothing is idle here: what is left to know is what waits for a CPU
+        for share in (*node.busy, *load.emptied):
+            tables.weigh(share, wanted)
+    node.is_open, node.is_crowded = is_open, load.is_crowded
 
 
 def recall(tables: Tables, out: Outbox) -> None:

@@ -139,17 +139,19 @@ class Line(Generic[T]):
                 heappop(heap)
                 continue
             rank = self._rank(item)
+            if rank == noted:
+                return item
             if rank is None:
                 heappop(heap)
                 item.entry = None
                 self._valid -= 1
-                continue
-            if rank <= noted:
+            elif rank < noted:
                 return item
-            item.entry = rank
-            heapreplace(heap, (rank, number, item))
-            if heap[0][2] is item:
-                return item
+            else:
+                item.entry = rank
+                heapreplace(heap, (rank, number, item))
+                if heap[0][2] is item:
+                    return item
         return None
 
     def second(self) -> T | None:

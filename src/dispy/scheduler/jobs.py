@@ -142,6 +142,7 @@ class JobQueue:
     __slots__ = (
         "_lanes",
         "_priorities",
+        "claimed_at",
         "cluster",
         "entry",
         "is_heavy",
@@ -167,6 +168,8 @@ class JobQueue:
         self.tried_at = -1
         """`Turns.deepened` when all nodes were looked at and none had room for its jobs: since then each node with more
         room was offered to it. -1: that is not so."""
+        self.claimed_at: tuple[float, int] | None = None
+        """How near the node was that was last kept free for its first job; None: there was none."""
         self._lanes: dict[int, Lane] = {}
         self._priorities: list[int] = []
         """Of the lanes, ascending."""
@@ -191,8 +194,14 @@ class JobQueue:
     def take(self, count: int) -> list[JobRecord]:
         """Remove the first jobs of the lane that is served next; it must have so many."""
         self.waiting -= count
-        taken = self.top().take(count)
-        self._rerank()
+        lane = self._lanes[self._priorities[-1]]
+        if not lane.waiting:
+            lane = self.top()
+        taken = lane.take(count)
+        if lane.waiting:
+            self.rank = (-lane.priority, lane.head().job)
+        else:
+            self._rerank()
         return taken
 
     def put_back(self, records: Iterable[JobRecord]) -> None:

@@ -354,24 +354,23 @@ class NodeRecord(Struct, eq=False):
 
     def settle(self) -> Load:
         """Forget which shares were at work here and are not, and add up the others."""
-        busy, offered = self.busy, self.info.cpus
+        busy, cpus = self.busy, self.capacity
         wanted, load, is_crowded = 0, 0.0, False
         emptied: tuple[Share, ...] = ()
         for share in busy:
             light = len(share.flight) - share.heavy
             own = light + share.heavy_cpus
-            if not own:
+            if own > share.cpus:
+                is_crowded = True
+            elif not own:
                 emptied = (*emptied, share)
                 continue
             wanted += own
-            load += light / share.cluster.depth + share.heavy_cpus
-            if own > offered or own > share.cpus:
-                is_crowded = True
+            load += light / share.cluster.depth
         for share in emptied:
             del busy[share]
-        cpus = self.capacity
-        vacancy = cpus - self.claimed.cpus - load if self.is_usable else 0.0
-        return Load(cpus, wanted, vacancy, is_crowded or wanted > cpus, emptied)
+        vacancy = cpus - load - self.taken.cpus - self.claimed.cpus if self.is_usable else 0.0
+        return Load(cpus, wanted, vacancy, is_crowded or wanted > self.info.cpus, emptied)
 
     @property
     def label(self) -> str:

@@ -2,12 +2,14 @@
 
 A job that needs more than is free anywhere claims a node: what comes after it in the order does not get the CPUs (or
 memory, or GPUs) that it waits for, so that a stream of small jobs cannot keep it out. Claims are made anew in every
-dispatch pass, in the order of the jobs.
+dispatch pass, in the order of the jobs; only nodes whose load fell since the pass before can be nearer than what was
+claimed then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import heapify, heappop, heapreplace
 
 from dispy.model import ProcessId
 from dispy.scheduler.clusters import ClusterRecord
@@ -87,17 +89,44 @@ def place(
     """
     if queue.is_plain:
         return cluster.rooms.best()
-    shares = candidates(cluster, queue.shape)
-    if among is not None:
-        here = [share for node in among if (share := cluster.shares.get(node.id)) is not None]
-        shares = [share for share in here if queue.shape.node in ("", share.node.id)]
-    best: tuple[float, int] | None = None
-    found: tuple[Share, int] | None = None
-    for share in shares:
-        room, load = _room(share, queue)
-        if room > 0 and (best is None or (load, share.node.order) < best) and not why_unfit(share, queue.shape):
-            best, found = (load, share.node.order), (share, room)
-    return found
+    return Choice(cluster, queue, among).best()
+
+
+class Choice:
+    """The shares on which jobs of a queue with wishes can go, the least loaded first, as long as loads only rise."""
+
+    __slots__ = ("_heap", "_queue")
+
+    def __init__(self, cluster: ClusterRecord, queue: JobQueue, among: Iterable[NodeRecord] | None = None) -> None:
+        """`among` as for `place`."""
+        self._queue = queue
+        self._heap: list[tuple[float, int, Share]] = []
+        for share in _candidates_among(cluster, queue.shape, among):
+            room, load = _room(share, queue)
+            if room > 0 and not why_unfit(share, queue.shape):
+                self._heap.append((load, share.node.order, share))
+        heapify(self._heap)
+
+    def best(self) -> tuple[Share, int] | None:
+        """The least loaded share and how many jobs it takes; None when none takes any."""
+        heap = self._heap
+        while heap:
+            noted, order, share = heap[0]
+            room, load = _room(share, self._queue)
+            if room <= 0:
+                heappop(heap)
+            elif load > noted:
+                heapreplace(heap, (load, order, share))
+            else:
+                return share, room
+        return None
+
+
+def _candidates_among(cluster: ClusterRecord, shape: Shape, among: Iterable[NodeRecord] | None) -> Iterable[Share]:
+    if among is None:
+        return candidates(cluster, shape)
+    here = [share for node in among if (share := cluster.shares.get(node.id)) is not None]
+    return [share for share in here if shape.node in ("", share.node.id)]
 
 
 def _room(share: Share, queue: JobQueue) -> tuple[int, float]:
@@ -120,11 +149,26 @@ def has_free(share: Share, shape: Shape) -> bool:
     )
 
 
-def claim(cluster: ClusterRecord, queue: JobQueue) -> NodeRecord | None:
-    """Keep the node free for the first job of a queue where that can be soonest; None when it must wait for others."""
+def claim(cluster: ClusterRecord, queue: JobQueue, among: Iterable[NodeRecord] | None = None) -> NodeRecord | None:
+    """Keep the node free for the first job of a queue where that can be soonest; None when it must wait for others.
+
+    `among` are the nodes that may have become nearer since the last claim for the queue; None: there was none.
+    """
     shape = queue.shape
+    best = _nearest(cluster, shape, among)
+    was = queue.claimed_at
+    if among is not None and was is not None and (best is None or _nearness(best.node) > was):
+        best = _nearest(cluster, shape, None)
+    queue.claimed_at = None if best is None else _nearness(best.node)
+    if best is None:
+        return None
+    best.node.claimed.add(cpus_on(best, shape), shape.memory, shape.gpus)
+    return best.node
+
+
+def _nearest(cluster: ClusterRecord, shape: Shape, among: Iterable[NodeRecord] | None) -> Share | None:
     best: Share | None = None
-    for share in candidates(cluster, shape):
+    for share in _candidates_among(cluster, shape, among):
         if not share.is_usable or why_unfit(share, shape):
             continue
         node = share.node
@@ -136,10 +180,7 @@ def claim(cluster: ClusterRecord, queue: JobQueue) -> NodeRecord | None:
             and (best is None or _nearness(node) < _nearness(best.node))
         ):
             best = share
-    if best is None:
-        return None
-    best.node.claimed.add(cpus_on(best, shape), shape.memory, shape.gpus)
-    return best.node
+    return best
 
 
 def _nearness(node: NodeRecord) -> tuple[float, int]:

@@ -7,16 +7,17 @@ waits. What a party is charged is in `fairness`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Final
 
 from dispy.scheduler.clusters import ClusterRecord
-from dispy.scheduler.dispatching import block, hand_over, recall, send_batch
+from dispy.scheduler.dispatching import block, hand_over, note, recall, send_batch
 from dispy.scheduler.fairness import MOST_CREDIT, TURN_SECONDS, Account, Party, Policy, Rank, Turns
 from dispy.scheduler.jobs import JobQueue
 from dispy.scheduler.nodes import NEARLY, Load, NodeRecord, Share
-from dispy.scheduler.placement import cpus_on, place
+from dispy.scheduler.placement import Choice, cpus_on
 from dispy.scheduler.policy import before_next, portion
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import RecallJobs
@@ -38,15 +39,12 @@ def dispatch(tables: Tables, out: Outbox) -> None:
         tables.release_claims()
     if tables.now >= turns.next_look_at:
         _look(tables, turns, out)
-    for account in turns.relieved:
-        for cluster in account.clusters.values():
-            tables.runnable.update(dict.fromkeys(queue for queue in cluster.queues if queue.waiting))
-    turns.relieved.clear()
-    wanted: dict[Party, None] = {}
-    for queue in tables.runnable:
-        if queue.waiting and not (cluster := tables.clusters[queue.cluster]).is_held:
-            wanted[turns.want(cluster, queue)] = None
-    tables.runnable.clear()
+    if turns.relieved:
+        for account in turns.relieved:
+            for cluster in account.clusters.values():
+                tables.runnable.update(dict.fromkeys(queue for queue in cluster.queues if queue.waiting))
+        turns.relieved.clear()
+    wanted = _wanted(tables, turns) if tables.runnable else None
     if tables.fresh or wanted or tables.claims:
         hand = _Hand(tables)
         hand.fill_fresh()
@@ -55,6 +53,16 @@ def dispatch(tables: Tables, out: Outbox) -> None:
         hand.finish(out)
     if tables.restless:
         recall(tables, out)
+
+
+def _wanted(tables: Tables, turns: Turns) -> dict[Party, None]:
+    """Those whose jobs wait anew, in the line from now on."""
+    wanted: dict[Party, None] = {}
+    for queue in tables.runnable:
+        if queue.waiting and not (cluster := tables.clusters[queue.cluster]).is_held:
+            wanted[turns.want(cluster, queue)] = None
+    tables.runnable.clear()
+    return wanted
 
 
 def next_look(tables: Tables) -> float | None:
@@ -70,16 +78,29 @@ def next_look(tables: Tables) -> float | None:
 class _Hand:
     """What one pass hands out."""
 
-    __slots__ = ("_aside", "_free", "_loads", "_looked", "_skipped", "_spent", "_tables", "_touched", "_turns")
+    __slots__ = (
+        "_aside",
+        "_choices",
+        "_free",
+        "_loads",
+        "_looked",
+        "_skipped",
+        "_spent",
+        "_tables",
+        "_touched",
+        "_turns",
+    )
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._turns = tables.turns
         self._touched: dict[Share, None] = {}
         self._loads: dict[NodeRecord, Load] = {}
-        """Of nodes whose load fell."""
+        """Of nodes whose load fell, and those that were given jobs."""
         self._free: dict[NodeRecord, None] = {}
         """Those of them that take more jobs, as far as that does not depend on the cluster."""
+        self._choices: dict[JobQueue, Choice] = {}
+        """Where jobs with wishes can go."""
         self._looked: set[ClusterRecord] = set()
         """Clusters that know the nodes whose load fell."""
         self._aside: dict[Party, None] = {}
@@ -128,15 +149,11 @@ class _Hand:
         for share in self._touched:
             send_batch(share, out)
         loads = self._loads
-        for node, load in loads.items():
-            note(tables, node, load)
-        for share in self._touched:
-            if share.node not in loads:
-                load = loads[share.node] = share.node.settle()
-                note(tables, share.node, load)
         for node in tables.claims:
             if node not in loads:
-                note(tables, node, node.settle())
+                loads[node] = node.settle()
+        for node, load in loads.items():
+            note(tables, node, load)
         tables.fresh.clear()
         for _, queue in self._skipped:
             cluster = tables.clusters[queue.cluster]
@@ -184,16 +201,19 @@ class _Hand:
                 continue
             found = self._place(cluster, queue)
             if found is None:
+                among = self._among(queue)
                 # a quota may have kept it from what was free
                 queue.tried_at = -1 if cluster.account.most_cpus else self._turns.deepened
-                if queue.is_heavy and (node := block(tables, cluster, queue)) is not None:
-                    self._weigh(node, node.vacancy)
+                if queue.is_heavy and (claimed := block(tables, cluster, queue, among)) is not None:
+                    self._claim(claimed)
                 party.line.take()
                 self._skipped.append((party, queue))
                 continue
             share, room = found
-            count = self._count(party, others, cluster, queue, share, room)
-            if not count:
+            count = 1
+            if (room > 1 or party.account.most_cpus) and not (
+                count := self._count(party, others, cluster, queue, share, room)
+            ):
                 return False
             cpus = hand_over(queue, share, count, cluster.estimate)
             if party.is_stuck:
@@ -202,21 +222,27 @@ class _Hand:
                     party.account.due = max(party.account.due, following.account.due - MOST_CREDIT)
             self._turns.charge(party, cpus, cluster.estimate)
             self._touched[share] = None
-            if (load := self._loads.get(share.node)) is not None:
+            load = self._loads.get(share.node)
+            if load is None:
+                self._loads[share.node] = share.node.settle()
+            else:
                 load.wanted += cpus
-                load.is_crowded = load.is_crowded or load.wanted > load.cpus or cluster.depth > 1
-                self._weigh(share.node, load.vacancy - (cpus if queue.is_heavy else count / cluster.depth))
+                load.vacancy -= cpus if queue.is_heavy else count / cluster.depth
+                if cluster.depth > 1 or load.wanted > load.cpus:
+                    load.is_crowded = True
+                if load.vacancy <= NEARLY:
+                    self._free.pop(share.node, None)
             if not queue.waiting:
                 tables.forget_queue(queue)
             return True
         return False
 
-    def _weigh(self, node: NodeRecord, vacancy: float) -> None:
-        """Less of a node is free than before."""
+    def _claim(self, node: NodeRecord) -> None:
+        """Less of a node is free than before: some is kept for a job."""
         load = self._loads.get(node)
-        if load is not None and load.vacancy > 0:
-            load.vacancy = vacancy
-            if vacancy <= NEARLY:
+        if load is not None and node.is_usable:
+            load.vacancy = node.vacancy
+            if load.vacancy <= NEARLY:
                 self._free.pop(node, None)
 
     def _following(self, party: Party, others: list[tuple[Rank, int, Party]] | None) -> Party | None:
@@ -237,9 +263,16 @@ class _Hand:
                 return cluster.rooms.best()
             return cluster.rooms.best_with(share, self._loads[node])
         if not queue.is_plain:
-            return place(cluster, queue, fresh if queue.tried_at == self._turns.deepened else None)
+            choice = self._choices.get(queue)
+            if choice is None:
+                choice = self._choices[queue] = Choice(cluster, queue, self._among(queue))
+            return choice.best()
         self._show_fresh(cluster)
         return cluster.rooms.best()
+
+    def _among(self, queue: JobQueue) -> Iterable[NodeRecord] | None:
+        """The nodes that may have room for jobs with wishes; None: any may."""
+        return self._tables.fresh if queue.tried_at == self._turns.deepened else None
 
     def _show_fresh(self, cluster: ClusterRecord) -> None:
         """Let a cluster find the nodes whose load fell."""
@@ -297,33 +330,6 @@ class _Hand:
             case Policy.FIFO:
                 other = following.line.first()
                 return most if other is None else min(most, before_next(queue, other.rank))
-
-
-def note(tables: Tables, node: NodeRecord, load: Load) -> None:
-    """Put right what is derived from the load of a node.
-
-    Where its CPUs all have work, that is only what concerns clusters with jobs there.
-    """
-    cpus, wanted = load.cpus, load.wanted
-    if load.vacancy > NEARLY:
-        for share in node.shares.values():
-            room, weight = share.standing(load)
-            if room > 0:
-                share.cluster.rooms.offer(share, weight)
-    is_open = wanted < cpus and node.is_usable
-    if tables.park_above:
-        if node.is_idle and node.id in tables.nodes:
-            tables.idle[node] = None
-        else:
-            tables.idle.pop(node, None)
-    if is_open or node.is_open:
-        for share in node.shares.values():
-            tables.weigh(share, wanted)
-    elif load.is_crowded or node.is_crowded:
-        # nothing is idle here: what is left to know is what waits for a CPU
-        for share in (*node.busy, *load.emptied):
-            tables.weigh(share, wanted)
-    node.is_open, node.is_crowded = is_open, load.is_crowded
 
 
 def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
