@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import io
 import itertools
+import mmap
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,7 +21,7 @@ import pytest
 from dispy.errors import TransferError
 from dispy.model import BlobRef, ProcessId, Role
 from dispy.secrets import credentials_from_key
-from dispy.wire import pagecache
+from dispy.wire import pagecache, stamps
 from dispy.wire.blobs import BlobExchange, BlobSources, BlobStore
 from dispy.wire.blobstore import ContentLost, FileSink
 from dispy.wire.frames import RECEIVE_SIZE
@@ -246,37 +247,73 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return files
 
 
-def test_hash_of_a_file_is_remembered_until_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[object]
-) -> None:
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file whose hash is worth to be remembered; its file system is believed."""
+    monkeypatch.setattr(stamps, "are_true", lambda _: True)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(1 << 20))
+    os.utime(path, (1000, 1000))
+    return path
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was changed just now may change again without another time; now it may not."""
+    now = time.time_ns() + 10**10
+    monkeypatch.setattr("dispy.wire.blobsources.time.time_ns", lambda: now)
+
+
+def change(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(b"two")
+    os.utime(path, (1000, 1000))
+
+
+@pytest.mark.usefixtures("later")
+def test_hash_of_a_file_is_remembered_until_it_changes(large: Path, hashed: list[object]) -> None:
     async def test() -> None:
         sources = BlobSources()
-        path = tmp_path / "data"
-        path.write_bytes(b"one")
-        os.utime(path, (1000, 1000))
-        later = time.time_ns() + 10**10  # what was changed just now may change again without another time
-        monkeypatch.setattr("dispy.wire.blobsources.time.time_ns", lambda: later)
-        first = await sources.offer_file(path)
-        assert await sources.offer_file(path) == first
+        first = await sources.offer_file(large)
+        assert await sources.offer_file(large) == first
         assert len(hashed) == 1
-        path.write_bytes(b"two")
-        os.utime(path, (1000, 1000))
-        assert await sources.offer_file(path) != first
+        change(large)
+        assert await sources.offer_file(large) != first
         assert len(hashed) == 2
 
     run(test)
 
 
 def test_hash_of_a_file_that_was_changed_just_now_is_not_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[object]
+    large: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[object]
 ) -> None:
     async def test() -> None:
         sources = BlobSources()
-        path = tmp_path / "data"
-        path.write_bytes(b"one")
-        monkeypatch.setattr("dispy.wire.blobsources.time.time_ns", lambda: path.stat().st_ctime_ns + 10**6)
-        assert await sources.offer_file(path) == await sources.offer_file(path)
+        monkeypatch.setattr("dispy.wire.blobsources.time.time_ns", lambda: large.stat().st_ctime_ns + 10**6)
+        assert await sources.offer_file(large) == await sources.offer_file(large)
         assert len(hashed) == 2
+
+    run(test)
+
+
+@pytest.mark.usefixtures("later")
+def test_hash_of_a_file_that_may_change_unseen_is_not_remembered(
+    large: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[object]
+) -> None:
+    with open(large, "r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0)
+
+    async def test() -> None:
+        sources = BlobSources()
+        with mapped as view:
+            view[:3] = b"one"
+            first = await sources.offer_file(large)
+            view[:3] = b"two"  # the page is new to the disk already
+            assert await sources.offer_file(large) != first
+        monkeypatch.setattr(stamps, "are_true", lambda _: False)
+        for _ in range(2):
+            await sources.offer_file(large)
+        assert len(hashed) == 4
 
     run(test)
 

@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from dispy.model import BlobRef, FileSpec
 from dispy.node.placing import place_file
-from dispy.wire import lending
+from dispy.wire import lending, stamps
 from dispy.wire.blobstore import BlobStore
 from dispy.wire.lending import LEAST_SIZE, lent
 
@@ -118,6 +119,12 @@ def test_a_failure_leaves_nothing_and_takes_nothing(store: BlobStore, folder: in
 
 
 @pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system of the tests' files, whichever it is, is believed."""
+    monkeypatch.setattr(stamps, "are_true", lambda _: True)
+
+
+@pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What is read of lent files to find out whether they are as they were."""
     monkeypatch.setattr(lending, "LEAST_UNREAD", LEAST_SIZE)
@@ -132,6 +139,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.usefixtures("believed")
 def test_what_nobody_has_changed_is_not_read_again(
     store: BlobStore, folder: int, tmp_path: Path, reads: list[int]
 ) -> None:
@@ -145,6 +153,7 @@ def test_what_nobody_has_changed_is_not_read_again(
     assert reads == []
 
 
+@pytest.mark.usefixtures("believed")
 def test_a_second_one_gets_a_copy_of_what_nobody_has_changed(
     store: BlobStore, folder: int, tmp_path: Path, reads: list[int]
 ) -> None:
@@ -185,6 +194,30 @@ def test_what_may_have_been_changed_is_read_again(
     is_same = how in ("renamed away", "linked", "removed by others")
     assert (here(store) is not None) == is_same
     assert reads == [len(DATA)]
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no file system in memory")
+@pytest.mark.parametrize("ends_before", [True, False])
+def test_what_was_changed_in_memory_through_a_mapping_is_seen(reads: list[int], ends_before: bool) -> None:
+    """There the kernel does not stamp it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        store = BlobStore(Path(directory) / "blobs")
+        assert here(store) is None
+        store.place(REF).write_bytes(DATA)
+        work = Path(directory) / "work"
+        work.mkdir()
+        folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            assert place_file(folder, "data", FILE, store, None)
+        finally:
+            os.close(folder)
+        with open(work / "data", "r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            view[0:7] = b"changed"
+        if ends_before:
+            with store.removing([REF.name]):
+                (work / "data").unlink()
+        assert here(store) is None
+        assert reads == [len(DATA)]
 
 
 def test_a_change_while_it_is_copied_is_seen(

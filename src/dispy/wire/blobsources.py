@@ -19,15 +19,12 @@ from msgspec import Struct
 
 from dispy.errors import TransferError
 from dispy.model import BlobRef
+from dispy.wire import stamps
 from dispy.wire.slabs import slabs
 
 _NAME_SIZE: Final = 32
-_STEP_NS: Final = 20_000_000
-"""A file that was changed so shortly before it was read can have been changed again without another time: its hash is
-not remembered. Longer than the steps of the clock by which kernels stamp files."""
-_COARSE_STEP_NS: Final = 2_000_000_000
-_COARSE_NS: Final = 1_000_000
-"""A time that is a multiple of this comes from a file system with such long steps."""
+_LEAST_REMEMBERED: Final = 1 << 20
+"""Bytes; smaller files are read again sooner than one finds out whether they have changed."""
 
 
 class SourceError(TransferError):
@@ -169,7 +166,7 @@ class BlobSources:
         return ref
 
     async def offer_file(self, path: Path) -> BlobRef:
-        """Offer a file by its SHA-256, which is remembered as long as nothing of the file changes.
+        """Offer a file by its SHA-256, which is remembered where any change of the file would be seen, until one is.
 
         Raises:
             TransferError: it cannot be read, or changes while it is read.
@@ -235,17 +232,27 @@ class BlobSources:
                 key = identity, status.st_ctime_ns
                 digest = _digests.get(key)
                 if digest is None:
+                    will_tell = _will_tell(file.fileno(), status, now)
                     digest = hashlib.file_digest(file, "sha256").digest()
                     if FileIdentity.of(os.fstat(file.fileno())) != identity:
                         raise TransferError(f"{path} changed while it was read; submit again when it is complete")
-                    changed = max(status.st_mtime_ns, status.st_ctime_ns)
-                    if now - changed > (_STEP_NS if changed % _COARSE_NS else _COARSE_STEP_NS):
+                    if will_tell:
                         if len(_digests) >= _DIGESTS_LIMIT:
                             _digests.clear()
                         _digests[key] = digest
         except OSError as error:
             raise TransferError(f"{path} cannot be read: {error.strerror}") from error
         return BlobRef(digest, identity.size), identity
+
+
+def _will_tell(fd: int, status: os.stat_result, now: int) -> bool:
+    """Whether any change of an open file, from `now` on, will be seen in its times; small files are not looked at."""
+    if status.st_size < _LEAST_REMEMBERED:
+        return False
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    # two changes within a step of the clock have the same time
+    step = stamps.COARSE_TICK if stamps.is_coarse(changed) else stamps.TICK
+    return now - changed > step * 1e9 and stamps.are_true(fd) and not stamps.is_mapped(status)
 
 
 def _pread(fd: int, offset: int, size: int) -> memoryview:

@@ -18,6 +18,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from dispy.wire import stamps
 from dispy.wire.pagecache import STEP, Trail
 
 LEAST_SIZE: Final = 1 << 20
@@ -28,10 +29,6 @@ _CANNOT_COPY: Final = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL
 """Why a file system does not copy by itself."""
 LEAST_UNREAD: Final = 16 << 20
 """Bytes; smaller files are read again sooner than one waits for a tick."""
-TICK: Final = 0.02
-"""Seconds; longer than the steps of the clock by which kernels stamp files."""
-_COARSE_NS: Final = 1_000_000
-"""A stamp that is a multiple of this comes from a file system with longer steps."""
 
 
 def lent(path: Path) -> Path:
@@ -63,7 +60,7 @@ def lend(path: Path, folder: int, name: str) -> bool:
 class Untouched:
     """How lent files stood when they were lent: what stands so still need not be read. For any thread.
 
-    The kernel stamps every change of a file, of its names and of its rights, with a time that nobody can set.
+    Where the file system stamps every change of a file, of its names and of its rights, nobody can set that time.
     """
 
     def __init__(self) -> None:
@@ -72,9 +69,11 @@ class Untouched:
     def note(self, name: bytes, fd: int) -> None:
         """This open file is lent now, if it has a second name, and nobody knows of it yet."""
         status = os.fstat(fd)
-        if status.st_nlink < 2 or status.st_size < LEAST_UNREAD or not status.st_ctime_ns % _COARSE_NS:
+        if status.st_nlink < 2 or status.st_size < LEAST_UNREAD or stamps.is_coarse(status.st_ctime_ns):
             return
-        time.sleep(TICK)  # a change at once could have the same stamp
+        if not stamps.are_true(fd):
+            return
+        time.sleep(stamps.TICK)  # a change at once could have the same stamp
         self._stamps[name] = _Stamp.of(status)
 
     def forget(self, name: bytes) -> None:
