@@ -150,7 +150,9 @@ class ClusterRecord:
         """Take `count` jobs into the estimate that took `seconds` together; there may be none."""
         if not count:
             return
-        fresh = max(seconds / count, SHORTEST_JOB)
+        fresh = seconds / count
+        if fresh < SHORTEST_JOB:
+            fresh = SHORTEST_JOB
         if self.is_estimated:
             self.estimate += (fresh - self.estimate) * count / (count + MEMORY_OF_JOBS)
         else:

@@ -15,6 +15,7 @@ from dispy.scheduler.policy import how_many_to_recall, whom_to_recall
 from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import RecallJobs, RunJobs
 
+_RUNNING: Final = JobState.Running
 BATCH: Final = 512
 """Jobs in one message at most, so that the node works on the first while the next is encoded."""
 
@@ -41,7 +42,7 @@ def hand_over(queue: JobQueue, share: Share, count: int, seconds: float) -> int:
     """
     flight, node = share.flight, share.node.id
     records = queue.take(count)
-    cpus, running = 1, JobState.Running
+    cpus = 1
     if queue.is_heavy:
         cpus = cpus_on(share, queue.shape)
         for record in records:
@@ -49,7 +50,7 @@ def hand_over(queue: JobQueue, share: Share, count: int, seconds: float) -> int:
     charge = seconds * cpus
     for record in records:
         record.attempt += 1
-        record.state = running
+        record.state = _RUNNING
         record.node = node
         record.charge = charge
         flight[record.job] = record

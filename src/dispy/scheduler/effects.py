@@ -170,7 +170,7 @@ Notice = (
 )
 
 
-class Effects(Struct):
+class Effects(Struct, gc=False):
     """Everything that one event causes."""
 
     sends: list[Send] = field(default_factory=list)

@@ -139,13 +139,11 @@ class Line(Generic[T]):
                 heappop(heap)
                 continue
             rank = self._rank(item)
-            if rank == noted:
-                return item
             if rank is None:
                 heappop(heap)
                 item.entry = None
                 self._valid -= 1
-            elif rank < noted:
+            elif len(heap) == 1 or rank <= noted:
                 return item
             else:
                 item.entry = rank
@@ -231,6 +229,7 @@ class Turns:
         "_served",
         "cpus",
         "deepened",
+        "is_fair",
         "line",
         "next_look_at",
         "policy",
@@ -239,6 +238,8 @@ class Turns:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self.is_fair = policy is Policy.FAIR
+        """Whether it is users between whom is chosen."""
         self._order = _ORDERS[policy]
         self.line: Line[Party] = Line(self.rank)
         """Parties with jobs that wait."""
@@ -258,7 +259,7 @@ class Turns:
 
     def party_of(self, cluster: ClusterRecord) -> Party:
         """The one to whom a cluster belongs."""
-        key = cluster.account if self.policy is Policy.FAIR else cluster.id
+        key = cluster.account if self.is_fair else cluster.id
         party = self._parties.get(key)
         if party is None:
             party = self._parties[key] = Party(cluster.account, self._made)
@@ -323,7 +324,7 @@ class Turns:
         """An account was charged too little, or too much (less than 0)."""
         account = cluster.account
         account.due += more
-        if more < 0 and self.policy is Policy.FAIR:
+        if more < 0 and self.is_fair:
             party = self._parties[account]
             if party.is_waiting:
                 self.line.offer(party, (account.due, party.served))

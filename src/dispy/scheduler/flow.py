@@ -22,6 +22,7 @@ from dispy.scheduler.tables import Outbox, Tables
 from dispy.wire.messages import CancelJobs, JobsDone
 from dispy.words import counted, listed
 
+_FINISHED: Final = JobState.Finished
 ENDED_AT_ONCE: Final = 2048
 """Jobs without hope that end with one event: others are heard before the next portion."""
 RETRIED: Final = frozenset({Ending.RAISED, Ending.DIED, Ending.LIMITED, Ending.UNSENDABLE, Ending.NO_ROOM})
@@ -139,7 +140,7 @@ def take_results(
         Every node that has fewer jobs now: this one, and those that worked again at a job of which a result returned.
     """
     jobs, shares, id = tables.jobs, node.shares, node.id
-    finished, ended = JobState.Finished, out.ended
+    finished, ended = _FINISHED, out.ended
     share: Share | None = None
     heavy: Tally | None = None
     seconds, count, over, freed, charged = 0.0, 0, 0, 0, 0.0

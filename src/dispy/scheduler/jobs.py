@@ -33,6 +33,8 @@ class Shape(NamedTuple):
 
 
 PLAIN: Final = Shape()
+_CREATED: Final = JobState.Created
+"""A member of an enum is looked up by a function: too long for what is done with each job."""
 
 
 class JobRecord(Struct, eq=False, gc=False):
@@ -108,17 +110,17 @@ class Lane:
     def head(self) -> JobRecord:
         """The first job that waits; there must be one."""
         jobs = self.jobs
-        while jobs[0].state is not JobState.Created:
+        while jobs[0].state is not _CREATED:
             jobs.popleft()
         return jobs[0]
 
     def take(self, count: int) -> list[JobRecord]:
         """Remove and return the first jobs that wait; there must be so many."""
-        jobs, created = self.jobs, JobState.Created
+        jobs = self.jobs
         self.waiting -= count
         taken: list[JobRecord] = []
         for _ in range(count):
-            while (record := jobs.popleft()).state is not created:
+            while (record := jobs.popleft()).state is not _CREATED:
                 pass
             taken.append(record)
         return taken

@@ -52,6 +52,9 @@ class ShareState(Enum):
     """Closed to be opened again, once its owner has said how much of the node it wants now."""
 
 
+# a member of an enum is looked up by a function: too long for what is done with each job
+_LEASED: Final = NodeState.LEASED
+_READY: Final = ShareState.READY
 IN_USE: Final = frozenset(
     (ShareState.WANTED, ShareState.PARKED, ShareState.OPENING, ShareState.READY, ShareState.RENEWING)
 )
@@ -72,7 +75,7 @@ class Amount(Struct):
         self.gpus += gpus
 
 
-class Load(Struct, eq=False):
+class Load(Struct, eq=False, gc=False):
     """What the jobs of a node take, kept true while a pass hands out more."""
 
     cpus: int
@@ -208,7 +211,7 @@ class Share(Struct, eq=False):
         another; a cluster of long jobs fills a node with one per CPU.
         """
         node = self.node
-        if self.state is not ShareState.READY or self.is_paused:
+        if self.state is not _READY or self.is_paused:
             return 0, 0.0
         if load is not None:
             cpus, vacancy = load.cpus, load.vacancy
@@ -282,9 +285,7 @@ class NodeRecord(Struct, eq=False):
     @property
     def is_usable(self) -> bool:
         """Whether it can be given work."""
-        return (
-            self.state is NodeState.LEASED and self.broken_until is None and not self.is_suspect and self.info.cpus > 0
-        )
+        return self.state is _LEASED and self.broken_until is None and not self.is_suspect and self.info.cpus > 0
 
     @property
     def can_hear(self) -> bool:

@@ -15,17 +15,14 @@ from dispy.scheduler.nodes import Amount, NodeRecord, Share
 from dispy.wire.messages import AnyMessage
 
 
-class Outbox:
+class Outbox(Struct, eq=False, gc=False):
     """Effects in the making. Jobs that end in a row become one notice."""
 
-    __slots__ = ("_marked", "_notices", "_sends", "ended")
-
-    def __init__(self) -> None:
-        self._sends: list[Send] = []
-        self._notices: list[Notice] = []
-        self._marked: list[JobRecord] = []
-        self.ended: list[JobEnded] = []
-        """Jobs that ended since the last other notice; append here."""
+    ended: list[JobEnded] = field(default_factory=list)
+    """Jobs that ended since the last other notice; append here."""
+    _sends: list[Send] = field(default_factory=list)
+    _notices: list[Notice] = field(default_factory=list)
+    _marked: list[JobRecord] = field(default_factory=list)
 
     def send(self, node: NodeRecord, message: AnyMessage, payload: Sequence[bytes] = ()) -> None:
         """Say something to a node."""

@@ -12,6 +12,8 @@ from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Final
 
+from msgspec import Struct, field
+
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.dispatching import block, hand_over, note, recall, send_batch
 from dispy.scheduler.fairness import MOST_CREDIT, TURN_SECONDS, Account, Party, Policy, Rank, Turns
@@ -46,7 +48,7 @@ def dispatch(tables: Tables, out: Outbox) -> None:
         turns.relieved.clear()
     wanted = _wanted(tables, turns) if tables.runnable else None
     if tables.fresh or wanted or tables.claims:
-        hand = _Hand(tables)
+        hand = _Hand(tables, turns)
         hand.fill_fresh()
         if wanted:
             hand.serve(wanted)
@@ -75,40 +77,26 @@ def next_look(tables: Tables) -> float | None:
     return None
 
 
-class _Hand:
+class _Hand(Struct, eq=False, gc=False):
     """What one pass hands out."""
 
-    __slots__ = (
-        "_aside",
-        "_choices",
-        "_free",
-        "_loads",
-        "_looked",
-        "_skipped",
-        "_spent",
-        "_tables",
-        "_touched",
-        "_turns",
-    )
-
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-        self._turns = tables.turns
-        self._touched: dict[Share, None] = {}
-        self._loads: dict[NodeRecord, Load] = {}
-        """Of nodes whose load fell, and those that were given jobs."""
-        self._free: dict[NodeRecord, None] = {}
-        """Those of them that take more jobs, as far as that does not depend on the cluster."""
-        self._choices: dict[JobQueue, Choice] = {}
-        """Where jobs with wishes can go."""
-        self._looked: set[ClusterRecord] = set()
-        """Clusters that know the nodes whose load fell."""
-        self._aside: dict[Party, None] = {}
-        """Parties that can have nothing in this pass."""
-        self._skipped: list[tuple[Party, JobQueue]] = []
-        """Queues for which no node has room."""
-        self._spent: set[Account] = set()
-        """Users whose next job would exceed their quota: what comes after it must not take the CPUs."""
+    _tables: Tables
+    _turns: Turns
+    _touched: dict[Share, None] = field(default_factory=dict)
+    _loads: dict[NodeRecord, Load] = field(default_factory=dict)
+    """Of nodes whose load fell, and those that were given jobs."""
+    _free: dict[NodeRecord, None] = field(default_factory=dict)
+    """Those of them that take more jobs, as far as that does not depend on the cluster."""
+    _choices: dict[JobQueue, Choice] = field(default_factory=dict)
+    """Where jobs with wishes can go."""
+    _looked: set[ClusterRecord] = field(default_factory=set)
+    """Clusters that know the nodes whose load fell."""
+    _aside: dict[Party, None] = field(default_factory=dict)
+    """Parties that can have nothing in this pass."""
+    _skipped: list[tuple[Party, JobQueue]] = field(default_factory=list)
+    """Queues for which no node has room."""
+    _spent: set[Account] = field(default_factory=set)
+    """Users whose next job would exceed their quota: what comes after it must not take the CPUs."""
 
     def fill_fresh(self) -> None:
         """Give nodes whose load fell to those whose turn it is, until they are full or nobody wants them."""
@@ -117,12 +105,11 @@ class _Hand:
             load = loads[node] = node.settle()
             if load.vacancy > NEARLY:
                 free[node] = None
-        is_fair = turns.policy is Policy.FAIR
         while free:
             party = turns.line.first()
             if party is None:
                 break
-            holder = self._holder(party) if is_fair else None
+            holder = self._holder(party) if turns.is_fair else None
             if (holder is None or not self._give(holder, None)) and not self._give(party, None):
                 turns.line.leave(party)
                 self._aside[party] = None
