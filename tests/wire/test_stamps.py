@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,17 +33,17 @@ def test_file_systems_that_are_believed(tmp_path: Path, mount: int, believed: bo
 def test_where_the_kernel_describes_no_process_nothing_is_believed(tmp_path: Path) -> None:
     with open(tmp_path / "file", "wb") as file:
         assert not stamps.are_true(file.fileno(), tmp_path)
-        assert stamps.is_mapped(os.fstat(file.fileno()), tmp_path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
-def test_mappings_of_this_process(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(10_000))
-    with open(tmp_path / "file", "r+b") as file:
-        status = os.fstat(file.fileno())
-        assert not stamps.is_mapped(status)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY):
-            assert not stamps.is_mapped(status), "what is written there is not in the file"
-        with mmap.mmap(file.fileno(), 0):
-            assert stamps.is_mapped(status)
-        assert not stamps.is_mapped(status)
+def test_what_was_changed_just_now_or_is_changed_meanwhile_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stamps, "are_true", lambda _: True)
+    with open(tmp_path / "file", "w+b") as file:
+        fd = file.fileno()
+        status = os.fstat(fd)
+        later = status.st_ctime_ns + int(stamps.LEFT_ALONE * 1e9) + 1
+        assert not stamps.will_tell(fd, status, later - 10**9)
+        assert stamps.will_tell(fd, status, later)
+        os.utime(fd, (1000, 1000))
+        assert not stamps.will_tell(fd, status, later)

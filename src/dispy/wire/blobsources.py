@@ -232,7 +232,8 @@ class BlobSources:
                 key = identity, status.st_ctime_ns
                 digest = _digests.get(key)
                 if digest is None:
-                    will_tell = _will_tell(file.fileno(), status, now)
+                    is_worth = status.st_size >= _LEAST_REMEMBERED
+                    will_tell = is_worth and stamps.will_tell(file.fileno(), status, now)
                     digest = hashlib.file_digest(file, "sha256").digest()
                     if FileIdentity.of(os.fstat(file.fileno())) != identity:
                         raise TransferError(f"{path} changed while it was read; submit again when it is complete")
@@ -243,16 +244,6 @@ class BlobSources:
         except OSError as error:
             raise TransferError(f"{path} cannot be read: {error.strerror}") from error
         return BlobRef(digest, identity.size), identity
-
-
-def _will_tell(fd: int, status: os.stat_result, now: int) -> bool:
-    """Whether any change of an open file, from `now` on, will be seen in its times; small files are not looked at."""
-    if status.st_size < _LEAST_REMEMBERED:
-        return False
-    changed = max(status.st_mtime_ns, status.st_ctime_ns)
-    # two changes within a step of the clock have the same time
-    step = stamps.COARSE_TICK if stamps.is_coarse(changed) else stamps.TICK
-    return now - changed > step * 1e9 and stamps.are_true(fd) and not stamps.is_mapped(status)
 
 
 def _pread(fd: int, offset: int, size: int) -> memoryview:

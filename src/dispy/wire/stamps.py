@@ -12,8 +12,8 @@ from typing import Final
 
 TICK: Final = 0.02
 """Seconds; longer than the steps of the clock by which kernels stamp files: two changes within it may have one time."""
-COARSE_TICK: Final = 2.0
-"""Seconds; longer than the steps of file systems with long ones."""
+LEFT_ALONE: Final = 60.0
+"""Seconds after which the kernel has written a change to the disk by itself, unless that has too much to do."""
 _COARSE_NS: Final = 1_000_000
 """A time that is a multiple of this comes from such a file system."""
 _STAMPING: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
@@ -47,18 +47,21 @@ def are_true(fd: int, process: Path = _PROCESS) -> bool:
     return False
 
 
-def is_mapped(status: os.stat_result, process: Path = _PROCESS) -> bool:
-    """Whether this process may have mapped the file so that what it writes there is in the file.
+def will_tell(fd: int, status: os.stat_result, now_ns: int) -> bool:
+    """Whether from now on every change of an open file that others may have open, too, will be seen in its times.
 
-    A page that was written to is written to again without a new time until it is on the disk.
+    A page that was written to through a mapping is written to again without a new time until it is on the disk. So all
+    of it is brought there; for one that has long been left alone that takes no time.
+
+    Args:
+        status: what the file was when it was opened.
+        now_ns: when that was.
     """
+    if now_ns - max(status.st_mtime_ns, status.st_ctime_ns) < LEFT_ALONE * 1e9 or not are_true(fd):
+        return False
     try:
-        maps = (process / "maps").read_bytes()
+        os.fdatasync(fd)
     except OSError:
-        return True
-    inode = b"%d" % status.st_ino
-    # address, rights, offset, device (which may be another one than that of the status), inode, path
-    return any(
-        fields[4] == inode and fields[1][1:2] == b"w" and fields[1][3:4] == b"s"
-        for fields in (line.split(None, 5) for line in maps.splitlines())
-    )
+        return False
+    after = os.fstat(fd)
+    return (after.st_mtime_ns, after.st_ctime_ns) == (status.st_mtime_ns, status.st_ctime_ns)
