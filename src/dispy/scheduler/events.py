@@ -142,7 +142,7 @@ class NodeLost(Struct, frozen=True):
     cause: str
 
 
-class NodeSaid(Struct, frozen=True):
+class NodeSaid(Struct, frozen=True, gc=False):
     """A message from a node. For JobsDone `bodies` holds one body for each of its jobs."""
 
     node: ProcessId

@@ -121,7 +121,7 @@ class Line(Generic[T]):
         self._pushes += 1
         heappush(self._heap, (rank, self._pushes, item))
         if len(self._heap) > 64 + 4 * self._valid:
-            self._heap = [each for each in self._heap if each[2].entry == each[0]]
+            self._heap = [each for each in self._heap if each[2].entry is each[0]]
             heapify(self._heap)
 
     def leave(self, item: T) -> None:
@@ -135,7 +135,7 @@ class Line(Generic[T]):
         heap = self._heap
         while heap:
             noted, number, item = heap[0]
-            if item.entry != noted:
+            if item.entry is not noted:
                 heappop(heap)
                 continue
             rank = self._rank(item)
@@ -189,6 +189,8 @@ class Party(Struct, eq=False):
     """Whether it has had jobs that wait, without a pause."""
     is_stuck: bool = False
     """Whether it had its turn and nothing that was free was of use to it."""
+    first: JobQueue | None = None
+    """The first of its queues, as it was when its rank was last asked for."""
     entry: Rank | None = None
 
 
@@ -283,7 +285,7 @@ class Turns:
 
     def rank(self, party: Party) -> Rank | None:
         """Who has less comes first; None: it has nothing that waits."""
-        queue = party.line.first()
+        queue = party.first = party.line.first()
         if queue is None:
             party.is_waiting = False
             return None

@@ -222,7 +222,8 @@ class Share(Struct, eq=False):
         else:
             return 0, 0.0
         depth, light = self.cluster.depth, len(self.flight) - self.heavy
-        free, spare = vacancy + light / depth, self.slots - self.heavy_cpus
+        slots = self.cpus if self.cpus <= node.info.cpus else self.slots
+        free, spare = vacancy + light / depth, slots - self.heavy_cpus
         most = (spare if spare < free else free) * (1 if self.is_stuck else depth)
         return ceil(most - NEARLY) - light, (cpus - vacancy - node.claimed.cpus) / cpus
 
@@ -355,7 +356,7 @@ class NodeRecord(Struct, eq=False):
 
     def settle(self) -> Load:
         """Forget which shares were at work here and are not, and add up the others."""
-        busy, cpus = self.busy, self.capacity
+        busy, offered = self.busy, self.info.cpus
         wanted, load, is_crowded = 0, 0.0, False
         emptied: tuple[Share, ...] = ()
         for share in busy:
@@ -370,8 +371,9 @@ class NodeRecord(Struct, eq=False):
             load += light / share.cluster.depth
         for share in emptied:
             del busy[share]
+        cpus = self.capacity if self.exceeds or self.info.oversubscribe else offered
         vacancy = cpus - load - self.taken.cpus - self.claimed.cpus if self.is_usable else 0.0
-        return Load(cpus, wanted, vacancy, is_crowded or wanted > self.info.cpus, emptied)
+        return Load(cpus, wanted, vacancy, is_crowded or wanted > offered, emptied)
 
     @property
     def label(self) -> str:

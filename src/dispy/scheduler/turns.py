@@ -110,7 +110,9 @@ class _Hand(Struct, eq=False, gc=False):
             if party is None:
                 break
             holder = self._holder(party) if turns.is_fair else None
-            if (holder is None or not self._give(holder, None)) and not self._give(party, None):
+            if (holder is None or not self._give(holder, holder.line.first(), None)) and not self._give(
+                party, party.first, None
+            ):
                 turns.line.leave(party)
                 self._aside[party] = None
 
@@ -123,7 +125,7 @@ class _Hand(Struct, eq=False, gc=False):
         heapify(heap)
         while heap:
             _, number, party = heappop(heap)
-            if not self._give(party, heap):
+            if not self._give(party, party.first, heap):
                 self._aside[party] = None
             elif (rank := self._turns.rank(party)) is not None:
                 heappush(heap, (rank, number, party))
@@ -174,17 +176,18 @@ class _Hand(Struct, eq=False, gc=False):
                     return holder
         return None
 
-    def _give(self, party: Party, others: list[tuple[Rank, int, Party]] | None) -> bool:
-        """Hand out the next jobs of a party; returns whether any can go anywhere.
+    def _give(self, party: Party, queue: JobQueue | None, others: list[tuple[Rank, int, Party]] | None) -> bool:
+        """Hand out the next jobs of a party, of which this is the first queue; returns whether any can go anywhere.
 
         `others` is the heap of those who compete with it; None: those in the line.
         """
         tables = self._tables
-        while (queue := party.line.first()) is not None:
+        while queue is not None:
             cluster = tables.clusters[queue.cluster]
             if cluster.is_held:
                 queue.tried_at = -1
                 party.line.take()
+                queue = party.line.first()
                 continue
             found = self._place(cluster, queue)
             if found is None:
@@ -195,6 +198,7 @@ class _Hand(Struct, eq=False, gc=False):
                     self._claim(claimed)
                 party.line.take()
                 self._skipped.append((party, queue))
+                queue = party.line.first()
                 continue
             share, room = found
             count = 1

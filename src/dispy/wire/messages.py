@@ -165,7 +165,7 @@ class CloseComputation(Message, frozen=True):
     terminate: bool = False
 
 
-class RunJobs(Message, frozen=True):
+class RunJobs(Message, frozen=True, gc=False):
     """Run these; payload: their arguments one after another (`JobSpec.size` bytes each)."""
 
     computation: ComputationId
@@ -286,7 +286,7 @@ class ComputationClosed(Message, frozen=True):
     """Traceback of a cleanup function that failed."""
 
 
-class JobsDone(Message, frozen=True):
+class JobsDone(Message, frozen=True, gc=False):
     """These attempts ended; payload: their bodies one after another (none for a body in a blob)."""
 
     sequence: int
