@@ -136,9 +136,10 @@ class SchedulerCore:
         """
         tables, out = self._tables, Outbox()
         tables.now = now
+        if isinstance(event, events.NodeSaid):
+            self._node_said(out, event, now)
+            return self._settle(out)
         match event:
-            case events.NodeSaid():
-                self._node_said(out, event, now)
             case events.Restored():
                 restoring.restore(tables, out, event, now)
             case events.JobsSubmitted():

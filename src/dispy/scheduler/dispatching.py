@@ -8,7 +8,7 @@ from typing import Final
 from dispy.model import JobSpec, JobState
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.effects import JobsStarted
-from dispy.scheduler.jobs import JobQueue
+from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NEARLY, Load, NodeRecord, Share
 from dispy.scheduler.placement import claim, cpus_on
 from dispy.scheduler.policy import how_many_to_recall, whom_to_recall
@@ -34,11 +34,11 @@ def block(
     return node
 
 
-def hand_over(queue: JobQueue, share: Share, count: int, seconds: float) -> int:
-    """Give the first jobs of a queue to a share, each charged `seconds` a CPU; they are sent when the pass is over.
+def hand_over(queue: JobQueue, share: Share, count: int, seconds: float) -> tuple[list[JobRecord], int]:
+    """Give the first jobs of a queue to a share, each charged `seconds` a CPU; `send_batch` is yet to send them.
 
     Returns:
-        The CPUs that all of them have, or will have in their turn.
+        The jobs, and the CPUs that all of them have, or will have in their turn.
     """
     flight, node = share.flight, share.node.id
     records = queue.take(count)
@@ -55,13 +55,11 @@ def hand_over(queue: JobQueue, share: Share, count: int, seconds: float) -> int:
         record.charge = charge
         flight[record.job] = record
     share.node.busy[share] = None
-    share.batch += records
-    return count * cpus
+    return records, count * cpus
 
 
-def send_batch(share: Share, out: Outbox) -> None:
+def send_batch(share: Share, batch: list[JobRecord], out: Outbox) -> None:
     """Send what a share was given in this pass."""
-    batch, share.batch = share.batch, []
     for start in range(0, len(batch), BATCH):
         part = batch[start : start + BATCH] if len(batch) > BATCH else batch
         specs: list[JobSpec] = []

@@ -62,7 +62,6 @@ def _check_places(tables: Tables) -> None:
         for queue in cluster.queues:
             _check_queue(cluster, queue, places)
         for share in cluster.shares.values():
-            _require(not share.batch, "a batch was not sent")
             for job, record in share.flight.items():
                 _require(job not in places, f"job {job} is in two places")
                 _require(record.state is JobState.Running, f"job {job} is at a node in state {record.state!r}")

@@ -108,8 +108,6 @@ class Share(Struct, eq=False):
     """Jobs in flight for which CPUs are kept."""
     heavy_cpus: int = 0
     """CPUs that are kept for them."""
-    batch: list[JobRecord] = field(default_factory=list)
-    """Jobs of the running dispatch pass, not yet sent."""
     entry: float | None = None
     """The load under which it stands among its cluster's rooms; None: it does not."""
     reason: str = ""

@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.dispatching import block, hand_over, note, recall, send_batch
 from dispy.scheduler.fairness import MOST_CREDIT, TURN_SECONDS, Account, Party, Policy, Rank, Turns
-from dispy.scheduler.jobs import JobQueue
+from dispy.scheduler.jobs import JobQueue, JobRecord
 from dispy.scheduler.nodes import NEARLY, Load, NodeRecord, Share
 from dispy.scheduler.placement import Choice, cpus_on
 from dispy.scheduler.policy import before_next, portion
@@ -82,7 +82,8 @@ class _Hand(Struct, eq=False, gc=False):
 
     _tables: Tables
     _turns: Turns
-    _touched: dict[Share, None] = field(default_factory=dict)
+    _batches: dict[Share, list[JobRecord]] = field(default_factory=dict)
+    """What is yet to be sent."""
     _loads: dict[NodeRecord, Load] = field(default_factory=dict)
     """Of nodes whose load fell, and those that were given jobs."""
     _free: dict[NodeRecord, None] = field(default_factory=dict)
@@ -135,8 +136,8 @@ class _Hand(Struct, eq=False, gc=False):
         tables = self._tables
         if self._skipped or self._aside:
             self._put_back()
-        for share in self._touched:
-            send_batch(share, out)
+        for share, batch in self._batches.items():
+            send_batch(share, batch, out)
         loads = self._loads
         for node in tables.claims:
             if node not in loads:
@@ -206,13 +207,14 @@ class _Hand(Struct, eq=False, gc=False):
                 count := self._count(party, others, cluster, queue, share, room)
             ):
                 return False
-            cpus = hand_over(queue, share, count, cluster.estimate)
+            records, cpus = hand_over(queue, share, count, cluster.estimate)
+            if (batch := self._batches.setdefault(share, records)) is not records:
+                batch += records
             if party.is_stuck:
                 party.is_stuck = False
                 if (following := self._following(party, others)) is not None:
                     party.account.due = max(party.account.due, following.account.due - MOST_CREDIT)
             self._turns.charge(party, cpus, cluster.estimate)
-            self._touched[share] = None
             load = self._loads.get(share.node)
             if load is None:
                 self._loads[share.node] = share.node.settle()
