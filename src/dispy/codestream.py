@@ -21,6 +21,9 @@ from dispy.codenames import CACHED, MAIN, is_code, names_in
 _EXTRA_SIZE: Final = 1 << 20
 """Bytes up to which a global travels that only functions name which the computation does not call."""
 
+_FINDERS: Final = frozenset(("eval", "exec", "globals", "vars"))
+"""Code that calls these may use globals that it does not name."""
+
 _SOURCE_SIZE: Final = 1 << 20
 
 
@@ -54,6 +57,24 @@ class Bounded:
         if self._left < 0:
             raise _TooLargeError
         return size
+
+
+class _Part(Bounded):
+    """A file that refuses to grow past what an extra may have."""
+
+    def __init__(self) -> None:
+        super().__init__(_EXTRA_SIZE)
+        self._pieces: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        """Keep bytes."""
+        size = super().write(data)
+        self._pieces.append(bytes(data))
+        return size
+
+    def getvalue(self) -> bytes:
+        """All that was written."""
+        return b"".join(self._pieces)
 
 
 class CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -124,10 +145,16 @@ class Stream:
     """One attempt to write roots and everything of `__main__` that they need."""
 
     def __init__(
-        self, shipped: Mapping[str, object], omitted: dict[str, str], travels: Callable[[str], bool] = none_travels
+        self,
+        shipped: Mapping[str, object],
+        omitted: dict[str, str],
+        travels: Callable[[str], bool] = none_travels,
+        file: io.BytesIO | _Part | None = None,
     ) -> None:
         self._main = vars(sys.modules[MAIN])
-        self._file = io.BytesIO()
+        self._file = file or io.BytesIO()
+        self._travels = travels
+        self._extras: dict[str, bytes] = {}
         self.pickler = CodePickler(self._file, shipped, travels)
         self._known = shipped
         self._omitted = omitted
@@ -140,7 +167,7 @@ class Stream:
         self.pickler.dump((name, value))
         self._records += 1
 
-    def write_globals(self, names: list[str], *, extra: bool = False) -> None:
+    def write_globals(self, names: list[str]) -> None:
         """Write globals, code first, and then those that they name, until there are no new ones.
 
         Raises:
@@ -149,14 +176,49 @@ class Stream:
         waiting = sorted(names, key=lambda name: not is_code(self._main.get(name)))
         while waiting:
             for name in waiting:
-                self._write_global(name, extra)
+                self._write_global(name)
             waiting = [name for name in self.pickler.names if not self._is_done(name)]
+
+    def write_extras(self, names: list[str]) -> None:
+        """Write globals that the computation does not name, and those that they name: each apart, to be loaded when
+        it is asked for. What fails then, or takes long, is no matter of those who do without it.
+        """
+        there = {**self._known, **self.shipped}
+        waiting = list(names)
+        for name in waiting:
+            if self._is_done(name):
+                continue
+            extra = Stream(there, {}, self._travels, _Part())
+            try:
+                waiting += extra._write_extra(name)
+            except _TooLargeError:
+                self._omitted[name] = "it is large, and nothing that the computation calls names it"
+            except RefusedError as refused:
+                self._omitted[name] = refused.reason
+            except Exception as error:
+                self._omitted[name] = f"{error}" or type(error).__name__
+            else:
+                self.pickler.modules |= extra.pickler.modules
+                self.pickler.files |= extra.pickler.files
+                self._extras[name] = extra._finish({})
+                self.shipped[name] = self._main[name]
+
+    def _write_extra(self, name: str) -> list[str]:
+        """Write one global; returns which others it names."""
+        value = self._main[name]
+        self._refuse_own(name, value)
+        self.write(name, value)
+        self.shipped[name] = value
+        for each in list(self.pickler.names):
+            if isinstance(self._main.get(each), types.ModuleType):
+                self._write_global(each)
+        return [each for each in self.pickler.names if not self._is_done(each)]
 
     def _is_done(self, name: str) -> bool:
         done = name in self.shipped or name in self._omitted or name in self._aliases or name in self._known
         return done or name not in self._main
 
-    def _write_global(self, name: str, extra: bool) -> None:
+    def _write_global(self, name: str) -> None:
         if self._is_done(name):
             return
         value = self._main[name]
@@ -164,33 +226,34 @@ class Stream:
             self._aliases[name] = value.__name__
             self.pickler.modules.add(value.__name__)
             return
-        if type(value).__module__.partition(".")[0] == "dispy" and not isinstance(value, type):
-            raise RefusedError(name, "it belongs to the client")
-        if extra:
-            self._try(name, value)
+        self._refuse_own(name, value)
         try:
             self.write(name, value)
         except Exception as error:
             raise RefusedError(name, f"{error}" or type(error).__name__) from error
         self.shipped[name] = value
 
-    def _try(self, name: str, value: object) -> None:
-        try:
-            CodePickler(Bounded(_EXTRA_SIZE), self._known).dump(value)
-        except _TooLargeError:
-            reason = "it is large, and nothing that the computation calls names it"
-            raise RefusedError(name, reason) from None
-        except Exception as error:
-            raise RefusedError(name, f"{error}" or type(error).__name__) from error
+    @staticmethod
+    def _refuse_own(name: str, value: object) -> None:
+        if type(value).__module__.partition(".")[0] == "dispy" and not isinstance(value, type):
+            raise RefusedError(name, "it belongs to the client")
 
     def finish(self, init: bytes = b"") -> bytes:
         """All of it, behind a header."""
+        return self._finish(_sources(self.pickler.files), init)
+
+    def _finish(self, sources: dict[str, str], init: bytes = b"") -> bytes:
+        names = self.pickler.names
         header = {
             "init": init,
             "omitted": self._omitted,
-            "sources": _sources(self.pickler.files),
+            "sources": sources,
             "modules": self._aliases | {f".{name}": name for name in self.pickler.submodules},
             "records": self._records,
+            "extras": self._extras,
+            # of these, what is an extra over there
+            "needs": [name for name in names if name in self._main and name not in self.shipped],
+            "needs_all": not _FINDERS.isdisjoint(names),
         }
         return pickle.dumps(header, 5) + self._file.getvalue()
 

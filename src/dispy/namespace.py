@@ -34,6 +34,27 @@ _DEPTH: Final = 12
 """How far `find_culprit` descends."""
 
 
+_extras: Final[dict[str, bytes]] = {}
+"""Streams of globals that the computation does not name, each loaded when something asks for it."""
+_missing: Final[dict[str, str]] = {}
+"""Globals of the client that are not here, with the reason."""
+
+
+class _Main(types.ModuleType):
+    """Has what pickled arguments find in it by name, also what nothing has asked for before."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _extras:
+            raise AttributeError(f"module {MAIN!r} has no attribute {name!r}")
+        try:
+            _load_extra(name)
+        except Exception as error:
+            raise pickle.UnpicklingError(
+                f"{name!r} of the program's {MAIN}, which this needs, cannot be loaded on this node: {_told(error)}"
+            ) from error
+        return vars(self)[name]
+
+
 @dataclass(slots=True)
 class Computation:
     """What a fork server needs of a computation of functions."""
@@ -42,12 +63,14 @@ class Computation:
     setup: Callable[..., object] | None = None
     cleanup: Callable[..., object] | None = None
     omitted: dict[str, str] = field(default_factory=dict)
-    """Globals of the client that were left behind, with the reason."""
+    """Globals of the client that are not here, with the reason. It grows with what is loaded later."""
 
 
 def make_main() -> types.ModuleType:
     """Put a fresh `__main__` in place of the program's, and what users of the original take for granted in reach."""
-    module = types.ModuleType(MAIN)
+    module = _Main(MAIN)
+    _extras.clear()
+    _missing.clear()
     module.__dict__["__builtins__"] = builtins
     sys.modules[MAIN] = module
     for name, value in (("os", os), ("sys", sys), ("time", time)):
@@ -113,14 +136,13 @@ class _Loader(pickle.Unpickler):
 
 def load_computation(data: bytes) -> Computation:
     """Load what `dispy.shipping.pack` made into the present `__main__`."""
-    roots, omitted = _load_records(data, keep=False)
-    return Computation(roots["compute"], roots["setup"], roots["cleanup"], omitted)
+    roots = _load_records(data, keep=False)
+    return Computation(roots["compute"], roots["setup"], roots["cleanup"], _missing)
 
 
 def load_later(data: bytes) -> object:
     """Load something that refers to functions or classes that were not shipped with the computation."""
-    roots, _ = _load_records(data, keep=True)
-    return roots["value"]
+    return _load_records(data, keep=True)["value"]
 
 
 def load_names(data: bytes) -> None:
@@ -160,7 +182,7 @@ def load_for_job(code: bytes, modules: tuple[str, ...], arguments: bytes) -> obj
     brought_by_job.extend(functools.partial(sys.modules.pop, name, None) for name in modules if name not in sys.modules)
     brought: dict[str, Any] = {}
     try:
-        brought = _load_records(code, keep=True)[0]["names"]
+        brought = _load_records(code, keep=True)["names"]
     finally:
         brought_by_job.extend(functools.partial(names.pop, name, None) for name in names.keys() - before)
     for name, value in brought.items():
@@ -178,22 +200,21 @@ def forget_job() -> None:
         brought_by_job.pop()()
 
 
-def _load_records(data: bytes, *, keep: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def _load_records(data: bytes, *, keep: bool) -> dict[str, Any]:
     """A stream is: one header, then records, written by one pickler so that they share objects."""
     file = io.BytesIO(data)
     names = vars(sys.modules[MAIN])
     header = pickle.load(file)
-    omitted: dict[str, str] = dict(header["omitted"])
+    _extras.update(header["extras"])
+    _missing.update(header["omitted"])
     if header["init"]:
-        first, left_out = _load_records(header["init"], keep=False)
-        omitted |= left_out
-        first["init_depends"]()
+        _load_records(header["init"], keep=False)["init_depends"]()
     for path, text in header["sources"].items():
         linecache.cache.setdefault(path, (len(text), None, text.splitlines(keepends=True), path))
     for name, module in header["modules"].items():
         reason = _import_global(names, name, module)
         if reason:
-            omitted.setdefault(name, reason)
+            _missing.setdefault(name, reason)
     loader = _Loader(file, keep=keep)
     roots: dict[str, Any] = {}
     for _ in range(header["records"]):
@@ -202,7 +223,29 @@ def _load_records(data: bytes, *, keep: bool) -> tuple[dict[str, Any], dict[str,
             roots.update(value)
         elif not keep or name not in names:
             names[name] = value
-    return roots, omitted
+    for name in tuple(_extras) if header["needs_all"] else header["needs"]:
+        if name in _extras and name not in names:
+            try:
+                _load_extra(name)
+            except Exception as error:  # said when code uses it
+                _missing[name] = f"loading it on this node failed: {_told(error)}"
+    return roots
+
+
+def _load_extra(name: str) -> None:
+    """Load a global that nothing has asked for before, and those that it names. What fails leaves nothing behind."""
+    names = vars(sys.modules[MAIN])
+    before = set(names)
+    try:
+        _load_records(_extras[name], keep=True)
+    except Exception:
+        for half_made in names.keys() - before:
+            del names[half_made]
+        raise
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _import_global(names: dict[str, Any], name: str, module: str) -> str:

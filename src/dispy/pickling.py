@@ -48,7 +48,8 @@ def dumps_code(
     """Write a computation: its roots (compute, setup, cleanup), what it depends on by name, and what they name.
 
     Functions and classes of `__main__` that the computation does not name go along if they are small, so that
-    arguments can refer to them. `travels` says which modules will be sent as files if the code refers to them.
+    arguments can refer to them: each apart, for whoever asks for it. `travels` says which modules will be sent as
+    files if the code refers to them.
 
     Raises:
         ShippingError: a root or a dependency cannot be pickled; the message names the part.
@@ -65,7 +66,7 @@ def dumps_code(
             _write_root(stream, name, value, name)
         _write_root(stream, None, dict(roots), "the computation")
         stream.write_globals(list(stream.pickler.names))
-        stream.write_globals(extras, extra=True)
+        stream.write_extras(extras)
 
     stream = written(known, travels, write)
     shipped = {name: value for name, value in depends.items() if is_defined_as(value, name)}

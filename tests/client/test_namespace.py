@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 import types
@@ -56,8 +57,6 @@ def test_what_comes_later_overwrites_nothing(client: types.ModuleType) -> None:
     computation, main = load(data)
     assert computation.setup is not None
     computation.setup()
-    import pickle
-
     args, _ = pickle.loads(arguments)
     assert computation.compute(*args) == (42, 3, 5)
     main["K"].n = 6
@@ -88,6 +87,73 @@ def test_shared_objects_stay_shared(client: types.ModuleType) -> None:
     assert computation.compute() is True
 
 
+def test_what_nothing_names_is_loaded_when_it_is_asked_for(client: types.ModuleType) -> None:
+    helpers = "import json\ndata = [1]\ndef other(): return data\ndef helper(): return json, data, other\n"
+    names = define(client, helpers + "def compute(f): return f")
+    data, context = dump(names["compute"])
+    argument = pickling.dumps_value(context.shipped, names["helper"])
+    computation, main = load(data)
+    assert not main.keys() & {"json", "data", "other", "helper"}
+    found = computation.compute(pickle.loads(argument))
+    assert found is main["helper"]
+    assert found()[1] is main["data"] is main["other"]()
+    assert found()[2] is sys.modules["__main__"].other  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = sys.modules["__main__"].nothing
+
+
+def test_what_nothing_names_and_cannot_be_loaded_is_no_matter_of_others(client: types.ModuleType) -> None:
+    absent = sys.modules["dispy_absent"] = types.ModuleType("dispy_absent")
+    define(absent, "class Base: pass")
+    try:
+        names = define(
+            client,
+            "import dispy_absent\n"
+            "class Conf:\n def __reduce__(self): return open, ('/no/such/file',)\n"
+            "conf = Conf()\nclass Arr(dispy_absent.Base): pass\n"
+            "def show(): return conf\ndef plot(): return Arr()\ndef compute(x): return x + 1",
+        )
+        data, context = dump(names["compute"])
+        arguments = [pickling.dumps_value(context.shipped, names[name]) for name in ("show", "plot", "Arr")]
+    finally:
+        del sys.modules["dispy_absent"]
+    computation, main = load(data)
+    assert (computation.compute(1), computation.omitted) == (2, {})
+    for argument, missing, why in (
+        (arguments[0], "conf", "loading it on this node failed: FileNotFoundError: "),
+        (arguments[1], "Arr", "loading it on this node failed: ModuleNotFoundError: No module named 'dispy_absent'"),
+    ):
+        with pytest.raises(NameError) as caught:
+            pickle.loads(argument)()
+        assert caught.value.name == missing
+        assert computation.omitted[missing].startswith(why)
+    before = set(main)
+    sentence = "'Arr' of the program's __main__, which this needs, cannot be loaded on this node: ModuleNotFoundError"
+    with pytest.raises(pickle.UnpicklingError, match=sentence):
+        pickle.loads(arguments[2])
+    assert set(main) == before
+
+
+def test_code_that_looks_for_globals_finds_what_it_does_not_name(client: types.ModuleType) -> None:
+    bad = "class Bad:\n def __reduce__(self): return open, ('/no/such/file',)\n"
+    good = "def helper(): return data\ndata = 3\n"
+    names = define(
+        client, good + bad + "bad = Bad()\ndef broken(a=bad): pass\ndef compute(): return globals()['helper']()"
+    )
+    computation, _ = load(dump(names["compute"])[0])
+    assert computation.compute() == 3
+    assert computation.omitted["broken"].startswith("loading it on this node failed: FileNotFoundError")
+
+
+def test_what_comes_later_may_name_what_nothing_has_named(client: types.ModuleType) -> None:
+    names = define(client, "data = 3\ndef helper(): return data\ndef compute(f): return f()")
+    data, context = dump(names["compute"])
+    define(client, "def later(): return helper() + data")
+    argument = pickling.dumps_value(context.shipped, names["later"])
+    computation, _ = load(data)
+    assert computation.compute(pickle.loads(argument)) == 6
+
+
 def test_injected_names_are_seen_everywhere() -> None:
     real = sys.modules["__main__"]
     try:
@@ -103,8 +169,6 @@ def test_injected_names_are_seen_everywhere() -> None:
 
 
 def test_a_culprit_is_found_in_depth() -> None:
-    import pickle
-
     class Slotted:
         __slots__ = ("part",)
 

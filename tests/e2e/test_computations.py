@@ -614,3 +614,50 @@ def test_own_modules_travel_without_being_named(tmp_path: Path) -> None:
         [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == [str(1000000 + 2 + 10 + 1100 + 10000 + 100000 + 2000000)], done.stderr + done.stdout
+
+
+HELPERS = """
+import time
+import dispy
+
+class Conf:
+    def __init__(self, path):
+        self.path = path
+        open(path).close()
+
+    def __reduce__(self):
+        return Conf, (self.path,)
+
+class Slow:
+    def __reduce__(self):
+        return time.sleep, (3600,)
+
+conf, slow = Conf("only_here.txt"), Slow()
+
+class Plot:
+    conf = conf
+
+def show():
+    return conf.path, slow
+
+def compute(x):
+    return x + 1
+
+if __name__ == "__main__":
+    with dispy.JobCluster(compute, nodes="local") as cluster:
+        jobs = [cluster.submit(each) for each in (1, Plot(), 2)]
+        cluster.wait()
+        for job in jobs:
+            print(job.result, " ".join((job.exception or "-").split()))
+"""
+
+
+def test_helpers_that_nodes_cannot_load_harm_only_the_jobs_that_need_them(tmp_path: Path) -> None:
+    (tmp_path / "only_here.txt").touch()
+    (tmp_path / "program.py").write_text(HELPERS)
+    command = [sys.executable, "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    first, second, third = done.stdout.splitlines() or [done.stderr] * 3
+    assert (first, third) == ("2 -", "3 -"), done.stdout + done.stderr
+    sentence = "'Plot' of the program's __main__, which this needs, cannot be loaded on this node: FileNotFoundError"
+    assert sentence in second, second
