@@ -257,6 +257,21 @@ def test_only_accepted_roles_and_the_own_group_get_in() -> None:
     run(test)
 
 
+def test_a_node_at_the_port_for_programs_is_told_which_port_is_that_for_nodes() -> None:
+    async def test() -> None:
+        there = Recorder()
+        async with listening(
+            there, settings(role=Role.SCHEDULER), accept=frozenset({Role.CLIENT, Role.ADMIN})
+        ) as listener:
+            with pytest.raises(AuthenticationRejected, match="nodes join it two ports lower"):
+                await dial("127.0.0.1", listener.port, settings=settings(role=Role.NODE), handler=Recorder())
+            assert "this is the port for programs: nodes join this scheduler two ports lower" in await there.heard(
+                "refused 127.0.0.1"
+            )
+
+    run(test)
+
+
 def test_garbage_is_counted_and_a_good_link_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         here, there = Recorder(), Recorder()

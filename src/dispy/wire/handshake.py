@@ -296,10 +296,12 @@ class Handshake:
             needs = "; it needs one that `dispy cert scheduler` makes" if claimed.role == Role.SCHEDULER else ""
             self._refuse(Refusal.ROLE, f"has a certificate that is not for a {_printable(claimed.role)}{needs}")
         if claimed.role not in allowed:
-            self._refuse(
-                Refusal.ROLE,
-                f"connects as {_printable(claimed.role)}, which has no business with this process",
-            )
+            self._refuse(Refusal.ROLE, f"connects as {_printable(claimed.role)}, {self._why_no_business(claimed.role)}")
+
+    def _why_no_business(self, role: str) -> str:
+        if role == Role.NODE and self.identity.role is Role.SCHEDULER and Role.CLIENT in self.channel.accept:
+            return _PORT_FOR_PROGRAMS
+        return "which has no business with this process"
 
     def _other_secret(self) -> str:
         claimed = self._claimed
@@ -355,6 +357,8 @@ class Handshake:
                 return f"{who} {_NO_ADMINS}"
             case Refusal.ROLE if self.identity.role is Role.CLIENT and refused.role == Role.SCHEDULER:
                 return f"{who} {_NO_CLIENTS}"
+            case Refusal.ROLE if self.identity.role is Role.NODE and refused.role == Role.SCHEDULER:
+                return f"{who} {_NO_NODES}"
             case Refusal.ROLE:
                 own = self.identity.role.value
                 return f"{who} does not talk to a {own}, or this side's certificate is not for one"
@@ -392,6 +396,13 @@ _NO_ADMINS: Final = (
 _NO_CLIENTS: Final = (
     "talks to nodes only at this port: it is a program with a JobCluster, or a dispyscheduler, which is reached two "
     "ports higher (9702 by default); or this side's certificate is not for a client"
+)
+_NO_NODES: Final = (
+    "takes no nodes at this port: if it is a dispyscheduler, this is its port for programs, and nodes join it two "
+    "ports lower (9700 by default); if this side has a certificate, it may not be one for a node"
+)
+_PORT_FOR_PROGRAMS: Final = (
+    "but this is the port for programs: nodes join this scheduler two ports lower (--join HOST:PORT, 9700 by default)"
 )
 _OTHER_CERTIFICATES: Final = (
     "has other certificates, or a secret instead of them; give both sides certificates of one authority"
