@@ -328,6 +328,19 @@ def test_at_the_end_of_a_program_jobs_go_on_waiting_for_what_may_come(scheduler:
     assert scheduler.core.lacks_nodes(1)
 
 
+@pytest.mark.parametrize(("program", "is_shared"), [("his.py", False), ("dispyscheduler", True)])
+def test_who_waits_for_a_node_of_a_shared_scheduler_hears_how_not_to(
+    scheduler: Any, program: str, is_shared: bool
+) -> None:
+    scheduler.join()
+    scheduler.submit(1)
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 1))
+    scheduler.said(N1, msg.LeaseRefused(Holder("bert", "other", 2, program)))
+    explained = scheduler.core.explain(1)
+    assert "this program stands in line" in explained
+    assert ("a SharedJobCluster need not wait for it" in explained) is is_shared
+
+
 def test_without_its_only_node_a_cluster_is_forsaken_until_it_may_have_others() -> None:
     scheduler = Scheduler()
     scheduler.open(open_ended=False)

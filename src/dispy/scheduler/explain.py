@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dispy.model import ComputationId, ProcessId
+from dispy.model import SHARED_SCHEDULER, ComputationId, ProcessId
 from dispy.scheduler.admission import clusters_before
 from dispy.scheduler.clusters import ClusterRecord
 from dispy.scheduler.fairness import Policy
@@ -18,6 +18,10 @@ from dispy.words import counted, listed
 
 LOOKED_AT: Final = 2_000
 """Clusters times nodes that are looked at to say why jobs wait; the loop does nothing else meanwhile."""
+
+_SHARED: Final = (
+    "a shared scheduler keeps a node while clusters are open there; a SharedJobCluster need not wait for it"
+)
 
 
 def explain_job(tables: Tables, job: int) -> str:
@@ -321,7 +325,8 @@ def _parked(shares: list[Share]) -> list[str]:
 
 def _why_not_leased(node: NodeRecord) -> str:
     if node.holder is not None:
-        return f"{used_by(node.holder)}; this program stands in line"
+        shared = f" ({_SHARED})" if node.holder.program == SHARED_SCHEDULER else ""
+        return f"{used_by(node.holder)}; this program stands in line{shared}"
     return "has not answered yet whether it is free"
 
 
