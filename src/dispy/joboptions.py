@@ -27,36 +27,39 @@ _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _MOST_PRIORITY: Final = 1_000_000
 
 
-def take_options(kwargs: dict[str, Any], node: str = "") -> JobOptions | None:
+def take_options(kwargs: dict[str, Any], node: str = "", asked: str = "submit") -> JobOptions | None:
     """Take the options out of the keyword arguments of a submit; None when nothing is asked for.
 
     Args:
         kwargs: loses every name that begins with `dispy_`.
         node: process id of the only node that may run the job.
+        asked: the method that was called.
 
     Raises:
         SettingsError: an option is not known, or its value is not in the allowed range.
     """
     given: dict[str, Any] = {}
     for name in [name for name in kwargs if name.startswith(PREFIX)]:
-        check = _CHECKS.get(name)
-        if check is None:
-            known = ", ".join(sorted([*_CHECKS, DEPENDS]))
-            raise SettingsError(
-                f"submit: {name} is not a job option; names that begin with {PREFIX} are kept for options: {known}"
-            )
-        given[name.removeprefix(PREFIX)] = check(name, kwargs.pop(name))
+        try:
+            given[name.removeprefix(PREFIX)] = _CHECKS.get(name, _unknown)(name, kwargs.pop(name))
+        except SettingsError as refusal:
+            raise SettingsError(f"{asked}: {refusal}") from None
     if not given and not node:
         return None
     options = JobOptions(node=node, **given)
     return None if options == JobOptions() else options
 
 
+def _unknown(name: str, _value: Any) -> Any:
+    known = ", ".join(sorted([*_CHECKS, DEPENDS]))
+    raise SettingsError(f"{name} is not a job option; names that begin with {PREFIX} are kept for options: {known}")
+
+
 def _number(least: int, most: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
-        raise SettingsError(f"submit: {name} must be a whole number from {least} to {most}, not {value!r}")
+        raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
 
     return check
 
@@ -66,7 +69,7 @@ def _timeout(name: str, value: Any) -> float:
         return 0.0
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
         return float(value)
-    raise SettingsError(f"submit: {name} must be a number of seconds above 0, or None for no limit, not {value!r}")
+    raise SettingsError(f"{name} must be a number of seconds above 0, or None for no limit, not {value!r}")
 
 
 def _cpus(name: str, value: Any) -> int:
@@ -74,7 +77,7 @@ def _cpus(name: str, value: Any) -> int:
         return 0
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65536:
         return value
-    raise SettingsError(f"submit: {name} must be a whole number from 1 to 65536, or 'all', not {value!r}")
+    raise SettingsError(f"{name} must be a whole number from 1 to 65536, or 'all', not {value!r}")
 
 
 def _memory(name: str, value: Any) -> int:
@@ -86,7 +89,7 @@ def _memory(name: str, value: Any) -> int:
     if 1 << 20 <= size < 1 << 60:
         return int(size)
     raise SettingsError(
-        f"submit: {name} must be at least 1 MiB, as a number of bytes or with a unit ('4GB', '512MiB'), not {value!r}"
+        f"{name} must be at least 1 MiB, as a number of bytes or with a unit ('4GB', '512MiB'), not {value!r}"
     )
 
 
@@ -95,7 +98,7 @@ def _tags(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(tags, (list, tuple, set, frozenset)) and all(map(_is_tag, tags)):
         return tuple(sorted({tag.strip() for tag in tags}))
     raise SettingsError(
-        f"submit: {name} must be a tag or a list of tags (strings of Unicode that are not empty), not {value!r}"
+        f"{name} must be a tag or a list of tags (strings of Unicode that are not empty), not {value!r}"
     )
 
 

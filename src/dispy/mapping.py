@@ -99,7 +99,7 @@ class CallMapping(JobSubmission):
         size = self._check_map(sources, chunk_size, options)
         lengths = [len(source) for source in sources if isinstance(source, Sized)]
         chunking = Chunking(min(lengths) if len(lengths) == len(sources) else None, size)
-        feed = _Feed(self, [iter(source) for source in sources], chunking, take_options(options))
+        feed = _Feed(self, [iter(source) for source in sources], chunking, take_options(options, asked="map"))
         results = _results(feed, ordered=ordered)
         next(results)  # it has begun: from here on `close` and the collection of garbage end it
         return results
@@ -158,10 +158,11 @@ class _Feed:
                 try:
                     self._submit(columns)
                 except ClosedError as error:
-                    error.add_note(
-                        f"The calls of map from number {self._next} on (the first is 0) were not made: take all "
-                        "results before the cluster is closed, within its with block."
-                    )
+                    note = f"The calls of map from number {self._next} on (the first is 0) were not made"
+                    # else it is an object that was scattered
+                    if self._cluster.is_closed or self._cluster._ledger.is_sealed:
+                        note += ": take all results before the cluster is closed, within its with block"
+                    error.add_note(f"{note}.")
                     self._end(error)
 
     def _end(self, failure: BaseException) -> None:

@@ -59,14 +59,17 @@ class JobSubmission(ObjectScattering):
         if self.is_closed or self._ledger.is_sealed or os.getpid() != self.pid:
             self._check_submission()
         options, depends = None, None
-        data: bytes | list[Readable]
+        data: bytes | list[Readable] | None = None
         if kwargs or node:
             depends = kwargs.pop(DEPENDS, None)
             options = take_options(kwargs, node)
-        if depends or self._scattered is not None:
+        if not depends and self._scattered is None:
+            try:
+                data = dumps_arguments(self._shipment, args, kwargs)
+            except ShippingError:  # it is told below, which also tells apart what another cluster has scattered
+                data = None
+        if data is None:
             data, options = self._with_needs(options, depends, args, kwargs)
-        else:
-            data = dumps_arguments(self._shipment, args, kwargs)
         job = DispyJob(job_id)
         self._enqueue(job, data, options)
         return job

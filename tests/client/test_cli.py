@@ -59,7 +59,7 @@ def test_help_names_no_bound_where_there_is_none(command: click.Command) -> None
         (("-p", "9850", "explain", "true"), "the command of that name comes first: dispy explain …"),
         (("true", "x", "y z"), "behind -a, in one piece: dispy -a 'x '\"'\"'y z'\"'\"'' PROGRAM"),
         (("--scheduler_node", "x:0", "true"), "a port is a number from 1 to 65535, not '0'"),
-        (("--scheduler", "x", "--local", "true"), "a shared scheduler uses the nodes that it finds"),
+        (("--scheduler", "x", "--local", "true"), "leave out one of --local and --scheduler"),
         (("--timeout", "0", "true"), "'--timeout': must be a number of seconds above 0"),
         (("--timeout", "soon", "true"), "'--timeout': must be a number of seconds"),
         (("--memory", "much", "true"), "'--memory': must be at least 1 MiB"),

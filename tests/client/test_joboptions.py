@@ -60,4 +60,6 @@ def test_nothing_asked_is_none() -> None:
 def test_refused_with_name_and_range(name: str, value: Any, range: str) -> None:
     with pytest.raises(SettingsError, match=range) as error:
         take_options({name: value})
-    assert name in str(error.value)
+    assert str(error.value).startswith(f"submit: {name} ")
+    with pytest.raises(SettingsError, match=f"^map: {name} "):
+        take_options({name: value}, asked="map")

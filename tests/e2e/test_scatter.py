@@ -115,6 +115,9 @@ def test_twenty_jobs_on_two_nodes(
     assert last()["sum"] == float(ARRAY.sum())
     with pytest.raises(ClosedError, match=r"<Scattered of look: 4\.0 MB, closed> cannot be given to a job"):
         cluster.submit(str(tmp_path), 1, array)
+    with pytest.raises(ClosedError, match="closed> cannot be given to a job") as refused:
+        list(cluster.map([str(tmp_path)], [1], [array]))
+    assert refused.value.__notes__ == ["The calls of map from number 0 on (the first is 0) were not made."]
     wait_until(lambda: not cluster.service.offers.held)
     cluster.close()
     wait_until(lambda: not any(blobs_open(daemon) for daemon in daemons))
@@ -128,6 +131,8 @@ def change(array: Any) -> None:
 def test_what_cannot_be(local: Callable[..., Any]) -> None:
     cluster, other, program = local(len), local(len), local("/bin/true")
     scattered = cluster.scatter([1, 2, 3])
+    with pytest.raises(ShippingError, match="can only be given to jobs of its cluster"):
+        other.submit(scattered)
     own = other.scatter([1, 2, 3])
     with pytest.raises(ShippingError, match=r"the object\[1\] .* cannot be pickled"):
         cluster.scatter([1, (n for n in range(3))])

@@ -144,6 +144,7 @@ def test_a_worker_that_has_grown_is_replaced_between_two_jobs(tmp_path: Path) ->
 
 def test_verdicts() -> None:
     assert over_time(10.16, 10) == "time: it ran 10.2 s, its limit was 10 s"
+    assert over_time(0.016, 0.015) == "time: it ran 0.016 s, its limit was 0.015 s"
     words = limits.over_memory(int(4.1 * (1 << 30)), 4 << 30, 37.0)
     assert words == "killed: memory 4.1 GiB over the limit of 4.0 GiB after 37 s"
     assert limits.over_memory(2 << 30, 1 << 30, 1e-5).endswith("after 0.00 s")

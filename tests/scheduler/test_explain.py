@@ -122,6 +122,16 @@ def test_too_little_of_something(scheduler: Any, options: JobOptions, words: str
     assert words in (scheduler.core.why_waiting() or "")
 
 
+def test_a_job_that_no_node_can_run_waits_behind_nobody(scheduler: Any) -> None:
+    scheduler.handle(ev.NodeJoined(N1, NodeInfo(N1, "n1", 2, "x", ()), "10.0.0.1"))
+    scheduler.handle(ev.NodeAllocated(MAP, N1, 2))
+    submit(scheduler, 1, JobOptions(cpus=8))
+    submit(scheduler, 2, JobOptions(cpus=99))
+    said = scheduler.core.explain(2)
+    assert "no node that is known can run it" in said
+    assert "behind" not in said
+
+
 def test_a_job_waits_behind_others_of_any_wish(scheduler: Any) -> None:
     scheduler.submit(1, 2)
     submit(scheduler, 3, JobOptions(priority=1))

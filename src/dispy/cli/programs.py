@@ -179,10 +179,16 @@ def _open_cluster(request: Request) -> AnyCluster:
     import logging
 
     from dispy.cluster import JobCluster
+    from dispy.errors import SettingsError
     from dispy.sharedcluster import SharedJobCluster
 
     connection = request.connection
     nodes = list(request.nodes)
+    if request.local and request.scheduler:
+        raise SettingsError(
+            f"--local starts a node for this command alone, and the scheduler at {request.scheduler} has nodes of its "
+            "own: leave out one of --local and --scheduler (or DISPY_SCHEDULER)"
+        )
     if request.local:
         nodes.insert(0, "local")
     given: dict[str, Any] = {

@@ -21,7 +21,8 @@ def clip(output: bytes, limit: int = DEATH_OUTPUT) -> bytes:
 
 def over_time(seconds: float, limit: float) -> str:
     """The verdict on a job that ran too long."""
-    return f"time: it ran {max(seconds, limit):.1f} s, its limit was {limit:g} s"
+    ran = max(seconds, limit)
+    return f"time: it ran {f'{ran:.1f}' if ran >= 1 else f'{ran:.2g}'} s, its limit was {limit:g} s"
 
 
 def last_lines(stderr: bytes) -> str:

@@ -42,7 +42,9 @@ def explain_job(tables: Tables, job: int) -> str:
     if held := _why_held_up(tables, cluster, record.shape):
         return f"Job {job} waits{_for_what(record.shape)}: {held}."
     why = _why_shape_waits(tables, cluster, record.shape)
-    before = sum(queue.before(record) for queue in cluster.queues)
+    unfit = [why_unfit(share, record.shape) for share in candidates(cluster, record.shape)]
+    is_hopeless = bool(unfit) and all(unfit)  # then others do not keep it waiting
+    before = 0 if is_hopeless else sum(queue.before(record) for queue in cluster.queues)
     line = f" It waits behind {before} other{'s' if before > 1 else ''} of its cluster." if before else ""
     return f"Job {job} waits{_for_what(record.shape)}: {why}.{line}{traces_of(cluster.shares.values())}"
 
