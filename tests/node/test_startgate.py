@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dispy.node.crowd import Crowd
+from dispy.node.crowd import LONGEST_INTERVAL, WAIT_TIMEOUT, Crowd, look_interval
 from dispy.node.patience import answer_timeout
 from dispy.node.startgate import StartGate
 
@@ -131,6 +131,16 @@ def test_a_start_waits_for_other_nodes_only_so_long(tmp_path: Path) -> None:
         leave()
 
     asyncio.run(work())
+
+
+def test_a_node_that_has_waited_looks_less_often() -> None:
+    waited, looks = 0.0, 0
+    while waited < WAIT_TIMEOUT:
+        waited += look_interval(waited)
+        looks += 1
+        assert look_interval(waited) <= max(0.02, waited / 10) + 1e-9
+        assert look_interval(waited) <= LONGEST_INTERVAL
+    assert looks < 100
 
 
 def test_a_directory_that_cannot_be_used_limits_nothing(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """How many fork servers start at a time on a machine with many nodes.
 
-Each node lets few of its own start at a time (`turns.py`). Two hundred nodes of one machine that get their first jobs
-at once would still take every CPU, and their daemons would not be heard of for seconds. So the nodes of one user share
-some files, each locked by a node while a fork server of it starts. A lock goes with its process, however that ends.
+Each node lets few of its own start at a time (`startgate.py`). Two hundred nodes of one machine that get their first
+jobs at once would still take every CPU, and their daemons would not be heard of for seconds. So the nodes of one user
+share some files, each locked by a node while a fork server of it starts. A lock goes with its process, however that
+ends.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ HOLD_TIMEOUT: Final = 1.0
 """Seconds after which another node may start one although this one has not come to its end."""
 WAIT_TIMEOUT: Final = 60.0
 """Seconds after which a fork server starts although the others have not come to their ends."""
-_LOOK_INTERVAL: Final = 0.02
-_LONGEST_LOOK_INTERVAL: Final = 0.2
+LEAST_INTERVAL: Final = 0.02
+"""Seconds between looks whether it is this node's turn."""
+LONGEST_INTERVAL: Final = 2.0
+"""The same after a while: two hundred nodes that look five times a second take as much as what they wait for."""
+_PART: Final = 0.1
+"""So much of the time that was waited may be waited in vain."""
 
 
 class Crowd:
@@ -34,12 +39,14 @@ class Crowd:
     async def enter(self) -> Callable[[], None]:
         """Wait until fewer than so many start; returns what is to be called at the end, once or more."""
         loop = asyncio.get_running_loop()
-        until, interval = loop.time() + self._wait_timeout, _LOOK_INTERVAL
+        began = loop.time()
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while (lock := self._lock()) is None and loop.time() < until:
-                await asyncio.sleep(interval)
-                interval = min(interval * 1.5, _LONGEST_LOOK_INTERVAL)
+            while (lock := self._lock()) is None:
+                waited = loop.time() - began
+                if waited >= self._wait_timeout:
+                    break
+                await asyncio.sleep(look_interval(waited))
         except OSError:  # a disk that is full or not ours: without files, each node limits itself alone
             lock = None
         return _Hold(lock).end
@@ -58,6 +65,11 @@ class Crowd:
             else:
                 return fd
         return None
+
+
+def look_interval(waited: float) -> float:
+    """Seconds until the next look of a node that has waited so many."""
+    return min(LONGEST_INTERVAL, max(LEAST_INTERVAL, waited * _PART))
 
 
 class _Hold:
