@@ -453,6 +453,15 @@ def test_silence_before_the_link_was_given_up_counts(busy: Scheduler) -> None:
     assert busy.core.next_deadline() == 2.5
 
 
+def test_where_a_machine_is_crowded_a_node_has_longer_to_come_back(busy: Scheduler) -> None:
+    busy.handle(ev.LinkBroken(N1, silent_for=2.0, patience=4.0))
+    assert busy.core.next_deadline() == 18.0
+    assert N1 in busy.core.nodes
+    notice = busy.timeout(18.0).notices[-1]
+    assert isinstance(notice, NodeClosed)
+    assert notice.cause == "the node was lost (nothing was heard of it for 20 s)"
+
+
 def test_resumed_link_continues_where_it_was(busy: Scheduler) -> None:
     busy.handle(ev.LinkBroken(N1))
     assert busy.handle(ev.LinkResumed(N1)) == Effects(said(N1, ASK))

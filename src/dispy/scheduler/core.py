@@ -195,11 +195,11 @@ class SchedulerCore:
                 shares.try_again(tables, out, tables.clusters[key[0]].shares[key[1]])
             else:
                 node = tables.nodes[key]
-                cause = f"its link broke and did not come back within {tables.grace:g} s"
+                cause = f"its link broke and did not come back within {node.grace:.3g} s"
                 if node.is_restored:
                     cause = "it did not come back when the scheduler was started again"
                 elif node.is_silent:
-                    cause = f"nothing was heard of it for {tables.grace:g} s"
+                    cause = f"nothing was heard of it for {node.grace:.3g} s"
                 membership.lose_node(tables, out, node, cause)
         return self._settle(out)
 
@@ -334,7 +334,8 @@ class SchedulerCore:
                 membership.suspect(tables, node, is_suspect=True)
             case events.NodeRecovered():
                 membership.suspect(tables, node, is_suspect=False)
-            case events.LinkBroken(_, silent_for):
+            case events.LinkBroken(_, silent_for, patience):
+                node.grace = tables.grace * patience
                 membership.break_link(tables, node, now - silent_for, is_silent=silent_for > 0)
             case events.LinkResumed():
                 membership.resume(tables, out, node)

@@ -127,6 +127,8 @@ class LinkBroken(Struct, frozen=True):
     node: ProcessId
     silent_for: float = 0.0
     """Seconds of the grace time that have gone by already."""
+    patience: float = 1.0
+    """How many times longer than usual it may be away: its machine is crowded."""
 
 
 class LinkResumed(Struct, frozen=True):

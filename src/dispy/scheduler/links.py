@@ -414,7 +414,7 @@ class NodeLinks:
             self.lose(reached.process, cause)
         else:
             logger.info("the link to node %s at %s is gone: %s", reached.info.name, reached.address, cause)
-            self._on_event(LinkBroken(reached.process, link.silent_for))
+            self._on_event(LinkBroken(reached.process, link.silent_for, link.patience))
             if self._loop.time() > self._asked_at + ASK_AFTER_BREAK:
                 self.ask()  # it may have moved to another address
 

@@ -168,7 +168,7 @@ def suspect(tables: Tables, node: NodeRecord, is_suspect: bool) -> None:
 
 def break_link(tables: Tables, node: NodeRecord, since: float, *, is_silent: bool = False) -> None:
     """The link is gone without a goodbye: no new work, and some time to come back."""
-    node.broken_until = tables.deadlines[node.id] = since + tables.grace
+    node.broken_until = tables.deadlines[node.id] = since + node.grace
     node.is_silent = is_silent
     tables.end_recall(node)
     tables.refresh(node)

@@ -254,6 +254,8 @@ class NodeRecord(Struct, eq=False):
     is_suspect: bool = False
     broken_until: float | None = None
     """Without a link: when it counts as lost."""
+    grace: float = 0.0
+    """Seconds after which it does, counted from the last that was heard of it."""
     shares: dict[ComputationId, Share] = field(default_factory=dict)
     busy: dict[Share, None] = field(default_factory=dict)
     """Those that have jobs there, or had: where many clusters have a share, few are at work at a time."""

@@ -106,6 +106,7 @@ class Link:
         self._handler = handler
         self._loop = asyncio.get_running_loop()
         self._transport: TlsStream | None = None
+        self._is_within_machine = False
         self._session: Session | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flush_asked = False
@@ -128,6 +129,11 @@ class Link:
     def where(self) -> str:
         """The other side's address, for sentences."""
         return self._approach.where
+
+    @property
+    def patience(self) -> float:
+        """How many times longer than usual the other side may be silent now, or away once the link has ended."""
+        return patience_here() if self._is_within_machine else 1.0
 
     @property
     def backlog(self) -> int:
@@ -231,6 +237,7 @@ class Link:
     def connection_made(self, transport: TlsStream) -> None:
         """TLS is up; begin the handshake."""
         self._transport = transport
+        self._is_within_machine = transport.is_within_machine
         tls = transport.tls
         approach, settings = self._approach, self.settings
         verified = verifies(settings.credentials)
@@ -429,13 +436,10 @@ class Link:
         session, now = self._session, self._loop.time()
         assert session is not None
         # as long as one silence lasts, the most that was good at any time of it: a crowd comes and goes in moments
-        session.patience = max(session.patience, self._patience()) if session.is_overdue(now) else 1.0
+        session.patience = max(session.patience, self.patience) if session.is_overdue(now) else 1.0
         session.handle_timeout(now)
         self._process()
         self._arm()
-
-    def _patience(self) -> float:
-        return patience_here() if self._transport is not None and self._transport.is_within_machine else 1.0
 
     def _close_transport(self) -> None:
         if self._transport is not None:
