@@ -77,7 +77,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "DISPY_NAME": "name that a node shows; --name",
     "DISPY_JOIN": "HOST[:PORT] that a node dials; --join",
     "DISPY_DEST_PATH_PREFIX": "directory below which a node keeps its files; --dest_path_prefix",
-    "DISPY_CLEAN": "1: end what an earlier node left and wipe its directory; --clean",
+    "DISPY_CLEAN": "1: end what an earlier node left and remove what it kept; --clean",
     "DISPY_DAEMON": "1: the node runs without a terminal: no console, and a hang-up does not end it; --daemon",
     "DISPY_OVERSUBSCRIBE": "1: a node may offer more CPUs than its machine has; --oversubscribe",
     "DISPY_TAG": "words that jobs can ask for, comma-separated; --tag",

@@ -166,11 +166,11 @@ def nodes(dispynode: Callable[..., Any], free_base_ports: list[int]) -> Iterator
 
 
 def check_nothing_is_left(folder: Path, home: Path, clients: int) -> None:
-    """Beside what the test itself has made there are the locks of nodes and of fork servers that start, empty lists of
-    leftovers, the secret, and a recovery file of each client that was killed.
+    """Beside what the test itself has made there are the locks and marks of nodes, locks of fork servers that start,
+    empty lists of leftovers, the secret, and a recovery file of each client that was killed.
     """
     ours = {"one", "results", "starts", "stop"}
-    nodes = {f"prefix-node{number}/{name}" for number in (1, 2, 3) for name in ("left", "lock")}
+    nodes = {f"prefix-node{number}/{name}" for number in (1, 2, 3) for name in ("daemon", "left", "lock")}
     kept = {name for name in files_below(folder) if "/blobs/" in name}
     assert len(kept) <= 3, "nodes keep the content of files for the next program, and nothing else"
     assert set(files_below(folder)) <= ours | nodes | kept

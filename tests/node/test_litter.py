@@ -45,13 +45,14 @@ def make(path: Path, days: float, size: int = 1000) -> Path:
 def test_a_directory_of_a_node_is_tidied(tmp_path: Path) -> None:
     blob, fresh = make(tmp_path / "blobs/aa", 40), make(tmp_path / "blobs/bb", 1)
     kept, open_ = make(tmp_path / "jobs/kept-1/out", 40), make(tmp_path / "jobs/open-2/out", 40)
-    shared = make(tmp_path / "project/x/out", 40)
-    os.utime(tmp_path / "project", (NOW - 40 * DAY, NOW - 40 * DAY))
+    shared = make(tmp_path / "named/project/x/out", 40)
+    os.utime(tmp_path / "named/project", (NOW - 40 * DAY, NOW - 40 * DAY))
+    foreign = make(tmp_path / "notes/of/somebody", 40)
     lock = make(tmp_path / "lock", 40)
     gone = tidy(tmp_path, [open_.parent], NOW, keep_size=None, keep_seconds=30 * DAY)
-    assert {each.path for each in gone} == {blob, kept.parent, tmp_path / "project"}
+    assert {each.path for each in gone} == {blob, kept.parent, tmp_path / "named/project"}
     assert [each.exists() for each in (blob, kept, shared)] == [False] * 3
-    assert [each.exists() for each in (fresh, open_, lock)] == [True] * 3
+    assert [each.exists() for each in (fresh, open_, lock, foreign)] == [True] * 4
 
 
 def test_a_file_that_stands_in_a_directory_as_well_stays(tmp_path: Path) -> None:

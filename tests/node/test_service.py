@@ -442,10 +442,10 @@ def test_files_are_placed_and_removed(settings: NodeSettings) -> None:
             anna.run(spec, {1: ()})
             content, directory, mode = (await anna.result(1))[1]
             assert (content, mode & 0o777) == ("content", 0o750)
-            assert directory == str(settings.prefix.resolve() / "mine/here")
+            assert directory == str(settings.prefix.resolve() / "named/mine/here")
             anna.send(msg.CloseComputation(spec.id))
             await anna.hear(msg.ComputationClosed)
-            assert not (settings.prefix / "mine").exists()
+            assert not (settings.prefix / "named/mine").exists()
 
     run(work)
 
@@ -459,7 +459,7 @@ def test_kept_files_stay(settings: NodeSettings) -> None:
             spec = await anna.ready(function("def compute(): pass"), **changes)
             anna.send(msg.CloseComputation(spec.id))
             await anna.hear(msg.ComputationClosed)
-            assert (settings.prefix / "mine/data.txt").read_bytes() == b"content"
+            assert (settings.prefix / "named/mine/data.txt").read_bytes() == b"content"
 
     run(work)
 

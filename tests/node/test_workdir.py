@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dispy import owndirectory
 from dispy.errors import NodeError
 from dispy.model import ComputationSpec
-from dispy.node.workdir import DirectoryGone, Prefix, Workdirs
+from dispy.node.workdir import DirectoryGone, Prefix, Workdir, Workdirs
+from dispy.wire.blobstore import BlobStore
 
 
 def mode(path: Path) -> int:
@@ -21,7 +23,7 @@ def mode(path: Path) -> int:
 def test_a_directory_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, clean: bool) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(NodeError, match=r"thesis\.tex, which is not a node's; name one for the node alone"):
+    with pytest.raises(NodeError, match=r"thesis\.tex, which is not a dispynode's; name one for the dispynode alone"):
         Prefix.claim(tmp_path, clean=clean)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert mode(tmp_path) == 0o755
@@ -41,10 +43,44 @@ def test_a_missing_or_empty_one_is_taken_and_made_private(tmp_path: Path) -> Non
             path.mkdir()
         prefix = Prefix.claim(path)
         assert mode(path) == 0o700
-        (path / "kept").mkdir()  # as a cluster with dest_path='kept' leaves it
+        kept = path / "named" / "kept"
+        kept.mkdir()  # as a cluster with dest_path='kept' leaves it
+        (path / "notes").mkdir()
+        (path / "thesis.tex").write_text("put there later")
         prefix.release()
         Prefix.claim(path, clean=True).release()
-        assert not (path / "kept").exists()
+        assert not kept.exists()
+        assert (path / "notes").is_dir()
+        Prefix.claim(path).release(remove=True)
+        assert sorted(entry.name for entry in path.iterdir()) == ["notes", "thesis.tex"]
+
+
+def test_a_directory_of_a_scheduler_is_refused(tmp_path: Path) -> None:
+    owndirectory.mark(tmp_path, owndirectory.SCHEDULER)
+    for name in ("jobs.sqlite", "lock"):
+        (tmp_path / name).touch()
+    with pytest.raises(NodeError, match="is not used: it belongs to a dispyscheduler; name one for the dispynode"):
+        Prefix.claim(tmp_path, clean=True)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"daemon", "jobs.sqlite", "lock"}
+
+
+def test_a_named_directory_goes_without_what_others_keep_or_use_inside(tmp_path: Path) -> None:
+    prefix = Prefix.claim(tmp_path / "node")
+    workdirs, store = Workdirs(prefix), BlobStore(prefix.path / "blobs")
+
+    def opened(dest_path: str) -> Workdir:
+        return workdirs.open(ComputationSpec(dest_path, dest_path, "function", dest_path=dest_path))
+
+    outer, kept = opened("a"), opened("a/kept")
+    workdirs.close(kept, store, keep=True)
+    workdirs.close(outer, store, keep=False)
+    assert kept.path.is_dir()
+    outer, used = opened("b"), opened("b/used")
+    workdirs.close(outer, store, keep=False)
+    assert used.path.is_dir()
+    workdirs.close(used, store, keep=False)
+    assert [entry.name for entry in (prefix.path / "named").iterdir()] == ["a"]
+    prefix.release()
 
 
 def test_a_directory_that_somebody_has_removed_is_made_and_locked_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dispy.model import ComputationId, Ending, JobDone, JobOptions, ProcessId
 from dispy.recovery.book import Book, JobsHanded, JobsReturned, ProgramBegun
-from dispy.recovery.journal import UNKNOWN_NODE, Journal, content, load_id, load_jobs
+from dispy.recovery.journal import UNKNOWN_NODE, Journal, content, load_id, load_jobs, remove_store
 
 BEGUN = ProgramBegun(b"t" * 32, b"k" * 8, "", 9700, "me", "here", 1, "p.py", 1.0)
 CLUSTER = ComputationId("c")
@@ -50,6 +50,22 @@ def load(folder: Path, *entries: object) -> Book:
 
 def segments(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("jobs-*"))
+
+
+def test_what_somebody_else_has_in_the_folder_stays(tmp_path: Path) -> None:
+    folder, mine = tmp_path / "s.d", {"jobs-to-do", "thesis.txt", "contents/jobs-000001", "contents/notes"}
+    journal = Journal(folder)
+    journal.keep_bytes(b"n" * 32, b"a content")
+    store(journal, 1)
+    journal.close()
+    for name in mine:
+        (folder / name).write_text("years of work")
+    remove_store(folder)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == mine
+    for name in mine:
+        (folder / name).unlink()
+    remove_store(folder)
+    assert not folder.exists()
 
 
 def test_jobs_are_there_until_they_have_ended(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from sharedpool import HOLDER, Pool, opening, submission, until
 
 from dispy.errors import SettingsError
+from dispy.node.workdir import Prefix
 from dispy.scheduler.fairness import Charged
 from dispy.secrets import find_credentials
 from dispy.sharing import guests, running
@@ -152,6 +154,60 @@ def test_a_directory_belongs_to_one_scheduler(run: Callable[..., None]) -> None:
         await second.close()
 
     run(test)
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("years of work")
+
+
+def started(prefix: Path, base_port: int, *, clean: bool) -> None:
+    """A scheduler is started there, and ends."""
+
+    async def live() -> None:
+        scheduler = SharedScheduler(
+            SharingSettings(prefix, credentials, credentials, interfaces=("lo",), base_port=base_port, clean=clean)
+        )
+        try:
+            await scheduler.start()
+        finally:
+            await scheduler.close()
+
+    credentials = find_credentials(secret="s")
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_directory_with_other_files_is_refused_and_left_as_it_is(
+    tmp_path: Path, free_base_port: int, clean: bool
+) -> None:
+    names = ["blobs/mine.txt", "clusters/b", "sub/a", "thesis.txt"]
+    put(tmp_path, *names)
+    with pytest.raises(SettingsError, match=r"it holds blobs, which is not a dispyscheduler's; name one for the"):
+        started(tmp_path, free_base_port, clean=clean)
+    assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()) == names
+
+
+def test_what_others_put_into_the_directory_later_stays(tmp_path: Path, free_base_port: int) -> None:
+    prefix = tmp_path / "own"
+    started(prefix, free_base_port, clean=False)
+    (prefix / "blobs" / ("ab" * 32)).write_bytes(b"of a cluster that is gone")
+    put(prefix, "thesis.txt", "sub/a", "blobs/mine.txt", "results/mine.txt", "passing/mine.txt")
+    started(prefix, free_base_port, clean=False)
+    assert [each.name for each in (prefix / "blobs").iterdir()] == ["mine.txt"]
+    assert (prefix / "results" / "mine.txt").exists()
+    assert (prefix / "passing" / "mine.txt").exists()
+    started(prefix, free_base_port, clean=True)
+    assert (prefix / "thesis.txt").exists()
+    assert (prefix / "sub" / "a").exists()
+
+
+def test_a_directory_of_a_node_is_refused_by_its_name(tmp_path: Path, free_base_port: int) -> None:
+    node = Prefix.claim(tmp_path / "node")
+    with pytest.raises(SettingsError, match="is not used: it belongs to a dispynode; name one for the dispyscheduler"):
+        started(node.path, free_base_port, clean=True)
+    node.release()
 
 
 def test_a_start_that_fails_leaves_nothing_and_says_one_sentence(

@@ -127,7 +127,7 @@ def _no_node_port(_context: click.Context, _parameter: click.Parameter, value: s
     "--clean",
     is_flag=True,
     envvar="DISPY_CLEAN",
-    help="End the node that uses the directory, if any, and wipe the directory first.",
+    help="End the node that uses the directory, if any, and remove what nodes keep there first.",
 )
 @click.option(
     "--daemon",

@@ -1,7 +1,7 @@
 """What a node leaves lying about, kept within bounds: fetched files, environments, directories that were kept.
 
-Each file of `blobs`, each directory of `environments` and `jobs`, and each `dest_path` is one entry; those that
-were not used for longest go first. What is in use, or was a moment ago, stays.
+Each file of `blobs` and each directory of `environments`, `jobs` and `named` is one entry; those that were not used
+for longest go first. What is in use, or was a moment ago, stays.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from dispy.owndirectory import remove_tree
 from dispy.wire.lending import is_lent
 
-OWN_NAMES: Final = frozenset(
-    {"blobs", "environments", "identity", "init", "jobs", "left", "left.tmp", "lock", "own", "spool"}
-)
-"""What the node itself keeps at the top of its directory."""
 STAMP: Final = ".used"
 """File in an environment whose time says when it was last used."""
 LEAST_AGE: Final = 7200.0
@@ -120,8 +117,7 @@ def _entries(prefix: Path) -> Iterator[Entry]:
             status = path.lstat()
             if status.st_nlink == 1:  # else it stands in a computation's directory, and does not go before that
                 yield Entry(path, status.st_size, status.st_ctime if is_lent(path) else status.st_mtime)
-    kept = [path for path in _inside(prefix) if path.name not in OWN_NAMES]
-    for path in (*_inside(prefix / "environments"), *_inside(prefix / "jobs"), *kept):
+    for path in (path for name in ("environments", "jobs", "named") for path in _inside(prefix / name)):
         if path.is_dir() and not path.is_symlink():
             yield _measure(path)
 
@@ -145,13 +141,6 @@ def _measure(folder: Path) -> Entry:
     with contextlib.suppress(OSError):
         newest = (folder / STAMP).stat().st_mtime  # without a stamp its changes count
     return Entry(folder, size, newest)
-
-
-def remove_tree(path: Path, *, ignore_errors: bool = True) -> None:
-    """Remove a directory with all that is in it."""
-    import shutil  # loads every compression there is: not for the start of a node
-
-    shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def _remove(path: Path) -> None:

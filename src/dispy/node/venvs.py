@@ -23,6 +23,7 @@ from dispy.node import litter
 from dispy.node.account import Account
 from dispy.node.replies import SetupFailed
 from dispy.node.starting import packages
+from dispy.owndirectory import remove_tree
 
 _LOCK_INTERVAL: Final = 0.1
 _LAST_LINES: Final = 30
@@ -63,14 +64,14 @@ class VirtualEnvironments:
         executable = place / "bin/python"
         async with self._locked(key):
             if not ((place / _DONE).exists() and os.access(executable, os.X_OK)):
-                await asyncio.to_thread(litter.remove_tree, place)
+                await asyncio.to_thread(remove_tree, place)
                 if self._account is not None:
                     place.mkdir(mode=0o700)
                     os.chown(place, self._account.uid, self._account.gid)
                 try:
                     await self._build(python, requirements, place)
                 except SetupFailed:
-                    await asyncio.to_thread(litter.remove_tree, place)
+                    await asyncio.to_thread(remove_tree, place)
                     raise
                 failpoints.hit("environment.before-done")
                 litter.touch(place / _DONE)
@@ -83,7 +84,7 @@ class VirtualEnvironments:
     def own_folder(self) -> Path:
         """A folder with dispy and cloudpickle and nothing else, for interpreters that do not have them."""
         if not self._own_made:
-            litter.remove_tree(self._own)
+            remove_tree(self._own)
             self._own.mkdir(mode=self._mode, parents=True)
             for package in packages():
                 (self._own / package.name).symlink_to(package.resolve(), target_is_directory=True)

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from dispy import failpoints
+from dispy import failpoints, owndirectory
 from dispy.errors import NodeError, TransferError
 from dispy.model import ComputationSpec, FileSpec
 from dispy.node import identity, leftovers
 from dispy.node.leftovers import start_time
-from dispy.node.litter import OWN_NAMES, remove_tree
 from dispy.node.placing import place_file
+from dispy.owndirectory import NODE, remove_tree
 from dispy.wire import beneath
 from dispy.wire.blobstore import BlobStore
 
@@ -35,24 +35,6 @@ _END_TIMEOUT = 10.0
 
 class DirectoryGone(NodeError):
     """Somebody has removed the node's own directory, and it cannot be made again for now."""
-
-
-def _check_ours(path: Path) -> None:
-    """Refuse a directory that holds anything else: the node makes it private, and `--clean` empties it.
-
-    Raises:
-        NodeError: it is not a node's, and not an empty one that only its owner can write to.
-    """
-    found = {entry.name for entry in path.iterdir()}
-    if {"lock", "blobs"} <= found:
-        return
-    if foreign := sorted(found - OWN_NAMES):
-        why = f"it holds {foreign[0]}, which is not a node's"
-    elif not found and path.stat().st_mode & 0o022:
-        why = "others can write to it"
-    else:
-        return
-    raise NodeError(f"the directory {path} is not used: {why}; name one for the node alone, as {path / 'dispynode'}")
 
 
 class Prefix:
@@ -77,30 +59,19 @@ class Prefix:
             NodeError: another daemon has it (the sentence names its pid), or it cannot be made or written.
         """
         try:
-            if path.exists():
-                _check_ours(path)
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = path.resolve()
-            if path.stat().st_uid == os.getuid():
-                path.chmod(0o700)
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = _own(path, clean)
         except OSError as error:
             raise NodeError(f"the node's directory {path} cannot be used: {error.strerror}") from error
+        path = path.resolve()
         try:
-            _take(lock, path, clean)
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             prefix = cls(path, lock)
             prefix._end_leftovers()
             if clean:
-                prefix._wipe()
+                owndirectory.empty(path, NODE, stay=frozenset({identity.FILE}))
             prefix._make_places()
         except OSError as error:
             os.close(lock)
             raise NodeError(f"the node's directory {path} cannot be used: {error.strerror}") from error
-        except NodeError:
-            os.close(lock)
-            raise
         return prefix
 
     def renew(self) -> None:
@@ -113,14 +84,8 @@ class Prefix:
             return
         path = self.path
         try:
-            if path.exists():
-                _check_ours(path)
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = _own(path, clean=False)
             try:
-                _take(lock, path, False)
-                path.chmod(0o700)
-                os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
                 self._make_places()
                 if self._is_open:
                     self.let_in()
@@ -147,7 +112,7 @@ class Prefix:
         return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
     def _make_places(self) -> None:
-        for name in ("jobs", "blobs"):
+        for name in ("jobs", "named", "blobs"):
             (self.path / name).mkdir(exist_ok=True)
 
     def let_in(self) -> None:
@@ -160,14 +125,15 @@ class Prefix:
         try:
             self.path.chmod(0o711)
             (self.path / "jobs").chmod(0o711)
+            (self.path / "named").chmod(0o711)
             (self.path / "blobs").chmod(0o700)
         except OSError as error:
             raise NodeError(f"the node's directory {self.path} cannot be opened: {error.strerror}") from error
 
     def release(self, *, remove: bool = False) -> None:
-        """Let another daemon have it, or remove it with all that is in it."""
+        """Let another daemon have it, or remove it with all that nodes have made in it."""
         if remove and self._is_ours():
-            remove_tree(self.path)
+            owndirectory.remove(self.path, NODE)
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
@@ -231,14 +197,34 @@ class Prefix:
                 remove_tree(directory)
         self._write_down()
 
-    def _wipe(self) -> None:
-        for entry in self.path.iterdir():
-            if entry.name in ("lock", identity.FILE):
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                remove_tree(entry, ignore_errors=False)
-            else:
-                entry.unlink()
+
+def _own(path: Path, clean: bool) -> int:
+    """Make a directory unless it is there, lock it and mark it as a node's; returns the open lock.
+
+    Raises:
+        NodeError: another daemon has it, or it is not a node's, and not an empty one that only its owner can write to.
+        OSError: it cannot be made or written.
+    """
+    _check_ours(path)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(path / owndirectory.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _take(lock, path, clean)
+        _check_ours(path)  # another daemon may have been quicker, and have ended
+        owndirectory.mark(path, NODE)
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o700)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _check_ours(path: Path) -> None:
+    if why := owndirectory.refusal(path, NODE):
+        raise NodeError(why)
 
 
 def _take(lock: int, path: Path, clean: bool) -> None:
@@ -281,7 +267,7 @@ def remove_abandoned(parent: Path) -> None:
         return
     for path in parent.iterdir():
         # A node that starts at this moment has made its directory and not locked it yet.
-        if path.name.isdigit() and start_time(int(path.name)) is not None:
+        if not path.name.isdigit() or start_time(int(path.name)) is not None:
             continue
         # One that a living daemon has is refused, which is what we want to know.
         with contextlib.suppress(NodeError):
@@ -320,9 +306,7 @@ class Workdirs:
         base = self._prefix.path
         if spec.dest_path:
             parts = checked_parts(spec.dest_path)
-            if parts[0] in OWN_NAMES:
-                raise NodeError(f"dest_path {spec.dest_path!r} is a name that the node uses itself")
-            path = base.joinpath(*parts)
+            path = base.joinpath("named", *parts)
         else:
             word = re.sub(r"[^A-Za-z0-9_.-]", "_", spec.name).strip(".")[:40] or "jobs"
             path = base / "jobs" / f"{word}-{re.sub(r'[^A-Za-z0-9]', '_', spec.id)[:12]}"
@@ -390,6 +374,8 @@ class Workdirs:
             del self._users[path]
         if keep:
             self._kept.add(path)
+            for above in set(path.parents).intersection(self._prefix.open_directories):
+                self._prefix.forget_directory(above)  # what is kept keeps those above it
         with store.removing(workdir.placed.values()):
             if workdir.fresh and not keep:
                 remove_tree(path)
@@ -400,8 +386,9 @@ class Workdirs:
             self._prefix.forget_directory(path)
 
     def _remove_shared(self, workdir: Workdir) -> None:
-        base = self._prefix.path
-        if str(workdir.path) in self._prefix._directories:
+        base = self._prefix.path / "named"
+        inside = any(workdir.path in other.parents for other in self._users)
+        if not inside and str(workdir.path) in self._prefix._directories:
             remove_tree(workdir.path)
         else:
             for name in workdir.placed:

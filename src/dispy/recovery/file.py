@@ -167,9 +167,9 @@ class RecoveryFile:
 
     def _remove_store(self) -> None:
         if os.path.exists(self.store):  # Path.exists raises where it must not look
-            import shutil  # few clusters are durable
+            from dispy.recovery.journal import remove_store  # few clusters are durable
 
-            shutil.rmtree(self.store, ignore_errors=True)
+            remove_store(self.store)
 
     def close(self) -> None:
         """Let go of it; may be called twice. Also in a forked child, where its lock would outlive the parent's."""

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +41,8 @@ SEGMENT_SIZE: Final = 64 << 20
 UNKNOWN_NODE: Final = ProcessId("(unknown: the file that says it is damaged)")
 """The node of jobs of which nobody knows whether they have started."""
 _PATTERN: Final = "jobs-*"
+_SEGMENT: Final = re.compile(r"jobs-\d{6,}")
+_CONTENT: Final = re.compile(r"[0-9a-f]{32,}(\.\d+)?")
 
 
 class StorableJob(Protocol):
@@ -277,6 +280,21 @@ def _doubt(jobs: Book) -> None:
 def content(folder: Path, name: bytes) -> Path:
     """Where a content was kept."""
     return folder / "contents" / name.hex()
+
+
+def remove_store(folder: Path) -> None:
+    """Remove what a journal has left, by its names, and the folder when nothing else is in it: a folder with the name
+    of the recovery file and `.d` may be somebody else's.
+    """
+    contents = folder / "contents"
+    ours = [path for path in folder.glob(_PATTERN) if _SEGMENT.fullmatch(path.name)]
+    ours += [path for path in contents.glob("*") if _CONTENT.fullmatch(path.name)]
+    for path in ours:
+        with contextlib.suppress(OSError):  # somebody else has removed it, or it is out of reach
+            path.unlink()
+    for place in (contents, folder):
+        with contextlib.suppress(OSError):  # not empty, or gone
+            place.rmdir()
 
 
 def load_id(stored: JobStored) -> object:

@@ -195,7 +195,12 @@ _OPTIONS: Final[Sequence[_Decorator]] = (
         metavar="SIZE",
         help="Refuse larger files (default 0: no limit).",
     ),
-    _option("--clean", envvar=None, is_flag=True, help="Forget everything: wipe the directory first."),
+    _option(
+        "--clean",
+        envvar=None,
+        is_flag=True,
+        help="Forget everything: remove what schedulers keep in the directory first.",
+    ),
     _option(
         "--fair_cluster_scheduler",
         envvar="DISPY_FAIR_CLUSTER_SCHEDULER",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -14,11 +13,13 @@ from typing import Final
 
 import msgspec
 
+from dispy import owndirectory
 from dispy.errors import DispyError, NodeError, PortInUse, SettingsError, StoreError
 from dispy.hostport import place_named
 from dispy.logs import logger
 from dispy.model import SHARED_SCHEDULER, ComputationId, ProcessId, Role
 from dispy.nodes import NodeAllocate
+from dispy.owndirectory import SCHEDULER
 from dispy.scheduler.core import SchedulerCore
 from dispy.scheduler.effects import Effects, NodeVanished
 from dispy.scheduler.events import Event, NodeJoined, NodeLost
@@ -56,7 +57,6 @@ UNSTORED_RESULTS: Final = 64 << 20
 ACCOUNTS_INTERVAL: Final = 5.0
 """Seconds after which what users were charged is stored again; so much of it may be lost with this process."""
 ENDS: Final = "the scheduler ends"
-_LOCK: Final = "lock"
 
 
 class LoopHere:
@@ -130,13 +130,18 @@ class SharedScheduler:
     def _take_directory(self) -> None:
         prefix = self.settings.prefix
         try:
+            _check_ours(prefix)
             prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(prefix / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(prefix / owndirectory.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _check_ours(prefix)  # another daemon may have been quicker, and have ended
+            owndirectory.mark(prefix, SCHEDULER)
+            if prefix.stat().st_uid == os.getuid():
+                prefix.chmod(0o700)
             if self.settings.clean:
                 if (prefix / FILE).exists() and (what := _what_lies_in(prefix)):
                     logger.warning("--clean: this scheduler forgets %s", what)
-                _wipe(prefix)
+                owndirectory.empty(prefix, SCHEDULER)
         except BlockingIOError:
             raise SettingsError(
                 f"{prefix} is in use by another dispyscheduler; end that one, or give --dest_path_prefix"
@@ -371,6 +376,11 @@ class SharedScheduler:
             logger.error("an internal task failed", exc_info=error)
 
 
+def _check_ours(prefix: Path) -> None:
+    if why := owndirectory.refusal(prefix, SCHEDULER):
+        raise SettingsError(why)
+
+
 def _what_lies_in(prefix: Path) -> str:
     """What a scheduler would go on with; empty: nothing."""
     try:
@@ -396,13 +406,3 @@ def _items(use: tuple[str, ...]) -> list[NodeAllocate]:
         item.addresses()
         items.append(item)
     return items
-
-
-def _wipe(prefix: Path) -> None:
-    for path in prefix.iterdir():
-        if path.name == _LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from dispy.wire.blobstore import FileSink
 
 _NAME_SIZE: Final = 32
 _TEMPORARY: Final = ".tmp"
+_NAME: Final = re.compile(r"\.?[0-9a-f]{32,64}(\.tmp)?(\.[0-9a-f]{8}\.part)?")
 AGAIN_AFTER: Final = 2.0
 """Seconds until something is fetched again that could not be kept here."""
 
@@ -57,7 +59,7 @@ class Staging:
         """Those of jobs that the process before this one had, until `sweep`."""
         for directory in (self.blobs, self.arguments, self.passing):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in (*self.passing.iterdir(), *self.blobs.glob(f"*{_TEMPORARY}")):
+        for left in (*_ours(self.passing), *(path for path in _ours(self.blobs) if path.suffix == _TEMPORARY)):
             left.unlink()
 
     async def fetch(self, exchange: BlobExchange, refs: Iterable[BlobRef]) -> list[BlobRef]:
@@ -195,6 +197,11 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def _remove_others(directory: Path, needed: set[str]) -> None:
-    for path in directory.iterdir():
+    for path in _ours(directory):
         if path.name not in needed:
             path.unlink(missing_ok=True)
+
+
+def _ours(directory: Path) -> list[Path]:
+    """The files that a scheduler has made: their names are drawn or hashes, also while they are written."""
+    return [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]

@@ -223,7 +223,7 @@ class StoreFile:
         """Remove files of results that no row names: written, or taken, just before a kill."""
         rows = self.db.execute("select number from ended where body is null")
         named = {str(number) for (number,) in rows}
-        self._remove(name for name in os.listdir(self.results) if name not in named)
+        self._remove(name for name in os.listdir(self.results) if name.isdigit() and name not in named)
 
     def _remove(self, names: Iterable[object]) -> None:
         for name in names:
