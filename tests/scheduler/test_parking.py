@@ -59,11 +59,9 @@ def test_without_a_bound_every_cluster_opens_every_node() -> None:
     assert {opened(pool, cluster) for cluster in pool.users} == {30}
 
 
-def test_in_a_large_pool_each_opens_twice_its_part() -> None:
-    pool = crowd(20, 10, park_above=2)
-    assert [opened(pool, cluster) for cluster in pool.users] == [
-        max(2, min(20, -(-40 // before))) for before in range(1, 11)
-    ]
+def test_in_a_large_pool_the_first_opens_all_and_others_few() -> None:
+    pool = crowd(20, 12, park_above=2)
+    assert [opened(pool, cluster) for cluster in pool.users] == [20, *[4] * 11]
 
 
 def test_clusters_open_different_nodes() -> None:
@@ -72,8 +70,8 @@ def test_clusters_open_different_nodes() -> None:
         sum(share.state == "ready" for share in node.shares if share.cluster in list(pool.users)[5:])
         for node in pool.core.snapshot().nodes
     ]
-    assert max(here) - min(here) <= 3
-    assert min(here) > 0
+    assert max(here) - min(here) <= 2
+    assert here.count(0) <= 2
 
 
 def test_jobs_that_wait_have_idle_nodes_opened_and_no_more_of_them_than_there_are_jobs() -> None:

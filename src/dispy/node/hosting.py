@@ -76,6 +76,9 @@ class HostedComputation:
 
     def start(self) -> None:
         """Begin to start the fork server; ForkServerStarted, ForkServerDied or ComputationFailed is posted."""
+        if self.spec.kind == "function":  # before its turn: jobs that are sent meanwhile cannot run
+            step = "setup still running" if self.spec.has_setup else "its code is being loaded"
+            self._places.post(ev.ComputationAdvanced(self.id, step))
         self._begin(self._places.starts.take(self._start), ev.ForkServerStarted(self.id))
 
     def _begin(self, work: Coroutine[Any, Any, None], success: ev.Event) -> None:
@@ -200,9 +203,6 @@ class HostedComputation:
         litter.stamp(self._places.venvs.root, self._python)
         prefix.add_mark(server.mark)
         try:
-            if self.spec.kind == "function":
-                step = "setup still running" if self.spec.has_setup else "its code is being loaded"
-                self._places.post(ev.ComputationAdvanced(self.id, step))
             await server.start()
         except BaseException:
             prefix.forget_mark(server.mark)

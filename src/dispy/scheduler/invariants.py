@@ -14,6 +14,7 @@ from dispy.scheduler.nodes import Amount, NodeRecord, NodeState, Share, ShareSta
 from dispy.scheduler.placement import may_run, place
 from dispy.scheduler.policy import whom_to_recall
 from dispy.scheduler.tables import Tables
+from dispy.scheduler.turns import next_look
 
 
 def check_tables(tables: Tables) -> None:
@@ -154,7 +155,7 @@ def _check_hopes(tables: Tables, cluster: ClusterRecord) -> None:
 
 
 def _check_parked(tables: Tables, cluster: ClusterRecord) -> None:
-    """Nothing waits that a node could run which is not opened; in small pools all are opened."""
+    """Nothing waits that a node could run which is not opened, or it is looked again; in small pools all are opened."""
     shares = [share for share in cluster.shares.values() if share.state is ShareState.PARKED]
     _require(cluster.parked.keys() == {share.node.id for share in shares}, f"{cluster.id} does not know what is parked")
     _require(not shares or tables.park_above > 0, f"nodes of {cluster.id} are parked though all are to be opened")
@@ -177,7 +178,7 @@ def _check_parked(tables: Tables, cluster: ClusterRecord) -> None:
         _require(reach > tables.park_above, f"node {node.id} is parked for {cluster.id} in a small pool")
         if opening or share.is_paused or not node.is_idle:
             continue
-        waits = cluster.plain.waiting > 0 and not _is_held_up(cluster, cluster.plain)
+        waits = cluster.plain.waiting > 0 and not _is_held_up(cluster, cluster.plain) and next_look(tables) is None
         _require(not waits, f"a job of {cluster.id} waits although node {node.id} is idle and could be opened")
     for queue in cluster.special.values():
         if not queue.waiting or _is_held_up(cluster, queue) or not cluster.wants_nodes:

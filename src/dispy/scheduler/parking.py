@@ -1,7 +1,7 @@
 """When a computation is opened on a node that its cluster wants and has not needed so far: large pools, many clusters.
 
 Where fifty clusters share two hundred nodes, each of them set up on each node would be ten thousand processes. So a
-cluster opens some nodes at once, others when it has jobs for them; the shares of all others are parked.
+cluster that is not alone opens few nodes at once, others when its jobs are worth it; all other shares are parked.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 
 from dispy.model import ProcessId
 from dispy.scheduler.clusters import ClusterRecord, Reach
+from dispy.scheduler.fairness import UNMEASURED
 from dispy.scheduler.jobs import JobQueue
 from dispy.scheduler.nodes import IN_USE, Share, ShareState
 from dispy.scheduler.placement import candidates, cpus_on, why_unfit
@@ -26,6 +27,8 @@ MANY: Final = 64
 """Nodes of one cluster of which the CPUs are not counted for each event."""
 CLOSE: Final = 16
 """One node more or less for each so many makes little difference."""
+WORTH: Final = 0.2
+"""Seconds of work for which a cluster in a crowd opens a CPU more: the first job there has a process started."""
 COUNTED_AGAIN: Final = 1.0
 """Seconds."""
 
@@ -52,6 +55,20 @@ def _reach(cluster: ClusterRecord, now: float) -> int:
         cpus = sum([share.slots for share in cluster.shares.values() if share.state in IN_USE])
         cluster.reach = known = Reach(cpus, count, now)
     return known.cpus
+
+
+def _worth(cluster: ClusterRecord, rivals: int) -> int:
+    """For how many CPUs more its jobs are work enough, where `rivals` clusters have jobs.
+
+    Alone it may have as many as jobs wait. In a crowd, where none of its jobs has ended yet, those are waited for that
+    it has out; they may be short.
+    """
+    plain = cluster.plain.waiting
+    if rivals <= 1 or cluster.jobs == cluster.waiting:
+        return plain
+    if cluster.mean is None and cluster.estimate <= UNMEASURED:
+        return 0
+    return min(plain, int(plain * cluster.estimate / WORTH))
 
 
 def _is_openable(share: Share) -> bool:
@@ -88,8 +105,10 @@ class _Opener:
         """Open what it is to have in any case, then what its jobs need."""
         tables, cluster = self._tables, self._cluster
         least = min(LEAST, tables.park_above)
-        eager = max(least, self._part(len(tables.clusters)))
-        if self._reach <= max(tables.park_above, eager):
+        clusters = len(tables.clusters)
+        eager = self._reach if clusters == 1 else max(least, min(LEAST, self._part(clusters)))
+        # nodes of which the owner is still asked count: else each pool is small at first
+        if self._reach + len(cluster.asked) <= max(tables.park_above, eager):
             self._open(cluster.parked.values(), self._reach + 1)
         elif (missing := eager - self._ready - self._opening) > 0:
             self._open(self._openable(), missing)
@@ -98,14 +117,16 @@ class _Opener:
         for queue in cluster.special.values():
             if queue.waiting:
                 self._open_for(queue)
+        rivals = sum(1 for each in tables.clusters.values() if each.jobs)
         # twice as much each time, and no more than there are jobs: short ones may be over before it is open
-        most = min(cluster.plain.waiting, max(least, self._ready)) - self._opening
+        most = min(_worth(cluster, rivals), max(least, self._ready)) - self._opening
         if most <= 0:
             return
         parked = cluster.parked
         idle = [parked[node.id] for node in tables.idle if node.id in parked]
         self._open([share for share in idle if _is_openable(share)], most)
-        rivals = sum(1 for each in tables.clusters.values() if each.jobs)
+        if rivals > 1 and cluster.mean is None and cluster.estimate <= UNMEASURED:
+            return
         most = min(most, self._part(rivals) - self._ready) - self._opening
         if most > 0:
             self._open(self._openable(), most)

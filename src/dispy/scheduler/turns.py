@@ -70,7 +70,7 @@ def _wanted(tables: Tables, turns: Turns) -> dict[Party, None]:
 def next_look(tables: Tables) -> float | None:
     """When running jobs are to be looked at although nothing happened; None: nothing would follow from that."""
     turns = tables.turns
-    if not turns.cpus or not (turns.policy is Policy.FAIR or tables.crowded):
+    if not turns.cpus or not (turns.policy is Policy.FAIR or tables.crowded or tables.park_above):
         return None
     if len(turns.line) or (tables.idle and any(tables.clusters[id].parked for id in tables.crowded)):
         return turns.next_look_at
@@ -335,6 +335,8 @@ def _look(tables: Tables, turns: Turns, out: Outbox) -> None:
     running: dict[ClusterRecord, tuple[float, int]] = {}
     for node in tables.nodes.values():
         for share in node.busy:
+            if share.step:  # before its first job can begin: that tells nothing of how long jobs take
+                continue
             cluster = share.cluster
             together, count = running.get(cluster, (0.0, 0))
             least = now
