@@ -18,6 +18,7 @@ from dispy.logs import logger
 from dispy.model import AvailInfo, ComputationSpec, JobState, NodeInfo, ProcessId
 from dispy.nodes import DispyNode, NodeAllocate, NodeView, available, by_specificity, capped, fitting
 from dispy.portal import Calling, Portal
+from dispy.reruns import Reruns
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.jobs import JobRecord
 from dispy.scheduler.owner import Allocation
@@ -86,6 +87,7 @@ class ClusterLedger:
         self._count_lock = threading.Lock()
         self._idle: list[threading.Event] = []
         self._refusals: dict[ProcessId, str] = {}
+        self._reruns = Reruns()
 
     # From any thread.
 
@@ -259,7 +261,7 @@ class ClusterLedger:
         """An attempt was lost: the job waits again."""
         job: Any = requeued.job.handle
         job._status = JobState.Created
-        logger.info("job %s runs again: %s", job.id, requeued.cause)
+        self._reruns.add(job.id, requeued.cause)
         if self.cluster_status is not None:
             self._call_status(JobState.Abandoned, self._node_of(view), job)
 

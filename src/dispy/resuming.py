@@ -33,6 +33,7 @@ from dispy.recovery.file import RecoveryFile
 from dispy.recovery.journal import StorableJob, content
 from dispy.recovery.recorder import Recorder
 from dispy.recovery.sorting import stands_for
+from dispy.reruns import Reruns
 from dispy.scheduler.effects import JobEnded, JobRequeued, JobSpoke, NodeClosed, NodeRefused
 from dispy.scheduler.events import JobsSubmitted
 from dispy.scheduler.identity import ServiceSettings
@@ -137,6 +138,7 @@ class _ResumedCluster:
         self.pending = set(jobs)
         self.is_closing = False
         self.over = asyncio.Event()
+        self._reruns = Reruns()
         self._folder = folder
         self._on_node = on_node
         self._items = [
@@ -185,7 +187,7 @@ class _ResumedCluster:
 
     def job_requeued(self, requeued: JobRequeued, view: NodeView | None) -> None:
         """It waits again."""
-        logger.info("job %d runs again: %s", requeued.job.job, requeued.cause)
+        self._reruns.add(requeued.job.job, requeued.cause)
 
     def node_opened(self, view: NodeView, cpus: int) -> None:
         """A node is ready."""
