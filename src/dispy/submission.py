@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,7 +161,7 @@ class JobSubmission(ObjectScattering):
         sentence = self._portal.call(self.service.explain(record))
         if job._record is None:  # by what was asked just before, for example `cancel`
             return _how_it_ended(job)
-        return f"Job {job.id}{sentence.removeprefix(f'Job {record.job}')}"
+        return re.sub(rf"\bJob {record.job}\b", lambda _: f"Job {job.id}", sentence, count=1)
 
 
 def _check_job(method: str, job: object) -> None:

@@ -23,6 +23,7 @@ from dispy.model import (
 from dispy.sharing import guests, incoming, staging
 from dispy.sharing import opening as opening_module
 from dispy.wire.blobsources import FileSource
+from dispy.wire.inquiries import Explained, ExplainSubmitted
 from dispy.wire.sharing import (
     AckOver,
     CancelSubmitted,
@@ -155,6 +156,41 @@ def test_many_jobs_are_ended_by_portions(run: Callable[..., None], monkeypatch: 
         assert {each.state for over in client.all_of(JobsOver) for each in over.jobs} == {JobState.Cancelled}
         client.link.send(AckOver(cluster, len(client.all_of(JobsOver))))
         await client.hears(ClusterOver)
+        client.link.close("done")
+
+    run(test)
+
+
+def test_a_lack_of_room_is_said_once_for_all_jobs_of_a_batch(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+    has_room = False
+    sync = staging._sync
+
+    def failing(path: Path) -> None:
+        tried.append(path)
+        if not has_room:
+            raise OSError(28, "No space left on device")
+        sync(path)
+
+    monkeypatch.setattr(incoming, "AGAIN_AFTER", 0.01)
+
+    async def test(pool: Pool) -> None:
+        nonlocal has_room
+        client, opened = await pool.opened()
+        cluster = opened.computation.id
+        monkeypatch.setattr(staging, "_sync", failing)
+        blobs = [client.sources.offer_bytes(b"arguments %d" % job) for job in (1, 2, 3)]
+        client.link.send(SubmitJobs(cluster, 1, [JobSpec(job, 0, 0, blob) for job, blob in enumerate(blobs, 1)]))
+        assert "(others may wait with it)" in (await client.hears(ClusterSaid)).sentence
+        await until(lambda: len(tried) > 12)
+        client.link.send(ExplainSubmitted(1, cluster, 2))
+        sentence = (await client.hears(Explained)).sentence
+        assert sentence == "Job 2 waits until the scheduler has stored what it needs."
+        has_room = True
+        await client.hears(JobsStored)
+        assert len(client.all_of(ClusterSaid)) == 1
         client.link.close("done")
 
     run(test)

@@ -96,6 +96,8 @@ class Incoming:
         """Else it goes on in a later turn of the loop."""
         self._is_ending = False
         """Its jobs are to be ended."""
+        self._lack_said = False
+        """The user knows that what jobs of this batch need cannot be kept for now."""
 
     @property
     def waits(self) -> bool:
@@ -108,9 +110,7 @@ class Incoming:
         return bool(self._line) and self._has_turn and not self._is_staging
 
     def holds(self, job: int) -> bool:
-        """Whether a job waits for the end of others."""
-        if not self.is_held:
-            return False
+        """Whether a job is not taken in yet."""
         return any(isinstance(message, SubmitJobs) and _has(message.jobs, job) for message, *_ in self._line)
 
     def put(self, message: AnyMessage, payload: bytes | memoryview, giver: Giver) -> None:
@@ -257,6 +257,7 @@ class Incoming:
                 if staged is None:
                     return None
                 jobs[place] = staged
+        self._lack_said = False
         return SubmitJobs(message.cluster, message.sequence, jobs)
 
     async def _stage_one(self, spec: JobSpec, giver: Giver) -> JobSpec | None:
@@ -271,7 +272,10 @@ class Incoming:
                     # Its node cannot fetch it either, and says so of this job.
                     self._guest.say(f"what job {spec.job} needs cannot be fetched from the program: {error}")
                     return spec
-                self._guest.say(f"the scheduler cannot keep what job {spec.job} needs, and tries again: {error}")
+                if not self._lack_said:
+                    self._lack_said = True
+                    text = f"the scheduler cannot keep what job {spec.job} needs (others may wait with it)"
+                    self._guest.say(f"{text}, and tries again: {error}")
             await asyncio.sleep(AGAIN_AFTER)
 
     async def _fetch(self, spec: JobSpec, giver: Giver) -> BlobRef | None:

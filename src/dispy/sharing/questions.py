@@ -122,9 +122,11 @@ class Questions:
             return f"{self._pool.service.core.explain_cluster(guest.id)}{held}".lstrip()
         record = guest.jobs.get(job)
         if record is None and guest.incoming.holds(job):
-            return f"Job {job} waits until the scheduler takes it in: {guest.why_held()}."
+            if guest.incoming.is_held:
+                return f"Job {job} waits until the scheduler takes it in: {guest.why_held()}."
+            return f"Job {job} waits until the scheduler has stored what it needs."
         if record is None:
-            return f"Job {job} has ended, or has not been submitted yet."
+            return f"Job {job} has ended, has not been submitted yet, or is not on the scheduler's disk yet."
         sentence = await self._pool.service.explain(record)
         return re.sub(rf"\bJob {record.job}\b", f"Job {job}", sentence)
 
