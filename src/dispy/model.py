@@ -59,7 +59,7 @@ class Ending(IntEnum):
     """The function returned what cannot be pickled; the error text says what."""
     PROVISIONAL = 7
     """Not an end: an interim result of a job that goes on."""
-    NO_ROOM = 8
+    NO_ROOM = 9
     """It did not start: the node cannot store what it needs; the error text says what and why."""
 
 

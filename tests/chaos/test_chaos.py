@@ -170,7 +170,7 @@ def check_nothing_is_left(folder: Path, home: Path, clients: int) -> None:
     empty lists of leftovers, the secret, and a recovery file of each client that was killed.
     """
     ours = {"one", "results", "starts", "stop"}
-    nodes = {f"prefix-node{number}/{name}" for number in (1, 2, 3) for name in ("daemon", "left", "lock")}
+    nodes = {f"prefix-node{number}/{name}" for number in (1, 2, 3) for name in ("daemon", "identity", "left", "lock")}
     kept = {name for name in files_below(folder) if "/blobs/" in name}
     assert len(kept) <= 3, "nodes keep the content of files for the next program, and nothing else"
     assert set(files_below(folder)) <= ours | nodes | kept
