@@ -213,6 +213,7 @@ def test_kills_and_cuts(
         node.daemon.process.send_signal(signal.SIGTERM)
         node.daemon.wait()
         output = "\n".join([*node.outputs, node.daemon.output])
+        print(output)
         assert "Traceback" not in output, output
     check_nothing_is_left(tmp_path, environment, chaos.done["client"])
 
