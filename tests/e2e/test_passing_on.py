@@ -20,7 +20,8 @@ from dispy.wire.messages import Chunk
 from dispy.wire.transfer import LARGE_CHUNK, WINDOW_LIMIT
 
 NODES = 8
-SIZE = 40 << 20
+SIZE = 80 << 20
+"""So much that what nodes ask of the program before they know of each other is a small part of it."""
 
 
 @pytest.fixture
