@@ -175,14 +175,15 @@ def check_nothing_is_left(folder: Path, home: Path, clients: int) -> None:
     """
     ours = {"one", "results", "starts", "stop"}
     nodes = {f"prefix-node{number}/{name}" for number in (1, 2, 3) for name in ("daemon", "identity", "left", "lock")}
-    kept = {name for name in files_below(folder) if "/blobs/" in name}
+    found = files_below(folder)
+    kept = {name for name in found if "/blobs/" in name}
     assert len(kept) <= 3, "nodes keep the content of files for the next program, and nothing else"
     at_home = files_below(home)
     recovery = [name for name in at_home if name.endswith(".recover")]
     programs = [decode((home / name).read_bytes()).entries[0] for name in recovery]
     killed = {lease_name(program.token).hex() for program in programs if isinstance(program, ProgramBegun)}
-    late = {name for name in files_below(folder) if "/spool/" in name and Path(name).parent.name in killed}
-    assert set(files_below(folder)) <= ours | nodes | kept | late
+    late = {name for name in found if "/spool/" in name and Path(name).parent.name in killed}
+    assert set(found) <= ours | nodes | kept | late
     assert len(recovery) <= clients, "a program that ends in order leaves no recovery file"
     starts = {name for name in at_home if name.startswith(".local/state/dispy/starts/start-")}
     assert set(at_home) <= {".config/dispy/secret", *recovery, *starts}

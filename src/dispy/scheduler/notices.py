@@ -34,18 +34,6 @@ from dispy.scheduler.offers import FileOffers
 from dispy.scheduler.owner import ClusterOwner
 from dispy.scheduler.search import KILLED
 
-_Told = (
-    ResultDropped
-    | JobRequeued
-    | NodeOpened
-    | NodeClosed
-    | NodeVanished
-    | NodeMeasured
-    | NodeOffered
-    | NodeRefused
-    | ClusterEnded
-)
-
 
 class NoticeBoard:
     """Tells notices, in the loop's thread. What one owner does wrong is no matter of the others."""
@@ -139,7 +127,7 @@ class NoticeBoard:
             if owner is not None:
                 owner.jobs_started(view, records)
 
-    def _tell_other(self, notice: _Told) -> None:
+    def _tell_other(self, notice: Notice) -> None:
         match notice:
             case ResultDropped():
                 if self._durable.keepers:
